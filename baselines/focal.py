@@ -1,0 +1,28 @@
+"""Focal loss: hard voxels weigh more, without a source."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from trm_bench.methods import Context, Method, Parameters, hyper
+from trm_bench.patches import Batch
+
+
+class FocalParameters(Parameters):
+    """Hyper-parameters of the focal loss."""
+
+    gamma: float = hyper(2.0, "focusing exponent; 0 is cross-entropy", search=(0.5, 5.0), ge=0)
+
+
+class Focal(Method):
+    """Fine-tuning with the voxel term FL = mean of (1 - p_t)^gamma CE, p_t the probability of the true class.
+
+    Lin et al., ICCV 2017, arXiv:1708.02002, equation 4, without its class weight alpha.
+    """
+
+    name = "focal"
+    paper = "Lin et al., ICCV 2017, arXiv:1708.02002"
+    Parameters = FocalParameters
+
+    def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
+        ce = functional.cross_entropy(logits, batch.label, reduction="none")
+        return ((1 - (-ce).exp()).clamp(min=1e-7) ** self.p.gamma * ce).mean()  # 0 has no gradient for gamma < 1

@@ -1,0 +1,1 @@
+"""The bundled protocols, one YAML file each."""

@@ -1,0 +1,139 @@
+"""What can be found out without training: whether a protocol would run, whether data are sound, what a machine has."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from trm_bench import benchmark, datasets, environment, methods, networks
+from trm_bench.display import Display
+from trm_bench.errors import BadSubject, UserError
+from trm_bench.protocol import Protocol, TrainingConfig, data_root
+from trm_bench.runs import Plan
+from trm_bench.training import uses_bf16
+
+OPTIMIZER_STATES = {"adamw": 2, "sgd": 1}
+
+
+def check(
+    protocol: Protocol, output: Path, stand_in: bool, device: torch.device, display: Display
+) -> Iterator[tuple[str, str]]:
+    """Does all that a run would, but train; yields what was found, as (name, text).
+
+    Raises:
+        UserError: At the first thing that would stop the run.
+    """
+    yield "schema", f"{protocol.name}: {len(protocol.methods)} methods, {len(protocol.seeds)} seeds"
+    for index, chosen in enumerate(protocol.methods):
+        methods.create(chosen.name, chosen.parameters, f"methods.{index}")
+    yield "methods", ", ".join(m.label for m in protocol.methods)
+    data, plan = benchmark.planned(protocol, output, stand_in, (), 1, display)
+    left_out = f", {len(data.left_out)} left out" if data.left_out else ""
+    yield "data", f"{data.dataset.name}: {len(data.subjects)} subjects readable and prepared{left_out}"
+    parts = plan.runs[0].subjects
+    yield "split", ", ".join(f"{part} {len(ids)}" for part, ids in parts.items()) + "; no patient on two sides"
+    done = sum(job.is_done() for job in (*plan.sources, *plan.runs))
+    yield "plan", f"{len(plan.sources)} source networks and {len(plan.runs)} runs, {done} of them done"
+    channels = len(plan.runs[0].domain.images)
+    classes = len(plan.runs[0].label_map.classes)
+    needed = max(
+        training_bytes(protocol, config, channels, classes, device)
+        for config in (protocol.training.source, protocol.training.target)
+    )
+    subjects = max(_store_bytes(plan, data), 0)
+    available = _memory(device)
+    text = f"about {_gib(needed)} a training step and {_gib(subjects)} of voxels, of {_gib(available)} on {device}"
+    if needed + subjects > available:
+        raise UserError(f"memory does not suffice: {text}", "training", "lower batch or patch, or raise the spacing")
+    yield "memory", text
+
+
+def training_bytes(
+    protocol: Protocol, config: TrainingConfig, channels: int, classes: int, device: torch.device
+) -> int:
+    """An estimate of a training step's memory: weights, gradients, optimiser, and activations kept for backward.
+
+    Raises:
+        UserError: The network refuses its arguments or the patch.
+    """
+    network = networks.build(protocol.network, channels, classes, protocol.spatial_dims, seed=0)
+    networks.parts(protocol.network, channels, protocol.spatial_dims)
+    weights = sum(p.numel() for p in network.parameters()) * 4 * (2 + OPTIMIZER_STATES[config.optimizer.name])
+    try:
+        activations = networks.activation_bytes(network, (config.batch, channels, *config.patch))
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError) as error:
+        hint = "patch sizes must be divisible by what the network halves; see MONAI's documentation of it"
+        what = f"{protocol.network.name} does not take a patch of {list(config.patch)}: {error}"
+        raise UserError(what, "training.*.patch", hint) from error
+    # half of the activations in bf16, and about as much again for gradients on the way back
+    return weights + activations * (1 if uses_bf16(device, config.precision) else 2)
+
+
+def _store_bytes(plan: Plan, data: benchmark.Data) -> int:
+    """Voxels that the largest run keeps on the device: 2 bytes a channel, 2 for label and mask, 4 for a weight map."""
+    by_path = {p.path: p for p in data.prepared.values()}
+    largest = 0
+    for job in plan.runs:
+        per_voxel = 2 * len(job.domain.images) + 2 + 4
+        paths = {path for part, found in job.subjects.items() if part != "source" for path in found}
+        largest = max(largest, sum(math.prod(by_path[path].shape) * per_voxel for path in paths))
+    return largest
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def check_data(protocol: Protocol, display: Display) -> tuple[int, list[BadSubject]]:
+    """Reads every subject of the real data.
+
+    Returns:
+        Number of usable subjects, and what is wrong with the others.
+
+    Raises:
+        UserError: The folder does not hold the dataset.
+    """
+    dataset = datasets.open_dataset(protocol.data.dataset, data_root(protocol))
+    subjects, bad = dataset.subjects(), []
+    with display, display.stage("reading subjects", len(subjects)) as stage:
+        for subject in subjects:
+            try:
+                dataset.read(subject, protocol.data.modalities or dataset.modalities)
+            except BadSubject as error:
+                bad.append(error)
+            stage.advance()
+    return len(subjects) - len(bad), bad
+
+
+def doctor() -> Iterator[tuple[str, str, bool]]:
+    """Yields (name, what was found, whether it suffices)."""
+    yield "Python", sys.version.split()[0], sys.version_info >= (3, 11)
+    for name in ("torch", "monai", "nibabel", "nilearn", "numpy", "scipy", "pandas", "matplotlib"):
+        found = environment.package_version(name)
+        yield name, found or "-", bool(found)
+    mlflow = environment.package_version("mlflow") or environment.package_version("mlflow-skinny")
+    yield "mlflow", mlflow or "- (runs work without it: --set tracking=off)", True
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}", f"{properties.name}, {_gib(properties.total_memory)}", True
+    if not torch.cuda.is_available():
+        yield "GPU", "none: trainings run on the CPU, one core each", True
+    yield "cores", str(os.cpu_count()), True
+    memory = _memory(torch.device("cpu"))
+    yield "memory", _gib(memory), memory > 3 * 2**30
+    free = shutil.disk_usage(Path.cwd()).free
+    yield "disk here", f"{_gib(free)} free", free > 2**30
+    root = os.environ.get("TRM_DATA")
+    yield "TRM_DATA", root or "not set (needed by the bundled protocols, but for --phantom)", True

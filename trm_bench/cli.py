@@ -1,0 +1,319 @@
+"""The command line: `trm-bench COMMAND`. Commands parse and print; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trm_bench.errors import UserError
+
+app = typer.Typer(
+    name="trm-bench",
+    help="A benchmark suite for negative transfer in medical image segmentation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make and check data.")
+app.add_typer(data_app, name="data")
+out = Console()
+err = Console(stderr=True)
+
+ProtocolName = Annotated[
+    str, typer.Argument(metavar="PROTOCOL", help="A YAML file, or the name of a bundled protocol.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the protocol; repeatable."),
+]
+Phantom = Annotated[bool, typer.Option("--phantom", help="Use the stand-in data instead of the real ones.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Trainings at a time; by default one a CPU core or GPU.")
+]
+Names = Annotated[str | None, typer.Option(metavar="A,B", help="Comma-separated choice.")]
+
+
+def main() -> None:
+    """Runs the command line; what a person can cause is one message and exit code 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on where this one was", style="yellow")
+        sys.exit(130)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"error: {where}{error.strerror or error}", style="red", markup=False, highlight=False)
+        err.print("  mend this and give the same command again: what is done stays done", style="red")
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+) -> None:
+    if version:
+        from trm_bench import __version__
+
+        out.print(__version__)
+        raise typer.Exit()
+
+
+def _load(
+    name: str, settings: list[str] | None, phantom: bool, methods: str | None = None, seeds: str | None = None
+) -> Any:
+    from trm_bench import protocol
+
+    loaded = protocol.load(name, settings or [], phantom)
+    if methods:
+        loaded = protocol.choose_methods(loaded, _split(methods))
+    if seeds:
+        loaded = protocol.choose_seeds(loaded, _split(seeds))
+    return loaded
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+@app.command()
+def run(
+    protocol: ProtocolName,
+    settings: Settings = None,
+    methods: Names = None,
+    seeds: Names = None,
+    transfers: Names = None,
+    device: Device = "auto",
+    out_dir: Out = Path("results"),
+    phantom: Phantom = False,
+    jobs: Jobs = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
+) -> None:
+    """Run a protocol: train what is missing, then write the table. The same command resumes."""
+    from trm_bench import benchmark, environment, execution
+    from trm_bench.display import Display
+
+    loaded = _load(protocol, settings, phantom, methods, seeds)
+    chosen = environment.device_of(device)
+    if dry_run:
+        _, plan = benchmark.planned(
+            loaded, out_dir, phantom, _split(transfers), jobs or execution.default_jobs(chosen), Display()
+        )
+        _print_plan(plan)
+        return
+    outcome = benchmark.run(
+        loaded,
+        out_dir,
+        stand_in=phantom,
+        transfers=_split(transfers),
+        device=chosen,
+        jobs=jobs,
+        display=Display(),
+    )
+    _print_outcome(outcome)
+    if outcome.states.get("failed"):
+        raise typer.Exit(1)
+
+
+def _print_plan(plan: Any) -> None:
+    for name, jobs in (("source networks", plan.sources), ("runs", plan.runs)):
+        table = Table("id", name, "state")
+        for job in jobs:
+            table.add_row(job.id, job.title, "done" if job.is_done() else "to do")
+        out.print(table)
+
+
+def _print_outcome(outcome: Any) -> None:
+    from trm_bench import tracking
+
+    folder = outcome.folder
+    out.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+    out.print(", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items())), highlight=False)
+    uri = tracking.store_uri(folder.parent)
+    for name, where in (
+        ("table", folder / "table.md"),
+        ("figures", folder / "figures"),
+        ("records", folder / "records"),
+        ("all numbers", folder / "metrics.csv"),
+    ):
+        out.print(f"{name:12} {where}", soft_wrap=True, highlight=False)
+    out.print(f"{'MLflow':12} mlflow ui --backend-store-uri {uri} --host 127.0.0.1", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def check(
+    protocol: ProtocolName,
+    settings: Settings = None,
+    methods: Names = None,
+    seeds: Names = None,
+    device: Device = "auto",
+    out_dir: Out = Path("results"),
+    phantom: Phantom = False,
+) -> None:
+    """Do everything that a run would, but train: schema, methods, data, splits, memory."""
+    from trm_bench import checks, environment
+    from trm_bench.display import Display
+
+    loaded = _load(protocol, settings, phantom, methods, seeds)
+    for name, text in checks.check(loaded, out_dir, phantom, environment.device_of(device), Display()):
+        out.print(f"[green]ok[/green]  {name:12} ", end="")
+        out.print(text, markup=False, highlight=False)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder of results.")]) -> None:
+    """Write tables and figures anew from the records of a results folder."""
+    from trm_bench import report, results
+
+    for found in results.folders(folder):
+        for path in report.write(found):
+            out.print(path, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="Show one method's documentation.")] = None) -> None:
+    """List the methods, or describe one."""
+    import inspect
+
+    from trm_bench import methods
+
+    if name:
+        kind = methods.get(name)
+        out.print(f"{name}  ({kind.paper})\n", highlight=False, markup=False)
+        out.print(inspect.cleandoc(kind.__doc__ or ""), highlight=False, markup=False)
+        out.print(_parameters(kind))
+        return
+    table = Table("method", "what", "parameters", "source")
+    for known in methods.known():
+        kind = methods.get(known)
+        first = inspect.cleandoc(kind.__doc__ or "").splitlines()[0]
+        table.add_row(known, first, ", ".join(kind.Parameters.model_fields) or "-", kind.paper)
+    out.print(table)
+
+
+def _parameters(kind: Any) -> Table:
+    table = Table("parameter", "default", "sweep", "what")
+    for name, field in kind.Parameters.model_fields.items():
+        space = field.json_schema_extra or {}
+        search = space.get("search")
+        text = "-"
+        if search:
+            joined = " .. ".join(map(str, search)) if space["range"] else " | ".join(map(str, search))
+            text = joined + (" (log)" if space["log"] else "")
+        table.add_row(name, str(field.default), text, field.description or "")
+    return table
+
+
+@app.command()
+def protocols() -> None:
+    """List the bundled protocols."""
+    from trm_bench import protocol
+
+    table = Table("protocol", "dataset", "what", "methods", "seeds")
+    for name in protocol.bundled():
+        p = protocol.load(name)
+        table.add_row(name, p.data.dataset, p.description, str(len(p.methods)), str(len(p.seeds)))
+    out.print(table)
+
+
+@data_app.command("phantom")
+def data_phantom(
+    layout: Annotated[str, typer.Option(help="fets2021 or iseg2019.")] = "fets2021",
+    subjects: Annotated[int, typer.Option(min=1)] = 24,
+    spacing: Annotated[float, typer.Option(help="Voxel size, mm (1 to 6).")] = 3.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out_dir: Annotated[Path, typer.Option("--out", help="Where to write it.")] = Path("phantom"),
+) -> None:
+    """Write the physics-based phantom in a public dataset's layout."""
+    from trm_bench import phantom
+    from trm_bench.display import Display
+
+    with Display() as display, display.stage("making the phantom", subjects) as stage:
+        root = phantom.write_phantom(layout, out_dir, subjects, spacing, seed, lambda done, total: stage.advance(done))
+    out.print(f"use it with --set data.root={root}", soft_wrap=True, highlight=False, markup=False)
+
+
+@data_app.command("check")
+def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
+    """Read every subject of a protocol's dataset and report each that cannot be used."""
+    from trm_bench import checks
+    from trm_bench.display import Display
+
+    usable, bad = checks.check_data(_load(protocol, settings, False), Display())
+    for error in bad:
+        err.print(f"{error.subject}: {error}", style="red", markup=False, highlight=False)
+    out.print(f"{usable} subjects can be used, {len(bad)} cannot", highlight=False)
+    if bad:
+        raise typer.Exit(2)
+
+
+@app.command("risk-map")
+def risk_map(
+    checkpoint: Annotated[Path, typer.Option(help="A source network: RESULTS/sources/ID.safetensors.")],
+    image: Annotated[
+        list[Path], typer.Option(help="NIfTI image; once per modality that the network sees, in its order.")
+    ],
+    label: Annotated[Path, typer.Option(help="NIfTI label of the target task.")],
+    out_file: Annotated[Path, typer.Option("--out", help="Where to write the map (.nii or .nii.gz).")] = Path(
+        "map.nii.gz"
+    ),
+    risk: Annotated[str, typer.Option(help="neg_log or one_minus.")] = "neg_log",
+    device: Device = "auto",
+) -> None:
+    """Write the transfer risk map of one subject as NIfTI, in the image's own space."""
+    from trm_bench import environment, riskmap
+
+    about = riskmap.write(checkpoint, image, label, out_file, risk, environment.device_of(device))
+    out.print(f"{out_file}  LEEP {about['leep']:.4f}, class-explained variance {about['class_explained']:.3f}")
+
+
+@app.command()
+def bench(
+    methods: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "finetune,trm",
+    device: Device = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a method in a round.")] = 10,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds; every method has a turn in each.")] = 7,
+    patch: Annotated[str, typer.Option(help="Patch size, e.g. 48,64,48 (or 128,128 for a 2D network).")] = "48,64,48",
+    batch: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Time a training step of methods beside the bare network step, in turn, and print ratios and peak memory."""
+    from trm_bench import benching, environment
+
+    sizes = _split(patch)
+    if not all(size.isdigit() for size in sizes):
+        raise UserError(f"'{patch}' is not a patch size", "--patch", "for example 48,64,48")
+    out.print(
+        benching.bench(_split(methods), environment.device_of(device), steps, rounds, [int(s) for s in sizes], batch)
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and whether it suffices."""
+    from trm_bench import checks
+
+    table = Table("", "found", "verdict")
+    fine = True
+    for name, found, good in checks.doctor():
+        fine = fine and good
+        table.add_row(name, found, "[green]ok[/green]" if good else "[red]missing[/red]")
+    out.print(table)
+    if not fine:
+        raise typer.Exit(1)

@@ -1,0 +1,242 @@
+"""What a method may change about a training run (the interface), and the registry of methods.
+
+A method is one class in one file: a name, its parameters, and those hooks that it needs; every hook does nothing by
+default, so that `class Finetune(Method)` is empty. The loop calls, in this order:
+
+    prepare      once, before the optimiser exists: compute maps, freeze, wrap layers
+    train        once: by default `run.fit(self, 0, steps)`; override it to train in rounds or branches; `fit` calls
+      parameters   once: the optimiser's parameter groups
+      loss         every step: the whole training loss of a batch
+      before_update, after_update    every step, around the optimiser
+    finish       once, after training: average, interpolate, clean up
+    maps         after scoring, on a few test subjects, for pictures alone
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trm_bench.errors import UserError, nearest
+from trm_bench.networks import Parts
+from trm_bench.patches import Batch, PatchSampler, SubjectStore
+from trm_bench.protocol import TrainingConfig
+from trm_bench.transfer_risk import soft_dice
+
+
+@dataclass
+class Context:
+    """What a method can see and touch. Test subjects are not in it.
+
+    Attributes:
+        network: Being trained; at `prepare` it holds its initial weights (for `transfers` methods the source's).
+        parts: Names of its head, encoder and decoder.
+        source: The frozen source network in eval mode, with its own head; None for methods that do not transfer.
+        same_task: Whether source and target share the label map, so that the head was transferred too.
+        train: Target training subjects. `train.attach` stores per-voxel maps that batches then carry.
+        patches: The target patches, `patches.batch(step)`.
+        source_patches: Makes the source training patches, from the split that pre-trained the source.
+        validate: Mean Dice of a network on the target validation subjects.
+        predict: Softmax (1, K, X, Y, Z) of a network on a whole volume (1, C, X, Y, Z).
+        fit: Trains `network` with a method's hooks for steps first to last: `fit(method, first, last)`.
+        config: The target training.
+        seed_axes: Axes of this run's draws; a method adds its own name to them.
+        device: Where everything lives.
+        step: Of the loop, from 0.
+        diagnostics: What the method wants in the record (JSON values).
+    """
+
+    network: nn.Module
+    parts: Parts
+    source: nn.Module | None
+    same_task: bool
+    train: SubjectStore
+    patches: PatchSampler
+    source_patches: Callable[[], PatchSampler]
+    validate: Callable[[nn.Module], float]
+    predict: Callable[[nn.Module, Tensor], Tensor]
+    fit: Callable[[Method, int, int], None]
+    config: TrainingConfig
+    seed_axes: tuple[object, ...]
+    device: torch.device
+    step: int = 0
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """Number of target classes, background included."""
+        return self.train.classes
+
+
+def hyper(
+    default: Any,
+    help: str,
+    *,
+    search: tuple[float, float] | list[Any] | None = None,
+    log: bool = False,
+    **limits: Any,
+) -> Any:
+    """Declares a method's hyper-parameter.
+
+    Args:
+        default: Its default.
+        help: One line.
+        search: The range, or the list of choices, that a sweep draws from; None where it is not tuned.
+        log: Whether a sweep draws on a logarithmic scale.
+        **limits: Limits of valid values, as of `pydantic.Field` (ge, gt, le, lt).
+    """
+    space: Any = None if search is None else {"search": list(search), "log": log, "range": isinstance(search, tuple)}
+    return Field(default, description=help, json_schema_extra=space, **limits)
+
+
+class Parameters(BaseModel):
+    """Hyper-parameters of a method; unknown keys and wrong values are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method:
+    """A way to train a network on the target. One instance serves one run.
+
+    Attributes:
+        name: In protocols.
+        paper: Where it comes from, with its identifier.
+        transfers: Whether it starts from the source network.
+        Parameters: Its hyper-parameters.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    transfers: ClassVar[bool] = True
+    Parameters: ClassVar[type[Parameters]] = Parameters
+
+    def __init__(self, parameters: BaseModel) -> None:
+        self.p: Any = parameters
+
+    def prepare(self, run: Context) -> None:
+        """Called once, before the optimiser is made."""
+
+    def train(self, run: Context) -> None:
+        """Trains `run.network`: by default all steps in one go."""
+        run.fit(self, 0, run.config.steps)
+
+    def parameters(self, run: Context) -> Iterable[Any]:
+        """Parameters, or parameter groups, of the optimiser."""
+        return [p for p in run.network.parameters() if p.requires_grad]
+
+    def loss(self, run: Context, batch: Batch) -> Tensor:
+        """The whole loss of a batch: by default the protocol's loss plus `penalty`."""
+        logits = run.network(batch.image)
+        return self.segmentation_loss(run, logits, batch) + self.penalty(run)
+
+    def segmentation_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss of the predictions: by default cross-entropy and soft Dice, weighted as the protocol says."""
+        config = run.config.loss
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if config.cross_entropy:
+            loss = loss + config.cross_entropy * self.voxel_loss(run, logits.float(), batch)
+        if config.dice:
+            loss = loss + config.dice * soft_dice()(logits.float(), batch.label.unsqueeze(1))
+        return loss
+
+    def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
+        """The voxel-wise term of the loss: by default the mean cross-entropy."""
+        return functional.cross_entropy(logits, batch.label)
+
+    def penalty(self, run: Context) -> Tensor | float:
+        """An added term that does not depend on the predictions, such as a weight penalty."""
+        return 0.0
+
+    def before_update(self, run: Context) -> None:
+        """Called after the backward pass and before gradient clipping."""
+
+    def after_update(self, run: Context) -> None:
+        """Called after the optimiser's step."""
+
+    def finish(self, run: Context) -> None:
+        """Called once after training; may change `run.network`'s weights."""
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Per-voxel maps of a volume (image (1, C, X, Y, Z), label (1, X, Y, Z)) to look at; shape of the label."""
+        return {}
+
+
+# ------------------------------------------------------------------------------------------------------------ registry
+
+BUILTIN = {
+    "scratch": "baselines.scratch:Scratch",
+    "finetune": "baselines.finetune:Finetune",
+    "trm": "trm_bench.trm:TransferRiskMap",
+    "trm_prior": "trm_bench.trm:PriorRisk",
+    "trm_uniform": "trm_bench.trm:UniformRisk",
+    "trm_shuffled": "trm_bench.trm:ShuffledRisk",
+    "focal": "baselines.focal:Focal",
+    "topk": "baselines.topk:TopK",
+}
+GROUP = "trm_bench.methods"
+
+
+@cache
+def known() -> Mapping[str, str]:
+    """Names of all methods, built in and installed, and where they are ("module:Class").
+
+    Raises:
+        UserError: An installed package claims a name that is taken.
+    """
+    found = dict(BUILTIN)
+    for entry in entry_points(group=GROUP):
+        package = entry.dist.name if entry.dist else "?"
+        if entry.name in found:
+            raise UserError(f"the method '{entry.name}' of '{package}' is already taken", GROUP, "rename or remove it")
+        found[entry.name] = entry.value
+    return found
+
+
+@cache
+def get(name: str) -> type[Method]:
+    """The method's class.
+
+    Raises:
+        UserError: There is no such method, or a third-party one cannot be loaded.
+    """
+    if name not in known():
+        raise UserError(f"no method '{name}'", "methods", nearest(name, list(known())))
+    module, _, attribute = known()[name].partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the method '{name}' cannot be loaded: {error}", known()[name], "mend its package") from error
+    if not (inspect.isclass(found) and issubclass(found, Method)) or found.name != name:
+        raise UserError(f"'{name}' is not a Method of that name", known()[name], "mend its package")
+    return found
+
+
+def create(name: str, parameters: Mapping[str, Any], where: str = "methods") -> Method:
+    """A method with its parameters checked.
+
+    Raises:
+        UserError: A parameter is unknown or has a wrong value.
+    """
+    kind = get(name)
+    try:
+        return kind(kind.Parameters(**parameters))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"]))
+            unknown = problem["type"] == "extra_forbidden"
+            hint = nearest(key, list(kind.Parameters.model_fields)) if kind.Parameters.model_fields else "it has none"
+            lines.append(f"{key}: unknown parameter; {hint}" if unknown else f"{key}: {problem['msg']}")
+        raise UserError(
+            f"parameters of '{name}': {'; '.join(lines)}", where, f"see: trm-bench methods {name}"
+        ) from error

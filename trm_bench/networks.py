@@ -1,0 +1,164 @@
+"""MONAI networks by name: built from a seed, their head and encoder named, source weights loaded under audit."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trm_bench.errors import UserError, nearest
+from trm_bench.protocol import NetworkConfig
+
+# Parameters of the encoder, by regular expression on their names. In MONAI's UNet `.2.` is the way up at each level.
+ENCODERS = {
+    "UNet": r"model(\.1\.submodule)*\.(?!2\.)",
+    "AttentionUnet": r"model(\.1\.submodule)*\.(?!2\.)",
+    "BasicUNet": r"conv_0|down_",
+    "DynUNet": r"input_block|downsamples|bottleneck|skip_layers",
+    "SegResNet": r"convInit|down_layers",
+    "SwinUNETR": r"swinViT|encoder",
+    "UNETR": r"vit|encoder",
+}
+
+
+def build(config: NetworkConfig, in_channels: int, classes: int, spatial_dims: int, seed: int) -> nn.Module:
+    """Builds the network with weights drawn from `seed`.
+
+    Raises:
+        UserError: MONAI has no such network, or the arguments do not fit it.
+    """
+    kind = network_class(config)
+    arguments = {"in_channels": in_channels, "out_channels": classes, **config.arguments}
+    if "spatial_dims" in inspect.signature(kind).parameters:
+        arguments["spatial_dims"] = spatial_dims
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return kind(**arguments)
+        except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, KeyError) as error:
+            raise UserError(f"MONAI's {config.name} refuses its arguments: {error}", "network", "mend them") from error
+
+
+def network_class(config: NetworkConfig) -> type[nn.Module]:
+    """The MONAI class, after checking its name and the names of the arguments."""
+    from monai.networks import nets
+
+    known = {n: c for n, c in vars(nets).items() if inspect.isclass(c) and issubclass(c, nn.Module)}
+    if config.name not in known:
+        raise UserError(f"MONAI has no network '{config.name}'", "network.name", nearest(config.name, list(known)))
+    accepted = [p for p in inspect.signature(known[config.name]).parameters if p != "self"]
+    reserved = ("in_channels", "out_channels", "spatial_dims")
+    for key in config.arguments:
+        if key in reserved:
+            raise UserError("is set by the data and the patch", f"network.{key}", "remove it")
+        if key not in accepted:
+            hint = nearest(key, [a for a in accepted if a not in reserved])
+            raise UserError(f"{config.name} has no argument '{key}'", f"network.{key}", hint)
+    if config.arguments.get("deep_supervision"):
+        hint = "voxel weights are defined at full resolution only; set it to false"
+        raise UserError("deep supervision is not supported", "network.deep_supervision", hint)
+    return known[config.name]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Names of the parts of a network.
+
+    Attributes:
+        head: The module that turns features into class logits; its input is the penultimate features.
+        encoder: Parameter names of the encoder; empty where it is not known for this network.
+        decoder: Parameter names of the rest.
+    """
+
+    head: str
+    encoder: tuple[str, ...]
+    decoder: tuple[str, ...]
+
+    def in_head(self, name: str) -> bool:
+        """Whether a parameter or buffer belongs to the head."""
+        return name == self.head or name.startswith(self.head + ".")
+
+
+def parts(config: NetworkConfig, in_channels: int, spatial_dims: int) -> Parts:
+    """Finds the head, as what changes shape with the number of classes, and the encoder by the network's own names."""
+    return _parts(config.name, json.dumps(config.arguments, sort_keys=True), in_channels, spatial_dims)
+
+
+@lru_cache(maxsize=16)
+def _parts(name: str, arguments: str, in_channels: int, spatial_dims: int) -> Parts:
+    config = NetworkConfig(name=name, **json.loads(arguments))
+    two, three = (build(config, in_channels, n, spatial_dims, seed=0).state_dict() for n in (2, 3))
+    changing = [k.split(".") for k, v in two.items() if k not in three or three[k].shape != v.shape]
+    if not changing:
+        raise UserError(f"{name} has no layer that depends on the number of classes", "network.name", "choose another")
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == changing[0][shared] for path in changing):
+        shared += 1
+    head = ".".join(changing[0][:shared])
+    pattern = ENCODERS.get(name)
+    inside = [k for k in two if pattern and re.match(pattern, k) and not k.startswith(head + ".")]
+    return Parts(head, tuple(inside), tuple(k for k in two if k not in set(inside) and not k.startswith(head + ".")))
+
+
+def load_source(network: nn.Module, source: Mapping[str, Tensor], parts: Parts, with_head: bool) -> dict[str, Any]:
+    """Copies source weights into the network; everything but a replaced head must match.
+
+    Args:
+        network: The target network, already initialised.
+        source: The source network's state.
+        parts: Of the network.
+        with_head: Whether the head comes along, which takes the same classes on both sides.
+
+    Returns:
+        The audit: number of tensors loaded, and the names of those left at their initial values.
+
+    Raises:
+        ValueError: A tensor that is not the head's is missing, unexpected or of another shape.
+    """
+    own = network.state_dict()
+    skipped = [] if with_head else [k for k in own if parts.in_head(k)]
+    wanted = {k: v for k, v in own.items() if k not in set(skipped)}
+    given = {k: v for k, v in source.items() if with_head or not parts.in_head(k)}
+    wrong = sorted(set(wanted) ^ set(given)) + [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
+    if wrong:
+        raise ValueError(f"source checkpoint and network do not fit: {', '.join(wrong[:5])} ({len(wrong)} in all)")
+    network.load_state_dict({**own, **given})
+    return {"loaded": len(given), "skipped": skipped}
+
+
+def activation_bytes(network: nn.Module, image: tuple[int, ...]) -> int:
+    """Bytes of all layers' outputs in one float32 forward pass on `image` (B, C, *spatial), without computing it.
+
+    A lower estimate of what a training step keeps for the backward pass.
+    """
+    total = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal total
+        if not list(module.children()):
+            for tensor in _tensors(output):
+                total += tensor.numel() * 4
+
+    hooks = [module.register_forward_hook(count) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network.to("meta")(torch.empty(image, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def _tensors(output: Any) -> Iterable[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _tensors(item)

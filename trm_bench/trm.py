@@ -1,0 +1,157 @@
+"""The paper's method, `trm`, and its three controls, which weigh the same loss without the map's information."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from trm_bench.methods import Context, Method, Parameters, hyper
+from trm_bench.patches import Batch
+from trm_bench.seeds import generator
+from trm_bench.transfer_risk import (
+    Denominator,
+    LeepStatistics,
+    Normalise,
+    Over,
+    Risk,
+    RiskMap,
+    RiskSummary,
+    RiskWeightedLoss,
+    Scope,
+    Weight,
+)
+
+PAPER = "Duan et al., ICASSP 2025, arXiv:2502.02340"
+FIELD = "risk weight"
+
+
+class TrmParameters(Parameters):
+    """The readings of the paper, which does not state them; see `trm_bench.transfer_risk` for each option."""
+
+    scope: Scope = hyper("all", "voxels in the joint", search=["all", "brain", "class_balanced"])
+    risk: Risk = hyper("one_minus", "how p becomes a risk", search=["neg_log", "one_minus"])
+    normalise: Normalise = hyper("none", "of the risks", search=["none", "max", "minmax_per_image", "mean_one"])
+    weight: Weight = hyper("power", "how the risk becomes a weight", search=["risk", "affine", "power"])
+    strength: float = hyper(1.0, "lambda of weight=affine", search=(0.1, 100.0), log=True, ge=0)
+    base: float = hyper(10.0, "b of weight=power", search=(1.5, 100.0), log=True, gt=0)
+    denominator: Denominator = hyper(
+        "label_foreground", "what the sum is divided by", search=["label_foreground", "image_foreground", "weights"]
+    )
+    over: Over = hyper("all", "voxels in the sum", search=["all", "foreground"])
+    with_dice: float | None = hyper(None, "weight of the Dice term; null is the protocol's", search=None, ge=0)
+
+
+class TransferRiskMap(Method):
+    """Fine-tuning with the cross-entropy weighted by the transfer risk map, over the foreground size.
+
+    loss = sum_v w(R_v) CE_v / |foreground| + with_dice * soft Dice. The map comes from one pass of the frozen source
+    network over the target training set and is stored beside the label, so that a step costs what a plain step costs.
+    """
+
+    name = "trm"
+    paper = PAPER
+    Parameters = TrmParameters
+
+    def prepare(self, run: Context) -> None:
+        self.criterion = RiskWeightedLoss(
+            self.p.denominator,
+            self.p.over,
+            with_dice=run.config.loss.dice if self.p.with_dice is None else self.p.with_dice,
+        )
+        run.train.attach(FIELD, self.weights(run))
+
+    def weights(self, run: Context) -> list[Tensor]:
+        """The weight map of every target training subject, shape (1, X, Y, Z)."""
+        self.statistics = self._statistics(run)
+        self.risk_map = RiskMap(
+            self.statistics.conditional(),
+            self.p.risk,
+            self.p.normalise,
+            self.p.weight,
+            self.p.strength,
+            self.p.base,
+        )
+        summary = RiskSummary(run.classes)
+        risks = []
+        for probabilities, label, brain in self._evidence(run):
+            risk = self.risk_map(probabilities, label)
+            inside = brain if self.p.scope == "brain" else None
+            summary.update(risk, self.risk_map.transferability(probabilities, label), label, inside)
+            risks.append(risk.float())
+        run.diagnostics |= {
+            **summary.result(),
+            "conditional": self.statistics.conditional().tolist(),
+            "prior": self.statistics.prior().tolist(),
+        }
+        return self.risk_map.weights(risks)
+
+    def _evidence(self, run: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The source softmax, LEEP's source variable, with label and brain mask, one training subject at a time."""
+        assert run.source is not None
+        for i in range(len(run.train)):
+            image, label, brain = run.train.volume(i)
+            yield run.predict(run.source, image), label, brain
+
+    def _statistics(self, run: Context) -> LeepStatistics:
+        statistics: LeepStatistics | None = None
+        for probabilities, label, brain in self._evidence(run):
+            statistics = statistics or LeepStatistics(run.classes, probabilities.shape[1], self.p.scope)
+            statistics.update(probabilities, label, brain)
+        assert statistics is not None
+        return statistics
+
+    def segmentation_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
+        return self.criterion(logits, batch.label, batch.fields[FIELD], batch.brain)
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        assert run.source is not None
+        probabilities = run.predict(run.source, image)
+        return {"risk": self.risk_map(probabilities, label), "source": probabilities.argmax(1)}
+
+
+class PriorRisk(TransferRiskMap):
+    """`trm` with an uninformative source: R = -log P(y), or 1 - P(y); class weighting by the prior and nothing else."""
+
+    name = "trm_prior"
+
+    def _evidence(self, run: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for i in range(len(run.train)):
+            image, label, brain = run.train.volume(i)
+            yield torch.ones_like(image[:, :1]), label, brain  # one source class, so that P(y | c) = P(y)
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+class UniformRisk(TransferRiskMap):
+    """`trm` without a map: w = 1 in every voxel, under the same denominator, which it isolates."""
+
+    name = "trm_uniform"
+
+    def weights(self, run: Context) -> list[Tensor]:
+        return [torch.ones_like(run.train.volume(i)[1]) for i in range(len(run.train))]
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+class ShuffledRisk(TransferRiskMap):
+    """`trm` with its weights permuted among the voxels of the same class in the same image: no spatial information."""
+
+    name = "trm_shuffled"
+
+    def weights(self, run: Context) -> list[Tensor]:
+        shuffled = []
+        for i, weight in enumerate(super().weights(run)):
+            label, mixed = run.train.volume(i)[1], weight.clone()
+            for k in label.unique():
+                values = weight[label == k]
+                draws = generator(*run.seed_axes, "shuffle", i, int(k))
+                mixed[label == k] = values[torch.randperm(len(values), generator=draws).to(values.device)]
+            shuffled.append(mixed)
+        return shuffled
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {}
