@@ -182,6 +182,17 @@ BUILTIN = {
     "trm_shuffled": "trm_bench.trm:ShuffledRisk",
     "focal": "baselines.focal:Focal",
     "topk": "baselines.topk:TopK",
+    "frozen_encoder": "baselines.frozen_encoder:FrozenEncoder",
+    "lp_ft": "baselines.lp_ft:LpFt",
+    "l2_sp": "baselines.l2_sp:L2Sp",
+    "delta": "baselines.delta:Delta",
+    "bss": "baselines.bss:Bss",
+    "stochnorm": "baselines.stochnorm:StochNorm",
+    "co_tuning": "baselines.co_tuning:CoTuning",
+    "wise_ft": "baselines.wise_ft:WiseFt",
+    "auto_rgn": "baselines.auto_rgn:AutoRgn",
+    "forkmerge": "baselines.forkmerge:ForkMerge",
+    "disagreement": "baselines.disagreement:Disagreement",
 }
 GROUP = "trm_bench.methods"
 

@@ -56,6 +56,7 @@ _TISSUES = {  # proton density, T1, T2
 }
 _SPREAD = {"oedema": 0.09, "enhancing": 0.07, "core": 0.06, "necrosis": 0.04}  # of T1 and T2 within a tissue; else 0.03
 _RELAXIVITY = 4.9  # of gadobutrol in plasma, l/(mmol s)
+_VENTRICLES = np.array([[0], [-18], [14]], dtype=np.float32)  # their middle in MNI space
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ class _Anatomy:
         for amplitude, fields in self.elastic:
             for axis, one in enumerate(fields):
                 mni[axis] += amplitude * one.on(grid, where)
-        offset = mni - np.array([[0], [-18], [14]], dtype=np.float32)
+        offset = mni - _VENTRICLES
         return mni - self.ventricles * np.exp((offset**2).sum(0) / (-2 * 26.0**2)) * offset
 
     def brain(self, grid: _Grid) -> np.ndarray:
@@ -384,7 +385,7 @@ class _Tumour:
 
         seed = places[:, rng.integers(places.shape[1])][:, None]
         enhances = bool(rng.random() < 0.82)
-        radius = float(np.clip(np.exp(rng.normal(np.log(13), 0.42)), 6, 26))
+        radius = float(np.clip(np.exp(rng.normal(np.log(15), 0.42)), 7, 27))
         rim = float(rng.uniform(0.22, 0.5) if rng.random() < 0.8 else 1.2) * radius
         reach = float(rng.uniform(6, 26) if enhances else rng.uniform(4, 12))
         axes = Rotation.from_quat(rng.standard_normal(4)).as_matrix()
@@ -453,8 +454,8 @@ def _grow(
     centre[inside] = (points == tumour.seed).all(0)
     slowness[inside] = np.where(csf > 0.6, np.inf, 1 + csf)
     slowness[centre] = 1
-    body = _arrival(centre, slowness, coarse.spacing, 60.0)
-    body[inside] = (body[inside] + tumour.distance(coarse, inside)) / 2
+    body = _arrival(centre, slowness, coarse.spacing, 80.0)
+    body[inside] = (body[inside] + 2 * tumour.distance(coarse, inside)) / 3
     core = centre | (body < tumour.radius)
     path, fringe = (tumour.fields[name].on(coarse, inside) for name in ("path", "fringe"))
     slowness[inside] = np.where(csf > 0.6, np.inf, (wm + 3 * gm + 4 * csf) * np.exp(0.4 * path + 0.3 * fringe))
@@ -484,7 +485,8 @@ def _glioma(rng: np.random.Generator, grid: _Grid) -> _Model:
     anatomy = _Anatomy.draw(rng, grid, 0.92)
     brain = anatomy.brain(grid)  # as it was: the skull does not give way to the mass
     tumour, body, front = _grow(rng, anatomy, grid, brain)
-    gm, wm, csf = anatomy.tissues(grid, brain, anatomy.to_mni(grid, brain, tumour.pushed(grid.points(brain))))
+    mni = anatomy.to_mni(grid, brain, tumour.pushed(grid.points(brain)))
+    gm, wm, csf = anatomy.tissues(grid, brain, mni)
     noise = {name: one.on(grid, brain) for name, one in tumour.fields.items()}
 
     def ramp(inside: np.ndarray, width: float) -> np.ndarray:
@@ -493,9 +495,10 @@ def _glioma(rng: np.random.Generator, grid: _Grid) -> _Model:
     core = ramp(tumour.radius - body + 0.6 * noise["grain"], 0.8)
     dead = ramp(tumour.radius - body - tumour.rim * np.exp(0.45 * noise["rim"]) + 1.2 * noise["grain"], 0.7)
     wet = ramp(tumour.reach - front - 5 * gm - 1.5 * noise["fringe"], 3.0)  # of white matter; grey matter holds less
-    # vessels: where two smooth fields both cross zero
+    # vessels: where two smooth fields both cross zero, in the CSF outside the ventricles
+    outside = (csf > 0.3) & (((mni - _VENTRICLES) ** 2).sum(0) > 42**2)
     vessels = sum(_Field.draw(rng, grid, 12.0).on(grid, brain) ** 2 for _ in range(2))
-    vessels = np.exp(vessels / (-2 * 0.15**2)) * (csf > 0.3)
+    vessels = np.exp(vessels / (-2 * 0.15**2)) * outside
     around = {"gm": gm * (1 - 0.6 * wet), "wm": wm * (1 - wet), "oedema": (wm + 0.6 * gm) * wet}
     around |= {"csf": csf * (1 - vessels), "blood": csf * vessels}
     fractions = {name: fraction * (1 - core) for name, fraction in around.items()}

@@ -1,0 +1,99 @@
+"""Source data stay in training, with less weight where source and target environments disagree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from baselines.source_head import SourceHeadMethod, head_input, target_statistics
+from trm_bench.methods import Context, Parameters, hyper
+from trm_bench.patches import Batch
+from trm_bench.transfer_risk import LeepStatistics
+
+
+class DisagreementParameters(Parameters):
+    """Hyper-parameters of disagreement-aware source weighting; none is the paper's."""
+
+    strength: float = hyper(0.5, "weight of all that is done on source data", search=(0.01, 2.0), log=True, ge=0)
+    gamma: float = hyper(1.0, "exponent of the agreement in the source weights; 0 is uniform", search=(0.0, 4.0), ge=0)
+    reduce: float = hyper(0.1, "weight of the disagreement itself, within strength", search=(0.0, 1.0), ge=0)
+
+
+class Disagreement(SourceHeadMethod):
+    """Fine-tuning on L_target + strength [sum_v a_v^gamma CE_v / V + reduce (1 - tr M)] over source voxels v.
+
+    After Sun, Xie, He & Li, "Mitigating Negative Transfer via Reducing Environmental Disagreement", 2025,
+    arXiv:2510.24044 (RED). Two classifiers on the network's penultimate features stand for the two environments: the
+    target's head h_t, trained on target labels, and a copy of the source's head h_s, trained on source labels. With
+    their softmax p_t and p_s on source voxels, and A (Kt, Ks) that takes source to target classes,
+
+        M   = 1/V sum_v (A p_s,v) p_t,v'      (Kt, Kt), entries summing to 1
+        a_v = sum_k (A p_s,v)_k p_t,vk        in [0, 1], the voxel's agreement; tr M is its mean
+
+    and CE_v is the cross-entropy of h_s with the source label. A is the identity where the classes are the same, else
+    LEEP's P(k | c), from one pass of the frozen source network over the target training set. The weights a_v^gamma get
+    no gradient.
+
+    Kept from the paper: domain-specific classifiers; the transition matrix M between them, estimated while training;
+    1 - tr M as the environmental disagreement, which is minimised; source data that stay in training.
+    Changed: RED is for unlabelled targets (pseudo-labels, adversarial alignment); here the target is labelled, so that
+    h_t learns from labels. RED splits an image's feature vector into a causal and an environmental part by adversarial
+    extractors and mixes both by a learned coefficient; a segmentation network has a feature vector for each voxel
+    and skip connections around every bottleneck, so that nothing is split here: the heads see the same features and
+    (1 - lambda) of the paper's term is the constant `reduce`. The estimate of M runs over voxels, not images, and the
+    weight of each source voxel by its agreement, the dense counterpart of trusting the source less where M is far from
+    diagonal, is ours. Class maps that differ, which the paper does not have, go through A.
+
+    Source batches come from the source's training split, are normalised by their own statistics and leave the moving
+    ones alone. Cost: two passes a step. strength = 0 is fine-tuning.
+    """
+
+    name = "disagreement"
+    paper = "after Sun et al. 2025, arXiv:2510.24044"
+    Parameters = DisagreementParameters
+
+    def prepare(self, run: Context) -> None:
+        super().prepare(run)
+        if not self.p.strength:
+            return
+        assert run.source is not None
+        self.source_patches = run.source_patches()
+        self.to_target = torch.eye(run.classes, device=run.device)
+        if not run.same_task:
+            joint = LeepStatistics(run.classes, self.source_patches.store.classes)
+            for i in range(len(run.train)):
+                image, label, _ = run.train.volume(i)
+                joint.update(run.predict(run.source, image), label)
+            self.to_target = joint.conditional().float().to(run.device)
+
+    def loss(self, run: Context, batch: Batch) -> Tensor:
+        loss = super().loss(run, batch)
+        if not self.p.strength:
+            return loss
+        source = self.source_patches.batch(run.step)
+        with target_statistics(run.network), head_input(run) as features:
+            target_logits = run.network(source.image).float()
+        source_logits = self.source_head(features[0]).float()
+        agree = agreement(source_logits, target_logits, self.to_target)
+        self.trace = agree.detach().mean()
+        ce = functional.cross_entropy(source_logits, source.label, reduction="none")
+        weighted = (agree.detach() ** self.p.gamma * ce).mean()
+        return loss + self.p.strength * (weighted + self.p.reduce * (1 - agree.mean()))
+
+    def finish(self, run: Context) -> None:
+        if self.p.strength:
+            run.diagnostics["agreement"] = float(self.trace)
+
+
+def agreement(source_logits: Tensor, target_logits: Tensor, to_target: Tensor) -> Tensor:
+    """a_v = sum_k (A p_s,v)_k p_t,vk, float32, shape (B, *spatial).
+
+    Args:
+        source_logits: Of h_s, shape (B, Ks, *spatial).
+        target_logits: Of h_t, shape (B, Kt, *spatial).
+        to_target: A, shape (Kt, Ks), columns summing to 1.
+    """
+    with torch.autocast(source_logits.device.type, enabled=False):  # einsum would round to bf16
+        seen = torch.einsum("kc,bc...->bk...", to_target, source_logits.float().softmax(1))
+        return (seen * target_logits.float().softmax(1)).sum(1)

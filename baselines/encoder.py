@@ -1,0 +1,80 @@
+"""What methods that look into the encoder share: its blocks, and their outputs in a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from monai.networks.layers.simplelayers import SkipConnection
+from torch import Tensor, nn
+
+from trm_bench.errors import UserError
+from trm_bench.methods import Context, Method
+from trm_bench.networks import Parts
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, SkipConnection)  # no output, or one that only joins others'
+
+
+class EncoderMethod(Method):
+    """A method that must know which part of the network is its encoder.
+
+    A class, not a function, so that a run's identity covers this file: the files of a method's base classes count.
+    """
+
+    def prepare(self, run: Context) -> None:
+        if not run.parts.encoder:
+            network = type(run.network).__name__
+            hint = f"choose another network, or leave {self.name} out"
+            raise UserError(
+                f"{self.name} needs the encoder, and which part of {network} that is is not known", "network", hint
+            )
+
+
+def encoder_blocks(network: nn.Module, parts: Parts) -> dict[str, nn.Module]:
+    """The encoder's levels by name: the largest modules that hold encoder parameters and no others.
+
+    Parameters are compared by identity, since a network may list one module under several names.
+    """
+    names = set(parts.encoder)
+    inside = {id(p) for name, p in network.named_parameters() if name in names}
+    blocks: dict[str, nn.Module] = {}
+
+    def descend(name: str, module: nn.Module) -> None:
+        own = [id(p) in inside for p in module.parameters()]
+        if not any(own) or any(module is known for known in blocks.values()):
+            return
+        if all(own) and not isinstance(module, CONTAINERS):
+            blocks[name] = module
+            return
+        for child, inner in module.named_children():
+            descend(f"{name}.{child}" if name else child, inner)
+
+    descend("", network)
+    return blocks
+
+
+@contextmanager
+def watch(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Collects the blocks' outputs while it is open, in the order of computation; outputs that are no tensors are not.
+
+    Args:
+        blocks: Modules by name.
+
+    Yields:
+        Name to feature map, shape (B, C, *spatial); filled by the forward passes inside.
+    """
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            maps[name] = output
+
+    handles = [
+        block.register_forward_hook(lambda module, inputs, output, name=name: keep(name, output))
+        for name, block in blocks.items()
+    ]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,53 @@
+"""What methods that keep the source head or source data in training share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from trm_bench.methods import Context, Method
+
+
+class SourceHeadMethod(Method):
+    """A method with a second head, a copy of the source's that is trained on the network's penultimate features."""
+
+    def prepare(self, run: Context) -> None:
+        assert run.source is not None
+        head = run.source.get_submodule(run.parts.head)
+        self.source_head = copy.deepcopy(head).requires_grad_(True).train()
+
+    def parameters(self, run: Context) -> Iterable[Any]:
+        return [*super().parameters(run), *self.source_head.parameters()]
+
+
+@contextmanager
+def head_input(run: Context) -> Iterator[list[Tensor]]:
+    """Collects the penultimate features, (B, C, *spatial), one entry a forward pass of the network while it is open."""
+    seen: list[Tensor] = []
+    head = run.network.get_submodule(run.parts.head)
+    handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def target_statistics(network: nn.Module) -> Iterator[None]:
+    """Leaves the moving statistics of batch normalisation alone while it is open.
+
+    Source patches are normalised by their own batch; the statistics used in evaluation stay those of the target.
+    """
+    norms = [(m, m.momentum) for m in network.modules() if isinstance(m, _NormBase)]
+    for norm, _ in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in norms:
+            norm.momentum = momentum
