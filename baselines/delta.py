@@ -69,8 +69,8 @@ class Delta(EncoderMethod):
         for batch in batches:
             with watch(self.source_blocks) as maps:  # the image asks for a gradient, as no weight of the source does
                 theta = run.source(batch.image.clone().requires_grad_()).softmax(1)
-            p = torch.einsum("kc,bc...->bk...", conditional.to(theta.device), theta)
-            loss = functional.nll_loss(p.clamp(min=SMALLEST_PROBABILITY).log(), batch.label)
+            p = conditional.to(theta.device) @ theta.flatten(2)  # (B, Kt, V)
+            loss = functional.nll_loss(p.clamp(min=SMALLEST_PROBABILITY).log(), batch.label.flatten(1))
             for name, found in zip(maps, channel_effects(loss, maps), strict=True):
                 rise[name] = rise.get(name, 0.0) + found
         return {name: channel_attention(effect) for name, effect in rise.items()}

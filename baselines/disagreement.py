@@ -94,6 +94,6 @@ def agreement(source_logits: Tensor, target_logits: Tensor, to_target: Tensor) -
         target_logits: Of h_t, shape (B, Kt, *spatial).
         to_target: A, shape (Kt, Ks), columns summing to 1.
     """
-    with torch.autocast(source_logits.device.type, enabled=False):  # einsum would round to bf16
-        seen = torch.einsum("kc,bc...->bk...", to_target, source_logits.float().softmax(1))
-        return (seen * target_logits.float().softmax(1)).sum(1)
+    with torch.autocast(source_logits.device.type, enabled=False):  # the product would be rounded to bf16
+        seen = to_target @ source_logits.float().softmax(1).flatten(2)  # (B, Kt, V)
+        return (seen * target_logits.float().softmax(1).flatten(2)).sum(1).unflatten(1, source_logits.shape[2:])

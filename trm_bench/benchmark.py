@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from trm_bench import datasets, execution, phantom, report, results, runs, tracking
+from trm_bench import datasets, execution, networks, phantom, report, results, runs, tracking
 from trm_bench.datasets.base import Dataset, Subject
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError, nearest
 from trm_bench.execution import Event, Task
 from trm_bench.protocol import Protocol, Transfer, data_root, transfers_of
 from trm_bench.runs import Job, Plan
+from trm_bench.training import uses_bf16
 from trm_bench.volumes import Prepared, cache_path, open_prepared, prepare
 
 WORTH_WORKERS = 128 * 2**20  # bytes of files to prepare above which starting worker processes pays
@@ -83,6 +84,7 @@ def run(
         data = open_data(protocol, output, stand_in, jobs, display)
         chosen = choose_transfers(protocol, data.dataset, transfers)
         made = runs.plan(protocol, data.dataset, chosen, data.subjects, data.prepared, output, data.phantom)
+        check_networks(protocol, made, device)
         kind = "phantom" if data.phantom else "real"
         kept, dropped = results.write_plan(folder, made, protocol.model_dump(mode="json"), kind, data.left_out)
         if kept or dropped:
@@ -192,6 +194,23 @@ def choose_transfers(protocol: Protocol, dataset: Dataset, names: Sequence[str])
         if name not in known:
             raise UserError(f"the protocol has no transfer '{name}'", "--transfers", nearest(name, known))
     return [t for t in found if not names or t.name in names]
+
+
+def check_networks(protocol: Protocol, made: Plan, device: torch.device) -> int:
+    """Builds every network of a plan and passes a patch through it on paper; returns the bytes of the largest step.
+
+    Raises:
+        UserError: A network refuses its arguments or its patch, so that a run would fail.
+    """
+    largest = 0
+    trainings = {"source": protocol.training.source, "run": protocol.training.target}
+    shapes = {(job.kind, len(job.domain.images), len(job.label_map.classes)) for job in (*made.sources, *made.runs)}
+    for kind, channels, classes in sorted(shapes):
+        networks.parts(protocol.network, channels, protocol.spatial_dims)
+        training = trainings[kind]
+        size = 2 if uses_bf16(device, training.precision) else 4
+        largest = max(largest, networks.training_bytes(protocol.network, training, channels, classes, size))
+    return largest
 
 
 def _prepare(dataset: str, root: Path, subject: Subject, modalities, volume, path: Path, device, progress) -> Any:

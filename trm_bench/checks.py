@@ -11,14 +11,11 @@ from pathlib import Path
 
 import torch
 
-from trm_bench import benchmark, datasets, environment, methods, networks
+from trm_bench import benchmark, datasets, environment, methods
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError
-from trm_bench.protocol import Protocol, TrainingConfig, data_root
+from trm_bench.protocol import Protocol, data_root
 from trm_bench.runs import Plan
-from trm_bench.training import uses_bf16
-
-OPTIMIZER_STATES = {"adamw": 2, "sgd": 1}
 
 
 def check(
@@ -40,39 +37,13 @@ def check(
     yield "split", ", ".join(f"{part} {len(ids)}" for part, ids in parts.items()) + "; no patient on two sides"
     done = sum(job.is_done() for job in (*plan.sources, *plan.runs))
     yield "plan", f"{len(plan.sources)} source networks and {len(plan.runs)} runs, {done} of them done"
-    channels = len(plan.runs[0].domain.images)
-    classes = len(plan.runs[0].label_map.classes)
-    needed = max(
-        training_bytes(protocol, config, channels, classes, device)
-        for config in (protocol.training.source, protocol.training.target)
-    )
-    subjects = max(_store_bytes(plan, data), 0)
+    needed = benchmark.check_networks(protocol, plan, device)
+    subjects = _store_bytes(plan, data)
     available = _memory(device)
     text = f"about {_gib(needed)} a training step and {_gib(subjects)} of voxels, of {_gib(available)} on {device}"
     if needed + subjects > available:
         raise UserError(f"memory does not suffice: {text}", "training", "lower batch or patch, or raise the spacing")
     yield "memory", text
-
-
-def training_bytes(
-    protocol: Protocol, config: TrainingConfig, channels: int, classes: int, device: torch.device
-) -> int:
-    """An estimate of a training step's memory: weights, gradients, optimiser, and activations kept for backward.
-
-    Raises:
-        UserError: The network refuses its arguments or the patch.
-    """
-    network = networks.build(protocol.network, channels, classes, protocol.spatial_dims, seed=0)
-    networks.parts(protocol.network, channels, protocol.spatial_dims)
-    weights = sum(p.numel() for p in network.parameters()) * 4 * (2 + OPTIMIZER_STATES[config.optimizer.name])
-    try:
-        activations = networks.activation_bytes(network, (config.batch, channels, *config.patch))
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError) as error:
-        hint = "patch sizes must be divisible by what the network halves; see MONAI's documentation of it"
-        what = f"{protocol.network.name} does not take a patch of {list(config.patch)}: {error}"
-        raise UserError(what, "training.*.patch", hint) from error
-    # half of the activations in bf16, and about as much again for gradients on the way back
-    return weights + activations * (1 if uses_bf16(device, config.precision) else 2)
 
 
 def _store_bytes(plan: Plan, data: benchmark.Data) -> int:

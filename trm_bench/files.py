@@ -19,7 +19,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     The temporary file lies beside `path`, so that a kill or a full disk never leaves a part under the final name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the ending tells some writers the format
     try:
         write(temporary)
         with temporary.open("rb") as file:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trm_bench.errors import UserError, nearest
-from trm_bench.protocol import NetworkConfig
+from trm_bench.protocol import NetworkConfig, TrainingConfig
 
 # Parameters of the encoder, by regular expression on their names. In MONAI's UNet `.2.` is the way up at each level.
 ENCODERS = {
@@ -102,7 +102,7 @@ def _parts(name: str, arguments: str, in_channels: int, spatial_dims: int) -> Pa
     while all(len(path) > shared + 1 and path[shared] == changing[0][shared] for path in changing):
         shared += 1
     head = ".".join(changing[0][:shared])
-    pattern = ENCODERS.get(name)
+    pattern = ENCODERS.get(network_class(config).__name__)  # MONAI has aliases, such as Unet
     inside = [k for k in two if pattern and re.match(pattern, k) and not k.startswith(head + ".")]
     return Parts(head, tuple(inside), tuple(k for k in two if k not in set(inside) and not k.startswith(head + ".")))
 
@@ -133,27 +133,50 @@ def load_source(network: nn.Module, source: Mapping[str, Tensor], parts: Parts, 
     return {"loaded": len(given), "skipped": skipped}
 
 
-def activation_bytes(network: nn.Module, image: tuple[int, ...]) -> int:
-    """Bytes of all layers' outputs in one float32 forward pass on `image` (B, C, *spatial), without computing it.
+def training_bytes(
+    config: NetworkConfig, training: TrainingConfig, in_channels: int, classes: int, bytes_per_number: int = 4
+) -> int:
+    """An estimate of a training step's memory, from a forward pass without computing (on PyTorch's meta device).
 
-    A lower estimate of what a training step keeps for the backward pass.
+    Weights, gradients and the optimiser's state, all layers' outputs, and as much again for gradients on the way back.
+
+    Args:
+        config: The network.
+        training: Its patch, batch and optimiser.
+        in_channels: Modalities that it sees.
+        classes: Background included.
+        bytes_per_number: Of activations: 4, or 2 under bf16.
+
+    Raises:
+        UserError: The network refuses its arguments, or does not map this patch to logits of the same size.
     """
-    total = 0
+    network = build(config, in_channels, classes, len(training.patch), seed=0)
+    states = 4 if training.optimizer.name == "adamw" else 3
+    weights = sum(p.numel() for p in network.parameters()) * 4 * states
+    numbers = 0
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal total
+        nonlocal numbers
         if not list(module.children()):
-            for tensor in _tensors(output):
-                total += tensor.numel() * 4
+            numbers += sum(tensor.numel() for tensor in _tensors(output))
 
-    hooks = [module.register_forward_hook(count) for module in network.modules()]
+    for module in network.modules():
+        module.register_forward_hook(count)
+    problem = ""
     try:
         with torch.no_grad():
-            network.to("meta")(torch.empty(image, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
+            image = torch.empty(training.batch, in_channels, *training.patch, device="meta")
+            logits = network.to("meta")(image)
+        if logits.shape != (training.batch, classes, *training.patch):
+            problem = f"its output has shape {tuple(logits.shape)}"
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError) as error:
+        problem = str(error)
+    if problem:
+        what = f"{config.name} does not take a patch of {list(training.patch)}: {problem}"
+        raise UserError(
+            what, "training.*.patch", "patch sizes must be divisible by all that the network's strides make"
+        )
+    return weights + 2 * numbers * bytes_per_number
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:

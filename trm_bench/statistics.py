@@ -93,7 +93,7 @@ def _missing(lacks: NDArray[np.bool_], seeds: list[Any], subjects: list[Any], cl
     """Says which values of one method are missing (an array over seeds, subjects, classes): whole seeds first."""
     if lacks.all():
         return "every value"
-    no_seed, no_subject = lacks.all(axis=(1, 2)), lacks.all(axis=(0, 2))
+    no_seed, no_subject = np.all(lacks, axis=(1, 2)), np.all(lacks, axis=(0, 2))
     rest = lacks & ~no_seed[:, None, None] & ~no_subject[None, :, None]
     parts = [f"seed {seeds[i]}" for i in np.flatnonzero(no_seed)]
     parts += [f"subject {subjects[i]}" for i in np.flatnonzero(no_subject)[:5]]
@@ -166,11 +166,11 @@ def grid(table: pd.DataFrame, metric: str = "dice") -> Grid:
     full[~np.isfinite(full)] = np.nan
     given = np.zeros(full.shape, bool)
     given[codes] = True
-    used = given.any(axis=(0, 2, 3))  # which classes a transfer has
+    used = np.any(given, axis=(0, 2, 3))  # which classes a transfer has
     total = np.where(used[None, :, None, None, :], full, 0.0).sum(axis=-1)
     methods, transfers, subjects, seeds, _ = (list(n) for n in names)
     values = total / used.sum(axis=-1)[None, :, None, None]
-    return Grid(metric, methods, transfers, subjects, seeds, values, given.any(axis=(0, 4)))
+    return Grid(metric, methods, transfers, subjects, seeds, values, np.any(given, axis=(0, 4)))
 
 
 def default_pairs(methods: Iterable[str], reference: str = "finetune", focus: str = "trm") -> list[tuple[str, str]]:
@@ -305,7 +305,7 @@ def compare(
                     "method": method,
                     "versus": versus,
                     "n_subjects": test.n,
-                    "n_seeds": int(both.any(axis=0).sum()),
+                    "n_seeds": int(np.any(both, axis=0).sum()),
                     "mean_gain": mean,
                     "median_gain": np.median(per_subject) if test.n else np.nan,
                     "relative_gain": 100 * mean / level if level else np.nan,
@@ -392,7 +392,7 @@ def bootstrap_gain(
         for name, index in [*parts, (OVERALL, with_values)]:
             used = np.isfinite(gain[index])
             among = g.cells if name == OVERALL else g.cells[[g.transfers.index(name)]]
-            keep = np.ix_(range(len(index)), used.any(axis=(0, 2)), used.any(axis=(0, 1)))
+            keep = np.ix_(range(len(index)), np.any(used, axis=(0, 2)), np.any(used, axis=(0, 1)))
             rows.append(
                 {
                     "transfer": name,
@@ -400,8 +400,8 @@ def bootstrap_gain(
                     "versus": versus,
                     **_gain_row(gain[index][keep], base[index][keep], draws, level),
                     "n_transfers": len(index),
-                    "n_subjects": int(used.any(axis=(0, 2)).sum()),
-                    "n_seeds": int(used.any(axis=(0, 1)).sum()),
+                    "n_subjects": int(np.any(used, axis=(0, 2)).sum()),
+                    "n_seeds": int(np.any(used, axis=(0, 1)).sum()),
                     "left_out": int(among.sum() - used.sum()),
                 }
             )
@@ -455,7 +455,7 @@ def _interval(values: NDArray[np.float64], draws: _Draws, level: float) -> tuple
     score = (centred / (count * len(values))).sum(axis=0)  # (subject, seed): what each cell adds to the mean's error
 
     # Transfers that share a subject form a block; subjects of different blocks differ in their means by the transfer.
-    in_transfer = there.any(axis=2)
+    in_transfer = np.any(there, axis=2)
     blocks, block_of = connected_components(in_transfer.astype(int) @ in_transfer.T.astype(int), directed=False)
     block = block_of[in_transfer.argmax(axis=0)]
     n, m = score.shape
@@ -488,7 +488,7 @@ def _interval(values: NDArray[np.float64], draws: _Draws, level: float) -> tuple
     return float(low * scale), float(high * scale), float(np.sqrt(variance))
 
 
-# -------------------------------------------------------------------------------------------------------- over transfers
+# ------------------------------------------------------------------------------------------------------- over transfers
 
 
 class Friedman(NamedTuple):
@@ -522,8 +522,8 @@ def friedman(table: pd.DataFrame, metric: str = "dice", alpha: float = 0.05) -> 
     from scipy import stats
 
     g = grid(table, metric)
-    common = np.isfinite(g.values).all(axis=0)  # (transfer, subject, seed)
-    use = common.any(axis=(1, 2))
+    common = np.all(np.isfinite(g.values), axis=0)  # (transfer, subject, seed)
+    use = np.any(common, axis=(1, 2))
     notes = []
     if not use.all():
         names = ", ".join(name for name, used in zip(g.transfers, use, strict=True) if not used)
@@ -601,7 +601,7 @@ def mixed_model(
         ):  # many small matrices: threads only wait
             warnings.simplefilter("always")
             try:
-                fit = smf.mixedlm("y ~ 1", data, groups="all", vc_formula=parts).fit(reml=True)
+                fit = smf.mixedlm("y ~ 1", data, groups="all", vc_formula=parts).fit(reml=True, method=["powell", "nm"])
             except (np.linalg.LinAlgError, ValueError) as error:
                 row["note"] = f"not fitted: {error}"
                 continue
@@ -664,16 +664,16 @@ def seed_spread(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for method in g.methods:
         there = np.isfinite(g.of(method))
-        seeds = there.any(axis=1)  # (transfer, seed)
-        whole = (there | ~seeds[:, None]).all(axis=2) & there.any(axis=2)  # (transfer, subject)
+        seeds = np.any(there, axis=1)  # (transfer, seed)
+        whole = np.all(there | ~seeds[:, None], axis=2) & np.any(there, axis=2)  # (transfer, subject)
         means = np.full(seeds.shape, np.nan)
         for t, transfer in enumerate(g.transfers):
             if whole[t].any():
                 means[t, seeds[t]] = g.of(method)[t][whole[t]][:, seeds[t]].mean(axis=0)
-            left_out = int((there[t].any(axis=1) & ~whole[t]).sum())
+            left_out = int((np.any(there[t], axis=1) & ~whole[t]).sum())
             rows.append(_spread(transfer, method, means[t], int(whole[t].sum()), left_out))
-        left_out = int((there.any(axis=(0, 2)) & ~whole.any(axis=0)).sum())
-        rows.append(_spread(OVERALL, method, means.mean(axis=0), int(whole.any(axis=0).sum()), left_out))
+        left_out = int((np.any(there, axis=(0, 2)) & ~np.any(whole, axis=0)).sum())
+        rows.append(_spread(OVERALL, method, means.mean(axis=0), int(np.any(whole, axis=0).sum()), left_out))
     return pd.DataFrame(rows)
 
 

@@ -19,7 +19,7 @@ RISK_METHOD = "trm"
 
 
 def risk_overlays(results: Results) -> list[Path]:
-    """Per transfer, one PNG: a row per test subject with image and label, source prediction, risk map, predictions.
+    """Per transfer, one PNG: a row per test subject: image and label, predictions of source and methods, risk map.
 
     Drawn for the first seed, from the slices that the runs kept; transfers without a finished `trm` run have none.
     """
@@ -58,7 +58,7 @@ def _draw_risk(slices: dict[str, dict[str, dict[str, np.ndarray]]], title: str, 
     from matplotlib.figure import Figure
 
     ours = slices[RISK_METHOD]
-    columns = ["image and label", "source prediction", "risk map", *[f"{m} prediction" for m in slices]]
+    columns = ["image and label", "source prediction", *[f"{m} prediction" for m in slices], "risk map"]
     figure = Figure(figsize=(2.3 * len(columns) + 0.6, 2.5 * len(ours) + 0.6), dpi=110, layout="constrained")
     axes = figure.subplots(len(ours), len(columns), squeeze=False)
     highest = max(float(s["risk"].max()) for s in ours.values()) or 1.0
@@ -80,7 +80,7 @@ def _draw_risk(slices: dict[str, dict[str, dict[str, np.ndarray]]], title: str, 
     for ax, column in zip(axes[0], columns, strict=True):
         ax.set_title(column, fontsize=9)
     assert shown is not None
-    figure.colorbar(shown, ax=list(axes[:, 2]), shrink=0.7, label="transfer risk R")
+    figure.colorbar(shown, ax=list(axes[:, -1]), shrink=0.7, label="transfer risk R")
     figure.suptitle(f"{title}{'  (phantom: stand-in data)' if phantom else ''}", fontsize=10)
     write_atomically(path, lambda temporary: figure.savefig(temporary))
 

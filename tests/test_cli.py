@@ -1,0 +1,236 @@
+"""The command line as a person meets it: exit codes, messages without tracebacks, files where they should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import toy
+
+from trm_bench import cli, methods, protocol
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def trm_bench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Calls `trm-bench ARGUMENTS` in this process; returns exit code and everything printed."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["trm-bench", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def file(tmp_path: Path, toy_data: Path) -> Path:
+    return toy.write_protocol(tmp_path / "toy.yaml", toy_data)
+
+
+def test_run_report_and_resume(trm_bench: Run, file: Path, tmp_path: Path) -> None:
+    code, text = trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "finetune,trm")
+    assert code == 0
+    folder = tmp_path / "out" / "toy"
+    for said in (
+        "| finetune |",
+        "| trm |",
+        str(folder / "records"),
+        "mlflow ui --backend-store-uri",
+        "2 runs finished",
+    ):
+        assert said in text
+    table = (folder / "table.md").read_text()
+    (folder / "table.md").unlink()
+    code, text = trm_bench("report", tmp_path / "out")
+    assert code == 0 and (folder / "table.md").read_text() == table
+    code, text = trm_bench("run", file, "--out", tmp_path / "out", "--methods", "finetune,trm")
+    assert code == 0 and "2 of 2 runs are done already" in text
+
+
+def test_dry_run_trains_nothing(trm_bench: Run, file: Path, tmp_path: Path) -> None:
+    code, text = trm_bench("run", file, "--out", tmp_path / "out", "--dry-run", "--seeds", "0,1")
+    assert code == 0
+    assert text.count("to do") == 2 + 6
+    assert not (tmp_path / "out" / "toy" / "records").exists()
+
+
+def test_check(trm_bench: Run, file: Path, tmp_path: Path) -> None:
+    code, text = trm_bench("check", file, "--out", tmp_path / "out")
+    assert code == 0
+    for said in ("schema", "methods", "9 subjects", "train 2, val 1, test 3", "1 source networks and 3 runs", "memory"):
+        assert said in text
+    assert not (tmp_path / "out" / "sources").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "nowhere.yaml"], "no such protocol"),
+        (["run", "FILE", "--set", "training.target.stepz=1"], "did you mean 'steps'"),
+        (["run", "FILE", "--methods", "trmm"], "did you mean 'trm'"),
+        (["run", "FILE", "--set", "methods.2.bass=3"], "did you mean 'base'"),
+        (["run", "FILE", "--set", "methods.2.base=-1"], "base: Input should be greater than 0"),
+        (["run", "FILE", "--transfers", "lower->whole"], "no transfer 'lower->whole'"),
+        (["run", "FILE", "--device", "tpu"], "'tpu' is not a device"),
+        (["run", "FILE", "--device", "cuda:99"], "no cuda:99"),
+        (["run", "FILE", "--phantom"], "no phantom"),
+        (["run", "FILE", "--set", "data.root=/nowhere"], "/nowhere"),
+        (["run", "FILE", "--set", "data.dataset=decathlo"], "did you mean 'decathlon'"),
+        (["run", "FILE", "--set", "split.target.train=50"], "do not suffice"),
+        (["run", "FILE", "--set", "network.name=UNeet"], "did you mean"),
+        (["check", "FILE", "--set", "network.channel=[4]"], "did you mean 'channels'"),
+        (["check", "FILE", "--set", "training.target.patch=[7,7,7]"], "does not take a patch"),
+        (["report", "/nowhere"], "no results"),
+        (["methods", "nope"], "no method 'nope'"),
+        (["data", "phantom", "--layout", "brats"], "brats"),
+        (["run", "FILE", "--out", "/proc/nowhere"], "cannot write here"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(
+    trm_bench: Run, file: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    filled = [str(file) if a == "FILE" else a for a in arguments]
+    if filled[0] in ("run", "check") and "--out" not in filled:
+        filled += ["--out", str(tmp_path / "out")]
+    code, text = trm_bench(*filled)
+    assert code == 2, text
+    assert said in text and "Traceback" not in text
+    assert not list(tmp_path.rglob("records/*.json"))
+
+
+def test_debug_shows_the_traceback(trm_bench: Run) -> None:
+    from trm_bench.errors import UserError
+
+    with pytest.raises(UserError):
+        trm_bench("run", "nowhere.yaml", "--debug")
+
+
+def test_a_failed_run_gives_exit_code_1(
+    trm_bench: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: methods.Method, run: methods.Context) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(methods.get("topk"), "prepare", broken)
+    code, text = trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "topk")
+    assert code == 1 and "1 runs failed" in text and "Traceback" not in text
+
+
+def test_lists(trm_bench: Run) -> None:
+    code, text = trm_bench("methods")
+    assert code == 0 and all(name in text for name in methods.known())
+    code, text = trm_bench("methods", "trm")
+    assert code == 0 and "denominator" in text and "2502.02340" in text and "1.5 .. 100.0 (log)" in text
+    code, text = trm_bench("protocols")
+    assert code == 0 and all(name in text for name in protocol.bundled())
+    code, text = trm_bench("--version")
+    assert code == 0 and text.strip()
+
+
+def test_doctor(trm_bench: Run) -> None:
+    code, text = trm_bench("doctor")
+    assert code == 0 and "torch" in text and "memory" in text
+
+
+def test_data_check_reports_every_bad_subject(trm_bench: Run, tmp_path: Path) -> None:
+    data = toy.write_dataset(tmp_path / "data")
+    for name in ("toy_001", "toy_003"):
+        image = data / "imagesTr" / f"{name}.nii.gz"
+        image.write_bytes(image.read_bytes()[:100])
+    code, text = trm_bench("data", "check", toy.write_protocol(tmp_path / "toy.yaml", data))
+    assert code == 2 and "toy_001.nii.gz" in text and "toy_003.nii.gz" in text
+    assert "7 subjects can be used, 2 cannot" in text
+
+
+def test_data_phantom(trm_bench: Run, tmp_path: Path) -> None:
+    code, text = trm_bench("data", "phantom", "--subjects", 3, "--spacing", 6, "--out", tmp_path / "p")
+    assert code == 0 and "data.root=" in text
+    assert len(list(tmp_path.rglob("*_flair.nii.gz"))) == 3
+
+
+def test_risk_map_lies_in_the_image_space(trm_bench: Run, file: Path, tmp_path: Path, toy_data: Path) -> None:
+    trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "finetune")
+    (checkpoint,) = (tmp_path / "out" / "sources").glob("*.safetensors")
+    original = nib.load(toy_data / "imagesTr" / "toy_000.nii.gz")
+    label = nib.load(toy_data / "labelsTr" / "toy_000.nii.gz")
+    maps = []
+    # the same subject stored along other axes must give the same map, along those axes
+    for name, affine, turn in (
+        ("ras", np.eye(4), lambda a: a),
+        ("lps", np.diag([-1.0, -1.0, 1.0, 1.0]), lambda a: a[::-1, ::-1]),
+    ):
+        paths = []
+        for kind, source in (("image", original), ("label", label)):
+            array = np.ascontiguousarray(turn(np.asarray(source.dataobj)))
+            paths.append(tmp_path / f"{name}_{kind}.nii.gz")
+            nib.save(nib.Nifti1Image(array, affine), paths[-1])
+        out = tmp_path / f"{name}_map.nii.gz"
+        code, text = trm_bench("risk-map", "--checkpoint", checkpoint, "--image", paths[0], "--label", paths[1],
+                               "--out", out, "--device", "cpu")  # fmt: skip
+        assert code == 0 and "LEEP" in text
+        found = nib.load(out)
+        np.testing.assert_allclose(found.affine, affine)
+        assert found.shape == original.shape
+        maps.append(turn(np.asarray(found.dataobj)))
+    np.testing.assert_allclose(maps[0], maps[1], rtol=1e-5)
+    assert maps[0].min() >= 0 and maps[0].std() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"--checkpoint": "LABEL"}, "not a checkpoint"),
+        ({"--image": "/nowhere.nii"}, "cannot be read"),
+        ({"--risk": "log"}, "choose neg_log or one_minus"),
+        ({"--out": "map.png"}, "NIfTI"),
+        ({"--label": "SMALL"}, "not on the grid"),
+    ],
+)
+def test_risk_map_mistakes(
+    trm_bench: Run, file: Path, tmp_path: Path, toy_data: Path, change: dict[str, str], said: str
+) -> None:
+    trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "finetune")
+    (checkpoint,) = (tmp_path / "out" / "sources").glob("*.safetensors")
+    label = toy_data / "labelsTr" / "toy_000.nii.gz"
+    small = tmp_path / "small.nii"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), small)
+    options = {
+        "--checkpoint": checkpoint,
+        "--image": toy_data / "imagesTr" / "toy_000.nii.gz",
+        "--label": label,
+        "--out": tmp_path / "map.nii",
+        "--device": "cpu",
+    } | {k: {"LABEL": label, "SMALL": small}.get(v, v) for k, v in change.items()}
+    code, text = trm_bench("risk-map", *[x for pair in options.items() for x in pair])
+    assert code == 2 and said in text and "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_bench_prints_ratios_beside_the_bare_step(trm_bench: Run) -> None:
+    code, text = trm_bench("bench", "--patch", "16,16,16", "--steps", 1, "--rounds", 3, "--device", "cpu")
+    assert code == 0
+    for said in ("bare network step", "finetune", "trm", "to finetune"):
+        assert said in text
+    assert trm_bench("bench", "--patch", "15,16")[0] == 2
+
+
+def test_summary_is_json_without_nan(trm_bench: Run, file: Path, tmp_path: Path) -> None:
+    trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "trm")  # no finetune: no gains
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    summary = json.loads((tmp_path / "out" / "toy" / "summary.json").read_text(), parse_constant=refuse)
+    assert summary["metrics"]["dice"]["trm"]["gain_points"] is None
