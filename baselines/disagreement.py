@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from baselines.source_head import SourceHeadMethod, head_input, target_statistics
+from baselines.source_head import SourceHeadMethod, head_input, head_replaced, target_statistics
 from trm_bench.methods import Context, Parameters, hyper
 from trm_bench.patches import Batch
 from trm_bench.transfer_risk import LeepStatistics
@@ -32,8 +32,8 @@ class Disagreement(SourceHeadMethod):
         a_v = sum_k (A p_s,v)_k p_t,vk        in [0, 1], the voxel's agreement; tr M is its mean
 
     and CE_v is the cross-entropy of h_s with the source label. A is the identity where the classes are the same, else
-    LEEP's P(k | c), from one pass of the frozen source network over the target training set. The weights a_v^gamma get
-    no gradient.
+    LEEP's P(k | c), from one pass of the frozen source network over the target training set. p_t and the weights
+    a_v^gamma get no gradient: h_t learns from the target alone.
 
     Kept from the paper: domain-specific classifiers; the transition matrix M between them, estimated while training;
     1 - tr M as the environmental disagreement, which is minimised; source data that stay in training.
@@ -72,9 +72,12 @@ class Disagreement(SourceHeadMethod):
         if not self.p.strength:
             return loss
         source = self.source_patches.batch(run.step)
-        with target_statistics(run.network), head_input(run) as features:
-            target_logits = run.network(source.image).float()
-        source_logits = self.source_head(features[0]).float()
+        target_head = run.network.get_submodule(run.parts.head)
+        with target_statistics(run.network):
+            with head_replaced(run, self.source_head), head_input(run) as features:
+                source_logits = run.network(source.image).float()
+            with torch.no_grad():
+                target_logits = target_head(features[0])
         agree = agreement(source_logits, target_logits, self.to_target)
         self.trace = agree.detach().mean()
         ce = functional.cross_entropy(source_logits, source.label, reduction="none")

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.source_head import SourceHeadMethod, head_input, target_statistics
+from baselines.source_head import SourceHeadMethod, head_replaced, target_statistics
 from trm_bench.methods import Context, Parameters, hyper
 from trm_bench.patches import Batch
 from trm_bench.seeds import generator
@@ -76,10 +76,9 @@ class ForkMerge(SourceHeadMethod):
             return super().loss(run, batch)
         assert self.source_patches is not None
         source = self.source_patches.batch(run.step)
-        with target_statistics(run.network), head_input(run) as features:
+        head = run.network.get_submodule(run.parts.head) if run.same_task else self.source_head
+        with target_statistics(run.network), head_replaced(run, head):
             logits = run.network(source.image)
-        if not run.same_task:
-            logits = self.source_head(features[0])
         return self.segmentation_loss(run, logits, source)
 
     def merge(self, run: Context, branches: list[State]) -> dict[str, object]:

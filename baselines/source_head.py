@@ -26,6 +26,17 @@ class SourceHeadMethod(Method):
 
 
 @contextmanager
+def head_replaced(run: Context, head: nn.Module) -> Iterator[None]:
+    """Gives the network another head while it is open, so that no pass computes logits that nobody needs."""
+    own = run.network.get_submodule(run.parts.head)
+    run.network.set_submodule(run.parts.head, head)
+    try:
+        yield
+    finally:
+        run.network.set_submodule(run.parts.head, own)
+
+
+@contextmanager
 def head_input(run: Context) -> Iterator[list[Tensor]]:
     """Collects the penultimate features, (B, C, *spatial), one entry a forward pass of the network while it is open."""
     seen: list[Tensor] = []
@@ -39,7 +50,7 @@ def head_input(run: Context) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def target_statistics(network: nn.Module) -> Iterator[None]:
-    """Leaves the moving statistics of batch normalisation alone while it is open.
+    """Leaves the moving statistics of the batch normalisation that is in the network on entry alone while it is open.
 
     Source patches are normalised by their own batch; the statistics used in evaluation stay those of the target.
     """
