@@ -28,8 +28,8 @@ class Bss(EncoderMethod):
     with three halvings has 288 positions, so that 2 patches give 576 rows for 128 channels. The sum is not divided by
     the number of rows, as in the paper.
 
-    sigma^2 are the eigenvalues of the smaller of F'F and FF', in float64: exact to rounding, and at the cost of that
-    small matrix alone (singular values of F itself cost many times a training step on a GPU). eta = 0 is fine-tuning.
+    sigma^2 are the eigenvalues of the smaller of F'F and FF', in float64, so that the cost of a decomposition does not
+    grow with the number of rows. eta = 0 is fine-tuning.
 
     Raises:
         UserError: Which part of the network is the encoder is not known, or the patch is so small that all singular

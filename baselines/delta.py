@@ -34,8 +34,7 @@ class Delta(EncoderMethod):
     W_j (C_j,) = softmax_c(zscore_c(D_jc) / 5), D_jc being the rise of the target loss when channel c is set to 0. It is
     computed once, before training, on `batches` batches of target training patches. What differs from the paper:
     - D is the first-order estimate -sum_{b,v} FM_jc dL/dFM_jc (Molchanov et al. 2017, arXiv:1611.06440), one backward
-      pass for all channels; the paper runs the network once per channel, which for a 3D network costs more than the
-      training itself.
+      pass for all channels; the paper runs the network once per channel and batch, hundreds of passes a batch.
     - The target loss is the source network's own, -log sum_c P(y | c) theta_c with LEEP's P(y | c) from the same
       batches (the identity where the classes are the same); the paper first trains a new classifier on source features.
 

@@ -21,7 +21,7 @@ class DisagreementParameters(Parameters):
 
 
 class Disagreement(SourceHeadMethod):
-    """Fine-tuning on L_target + strength [sum_v a_v^gamma CE_v / V + reduce (1 - tr M)] over source voxels v.
+    """Fine-tuning on L_target + strength (sum_v a_v^gamma CE_v / V + reduce (1 - tr M)), v the source voxels.
 
     After Sun, Xie, He & Li, "Mitigating Negative Transfer via Reducing Environmental Disagreement", 2025,
     arXiv:2510.24044 (RED). Two classifiers on the network's penultimate features stand for the two environments: the
@@ -35,15 +35,16 @@ class Disagreement(SourceHeadMethod):
     LEEP's P(k | c), from one pass of the frozen source network over the target training set. p_t and the weights
     a_v^gamma get no gradient: h_t learns from the target alone.
 
-    Kept from the paper: domain-specific classifiers; the transition matrix M between them, estimated while training;
-    1 - tr M as the environmental disagreement, which is minimised; source data that stay in training.
-    Changed: RED is for unlabelled targets (pseudo-labels, adversarial alignment); here the target is labelled, so that
-    h_t learns from labels. RED splits an image's feature vector into a causal and an environmental part by adversarial
-    extractors and mixes both by a learned coefficient; a segmentation network has a feature vector for each voxel
-    and skip connections around every bottleneck, so that nothing is split here: the heads see the same features and
-    (1 - lambda) of the paper's term is the constant `reduce`. The estimate of M runs over voxels, not images, and the
-    weight of each source voxel by its agreement, the dense counterpart of trusting the source less where M is far from
-    diagonal, is ours. Class maps that differ, which the paper does not have, go through A.
+    The paper's objective has the term (1 - lambda)(1 - tr M); this file follows its idea, not its code, and the reading
+    of M above is ours.
+    Kept: domain-specific classifiers; a transition matrix M between them, estimated while training; 1 - tr M as the
+    environmental disagreement, which is minimised; source data that stay in training.
+    Changed: RED is for unlabelled targets; here the target is labelled, so that h_t learns from labels. RED splits an
+    image's feature vector into a causal and an environmental part by adversarial extractors and mixes both by a learned
+    coefficient lambda; a segmentation network has a feature vector for each voxel and skip connections around every
+    bottleneck, so that nothing is split here: both heads see the same features, and the constant `reduce` stands in the
+    place of 1 - lambda. M is estimated over voxels, not images. The weight of each source voxel by its agreement, the
+    counterpart of trusting the source less where M is far from diagonal, is ours, and so is A.
 
     Source batches come from the source's training split, are normalised by their own statistics and leave the moving
     ones alone. Cost: two passes a step. strength = 0 is fine-tuning.

@@ -439,9 +439,9 @@ def test_delta_adds_the_distance_to_the_source_and_the_head_penalty(dims: int, s
     plain = methods.create("finetune", {})
     method.prepare(run)
     head = run.network.get_submodule(run.parts.head)
-    new = 0.0 if same_task else 0.125 * sum(float(w.double().square().sum()) for w in head.parameters())
+    new = 0.0 if same_task else 0.125 * sum(float(w.detach().double().square().sum()) for w in head.parameters())
     batch = run.patches.batch(0)
-    assert float(method.loss(run, batch)) == pytest.approx(float(plain.loss(run, batch)) + new, rel=1e-5)
+    assert method.loss(run, batch).item() == pytest.approx(plain.loss(run, batch).item() + new, rel=1e-5)
     assert all(float(w.sum()) == pytest.approx(1) and len(w) in (4, 8) for w in method.attention.values())
     assert len(method.attention) == 3
     with torch.no_grad():

@@ -45,7 +45,7 @@ def fault(dataset: Dataset, modalities: tuple[str, ...] | None = None) -> BadSub
 # All datasets
 
 
-@pytest.mark.parametrize("name", sorted(datasets.BUILT_IN))
+@pytest.mark.parametrize("name", sorted(datasets.BUILTIN))
 def test_every_dataset_keeps_the_contract(name: str, tmp_path: Path) -> None:
     dataset = open_dataset(name, LAYOUTS[name](tmp_path / "data"))
     assert dataset.name == name and dataset.licence and dataset.citation and type(dataset).__doc__
@@ -76,7 +76,7 @@ def test_every_dataset_keeps_the_contract(name: str, tmp_path: Path) -> None:
             assert all(0 < index < len(label_map.classes) for region in label_map.regions.values() for index in region)
 
 
-@pytest.mark.parametrize("name", sorted(datasets.BUILT_IN))
+@pytest.mark.parametrize("name", sorted(datasets.BUILTIN))
 def test_a_wrong_folder_is_said(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder with the dataset") as caught:
         open_dataset(name, tmp_path / "absent")
@@ -87,7 +87,7 @@ def test_a_wrong_folder_is_said(name: str, tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(datasets.BUILT_IN))
+@pytest.mark.parametrize("name", sorted(datasets.BUILTIN))
 def test_unknown_modalities_and_label_maps_name_the_nearest(name: str, tmp_path: Path) -> None:
     dataset = open_dataset(name, LAYOUTS[name](tmp_path / "data"))
     with pytest.raises(UserError, match=f"did you mean '{dataset.modalities[0]}'") as caught:
@@ -111,7 +111,7 @@ def test_a_fault_crosses_process_boundaries(tmp_path: Path) -> None:
 
 
 def test_names_and_typos() -> None:
-    assert set(datasets.BUILT_IN) <= set(datasets.names()) and datasets.names() == sorted(datasets.names())
+    assert set(datasets.BUILTIN) <= set(datasets.names()) and datasets.names() == sorted(datasets.names())
     assert datasets.get("fets2021") is Fets2021
     with pytest.raises(UserError, match="did you mean 'fets2021'") as caught:
         datasets.get("fets2012")
@@ -806,7 +806,7 @@ def test_lgg_odd_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning")
-@pytest.mark.parametrize("name", sorted(datasets.BUILT_IN))
+@pytest.mark.parametrize("name", sorted(datasets.BUILTIN))
 def test_no_file_stays_open(name: str, tmp_path: Path) -> None:
     dataset = open_dataset(name, LAYOUTS[name](tmp_path / "data"))
     kept = [dataset.read(subject, dataset.modalities) for subject in dataset.subjects()]

@@ -45,7 +45,8 @@ def deterministic(device: torch.device) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # warn_only: trilinear upsampling and max-unpooling have no deterministic CUDA kernel
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; bf16 is what makes GPUs fast here
+    # warn_only: trilinear upsampling and cross-entropy over volumes have no deterministic CUDA kernel
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
 
 

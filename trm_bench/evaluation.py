@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trm_bench.patches import SubjectStore
 from trm_bench.protocol import EvaluationConfig, TrainingConfig
-from trm_bench.training import autocast
+from trm_bench.training import autocast, evaluating
 from trm_bench.volumes import Prepared, to_classes
 
 # metric: (value where prediction and reference are both empty, value where one is; "diagonal" is the scan's, mm)
@@ -28,7 +28,7 @@ def predict(network: nn.Module, image: Tensor, training: TrainingConfig, evaluat
     """Softmax of a whole volume by overlapping windows, blended with Gaussian weights.
 
     Args:
-        network: In any mode; evaluated in eval mode and left as it was.
+        network: In any mode; evaluated in eval mode and left as it was, module by module.
         image: Shape (1, C, X, Y, Z), on the network's device. A 2D network gets the slices along Z as a batch.
         training: Names patch and precision.
         evaluation: Names overlap and number of windows at a time.
@@ -40,9 +40,7 @@ def predict(network: nn.Module, image: Tensor, training: TrainingConfig, evaluat
 
     flat = len(training.patch) == 2
     inputs = image[0].movedim(-1, 0) if flat else image
-    was_training = network.training
-    network.eval()
-    with autocast(image.device, training.precision):
+    with evaluating(network), autocast(image.device, training.precision):
         logits = sliding_window_inference(
             inputs,
             roi_size=training.patch,
@@ -51,7 +49,6 @@ def predict(network: nn.Module, image: Tensor, training: TrainingConfig, evaluat
             overlap=evaluation.overlap,
             mode="gaussian",
         )
-    network.train(was_training)
     assert isinstance(logits, Tensor)
     probabilities = logits.float().softmax(1)
     return probabilities.movedim(0, -1)[None] if flat else probabilities
@@ -127,7 +124,8 @@ def score_subjects(
     metrics: Sequence[str],
     training: TrainingConfig,
     evaluation: EvaluationConfig,
-    seen: list[Tensor] | None = None,
+    seen: dict[str, Tensor] | None = None,
+    kept: int = 0,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Predicts and scores every subject of a store at its native spacing.
 
@@ -137,7 +135,8 @@ def score_subjects(
         metrics: Names.
         training: Patch and precision.
         evaluation: Windows and tolerance.
-        seen: Gets every subject's predicted classes on the native grid, where given.
+        seen: Gets the predicted classes on the native grid, by subject, of the first `kept` subjects.
+        kept: How many.
 
     Returns:
         Subject to region to metric to value.
@@ -156,8 +155,8 @@ def score_subjects(
             prepared.diagonal,
             evaluation.surface_tolerance,
         )
-        if seen is not None:
-            seen.append(found)
+        if seen is not None and i < kept:
+            seen[prepared.subject] = found
     return results
 
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from trm_bench.errors import UserError, nearest
 from trm_bench.protocol import NetworkConfig, TrainingConfig
 
-# Parameters of the encoder, by regular expression on their names. In MONAI's UNet `.2.` is the way up at each level.
+# Parameters of the encoder, by regular expression on their names. In MONAI's UNet `.2.` is the way up at each level;
+# DynUNet lists its modules a second time as nested skip_layers. `*+` keeps the repetition from giving levels back.
 ENCODERS = {
-    "UNet": r"model(\.1\.submodule)*\.(?!2\.)",
-    "AttentionUnet": r"model(\.1\.submodule)*\.(?!2\.)",
+    "UNet": r"model(\.1\.submodule)*+\.(?!2\.)",
+    "AttentionUnet": r"model\.0\.|model(\.1\.submodule)*+\.(?!\d+\.(attention|upconv|merge))",
     "BasicUNet": r"conv_0|down_",
-    "DynUNet": r"input_block|downsamples|bottleneck|skip_layers",
+    "DynUNet": r"input_block|downsamples|bottleneck|skip_layers(\.next_layer)*+\.(?!upsample)",
     "SegResNet": r"convInit|down_layers",
     "SwinUNETR": r"swinViT|encoder",
     "UNETR": r"vit|encoder",
@@ -102,6 +103,8 @@ def _parts(name: str, arguments: str, in_channels: int, spatial_dims: int) -> Pa
     while all(len(path) > shared + 1 and path[shared] == changing[0][shared] for path in changing):
         shared += 1
     head = ".".join(changing[0][:shared])
+    if not head:
+        raise UserError(f"{name} has several heads", "network.name", "choose a network with one output")
     pattern = ENCODERS.get(network_class(config).__name__)  # MONAI has aliases, such as Unet
     inside = [k for k in two if pattern and re.match(pattern, k) and not k.startswith(head + ".")]
     return Parts(head, tuple(inside), tuple(k for k in two if k not in set(inside) and not k.startswith(head + ".")))
@@ -167,7 +170,9 @@ def training_bytes(
         with torch.no_grad():
             image = torch.empty(training.batch, in_channels, *training.patch, device="meta")
             logits = network.to("meta")(image)
-        if logits.shape != (training.batch, classes, *training.patch):
+        if not isinstance(logits, Tensor):
+            problem = f"it returns a {type(logits).__name__}, not one tensor of logits"
+        elif logits.shape != (training.batch, classes, *training.patch):
             problem = f"its output has shape {tuple(logits.shape)}"
     except (RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError) as error:
         problem = str(error)

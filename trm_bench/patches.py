@@ -85,8 +85,7 @@ class SubjectStore:
         Raises:
             ValueError: Number or shapes of the maps do not fit the subjects.
         """
-        sizes = [m.numel() for m in maps]
-        if sizes != [math.prod(shape) for shape in self.shapes]:
+        if [tuple(m.shape[-3:]) for m in maps] != self.shapes:
             raise ValueError(f"field '{name}': the maps do not fit the {len(self)} subjects")
         self.fields[name] = torch.cat([m.detach().float().flatten() for m in maps]).to(self.device)
 
@@ -115,7 +114,15 @@ class PatchSampler:
         self._candidates, self._starts, self._counts = _foreground(store, generator(*axes, "foreground"))
 
     def batch(self, step: int) -> Batch:
-        """The batch of that step."""
+        """The batch of that step; whatever autocast the caller has on does not reach it."""
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(self.store.device.type, enabled=False),
+        ):
+            return self._batch(step)
+
+    def _batch(self, step: int) -> Batch:
         draws = generator(*self.axes, step)
         size = self.config.batch
         subject = torch.randint(len(self.store), (size,), generator=draws)
@@ -221,17 +228,24 @@ def _affine(axes: list[Tensor], augment: AugmentConfig, in_plane: bool, draws: t
 
 def _trilinear(image: Tensor, points: list[Tensor], shapes: Tensor, offsets: Tensor, in_plane: bool) -> Tensor:
     """Linear interpolation at points (three tensors (B, *patch)), 0 outside; `in_plane`: slices are not mixed."""
-    low = [p.floor() for p in points]
-    fractions = [p - f for p, f in zip(points, low, strict=True)]
-    total: Tensor | None = None
-    for corner in itertools.product((0, 1), (0, 1), (0,) if in_plane else (0, 1)):
-        index, inside = _flat_index([f.long() + c for f, c in zip(low, corner, strict=True)], shapes, offsets)
-        weight = torch.ones_like(points[0])
-        for fraction, c in zip(fractions, corner, strict=True):
-            weight = weight * (fraction if c else 1 - fraction)
-        part = _gather(image, index, inside) * weight.unsqueeze(1)
-        total = part if total is None else total + part
-    assert total is not None
+    # per axis, the position and the weight of the voxel below and of the one above: a corner is then two sums
+    sides: list[list[tuple[Tensor, Tensor]]] = []
+    for d, point in enumerate(points):
+        size = shapes[:, d].reshape(-1, 1, 1, 1)
+        stride = shapes[:, d + 1 :].prod(1).reshape(-1, 1, 1, 1)
+        below = point.floor()
+        fraction = point - below
+        pairs = [(below.long(), 1 - fraction), (below.long() + 1, fraction)][: 1 if in_plane and d == 2 else 2]
+        held = [(torch.minimum(at.clamp(min=0), size - 1), at, weight) for at, weight in pairs]
+        sides.append([(inner * stride, weight * (inner == at)) for inner, at, weight in held])
+    start = offsets.reshape(-1, 1, 1, 1)
+    total = torch.zeros(len(points[0]), len(image), *points[0].shape[1:], device=image.device)
+    for (i, u), (j, v) in itertools.product(sides[0], sides[1]):
+        plane, share = start + i + j, u * v
+        for k, w in sides[2]:
+            index, weight = plane + k, share * w
+            for c, channel in enumerate(image):
+                total[:, c].addcmul_(channel[index].float(), weight)
     return total
 
 

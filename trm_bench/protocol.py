@@ -111,6 +111,13 @@ class SplitConfig(Strict):
     seed: int = Field(0, ge=0)
     per_seed: bool = False
 
+    @field_validator("source")
+    @classmethod
+    def _share_or_number(cls, source: float) -> float:
+        if source >= 1 and source != int(source):
+            raise ValueError(f"{source:g} is neither a share below 1 nor a whole number of patients")
+        return source
+
 
 class TransfersConfig(Strict):
     """Which transfers.

@@ -43,6 +43,7 @@ from trm_bench.volumes import Prepared, open_prepared
 NUMERIC = tuple(
     f"trm_bench.{name}"
     for name in (
+        "environment",
         "evaluation",
         "methods",
         "networks",
@@ -150,11 +151,11 @@ def plan(
     free = {"methods", "seeds", "transfers", "tracking", "phantom", "description", "claim", "name"}
     shared = protocol.model_dump(mode="json", exclude={**dict.fromkeys(free, True), "data": {"root": True}})
     contents = {s.id: prepared[s.id].digest for s in subjects}
-    made = Plan(settings=digest_of(shared, contents, phantom, code_fingerprint(*NUMERIC))[:16])
+    made = Plan(settings=digest_of(shared, contents, phantom, code_fingerprint(*NUMERIC, *_modules(dataset)))[:16])
     jobs: dict[str, Job] = {}
     for seed in protocol.seeds:
         division = split(subjects, protocol.split, seed)
-        refuse_leakage(division, subjects, contents)
+        refuse_leakage(division, subjects, {s.id: prepared[s.id].voxels for s in subjects})
         for transfer in transfers:
             source = _source_job(protocol, dataset, transfer, seed, division, prepared, output, phantom)
             for index, chosen in enumerate(protocol.methods):
@@ -186,7 +187,7 @@ def _source_job(
         "data": "phantom" if phantom else "real",
         **_common(protocol, dataset, transfer.source, seed, parts, prepared),
         "training": protocol.training.source.model_dump(mode="json"),
-        "code": code_fingerprint(*NUMERIC, "baselines.scratch"),
+        "code": code_fingerprint(*NUMERIC, *_modules(dataset), "baselines.scratch"),
     }
     return Job(
         id=digest_of(config)[:16],
@@ -215,7 +216,7 @@ def _run_job(
     chosen: MethodConfig,
     method: Method,
 ) -> Job:
-    parts = {"train": division.train[: transfer.shots], "val": division.val, "test": division.test}
+    parts = {"train": division.train_of(transfer.shots), "val": division.val, "test": division.test}
     own_modules = {kind.__module__ for kind in type(method).__mro__ if issubclass(kind, Method)}
     config = {
         "kind": "run",
@@ -224,7 +225,7 @@ def _run_job(
         "training": protocol.training.target.model_dump(mode="json"),
         "metrics": list(protocol.metrics),
         "method": {"name": chosen.name, **method.p.model_dump(mode="json")},
-        "code": code_fingerprint(*NUMERIC, *own_modules),
+        "code": code_fingerprint(*NUMERIC, *_modules(dataset), *own_modules),
         "source": source.config if method.transfers else None,
     }
     return Job(
@@ -260,11 +261,16 @@ def _common(
         "dataset": dataset.name,
         "domain": {"images": list(domain.images), "labels": domain.labels, "values": values, "regions": regions},
         "volume": protocol.data.volume.model_dump(mode="json"),
-        "subjects": {part: {i: prepared[i].digest for i in ids} for part, ids in parts.items()},
+        "subjects": {part: [[i, prepared[i].digest] for i in ids] for part, ids in parts.items()},
         "network": {"name": protocol.network.name, **protocol.network.arguments},
         "evaluation": protocol.evaluation.model_dump(mode="json"),
         "seed": seed,
     }
+
+
+def _modules(dataset: Dataset) -> list[str]:
+    """The modules that read the dataset."""
+    return [kind.__module__ for kind in type(dataset).__mro__ if issubclass(kind, Dataset)]
 
 
 def _paths(parts: Mapping[str, Sequence[str]], prepared: Mapping[str, Prepared]) -> dict[str, tuple[Path, ...]]:
@@ -411,7 +417,8 @@ def _train_source(job: Job, device: torch.device, progress: Callable[[int, int, 
         "curves": {"loss": curves.loss, "validation": curves.validation},
         "environment": environment.describe(device),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # cloned, since safetensors takes no tensor twice and DynUNet lists its modules under two names
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     write_atomically(job.result, lambda path: save_file(tensors, path, metadata={"checkpoint": json.dumps(about)}))
 
 
@@ -456,9 +463,10 @@ def _train_method(
     trained = time.perf_counter()
     record["validation_dice"] = run.validate(run.network)
     test = _store(job, "test", job.domain, device)
-    seen: list[Tensor] = []
+    seen: dict[str, Tensor] = {}
+    kept = len(test) if protocol.evaluation.predictions else SLICED_SUBJECTS
     record["metrics"] = evaluation.score_subjects(
-        run.network, test, protocol.metrics, run.config, protocol.evaluation, seen
+        run.network, test, protocol.metrics, run.config, protocol.evaluation, seen, kept
     )
     _keep_slices(job, run, method, test, seen)
     if protocol.evaluation.predictions:
@@ -482,13 +490,13 @@ def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
     return {part: {p.subject: p.files for p in found if p is not None} for part, found in parts.items()}
 
 
-def _keep_slices(job: Job, run: Context, method: Method, test: SubjectStore, seen: Sequence[Tensor]) -> None:
+def _keep_slices(job: Job, run: Context, method: Method, test: SubjectStore, seen: Mapping[str, Tensor]) -> None:
     """Keeps, of a few test subjects, the axial slice with most foreground: image, label, prediction, and maps."""
     tensors: dict[str, Tensor] = {}
     for i, prepared in enumerate(test.prepared[:SLICED_SUBJECTS]):
         image, label, _ = test.volume(i)
         z = int((label[0] > 0).sum((0, 1)).argmax())
-        found = to_prepared(seen[i], tuple(label.shape[1:]))
+        found = to_prepared(seen[prepared.subject], tuple(label.shape[1:]))
         pictures = {"image": image[:, 0], "label": label, "prediction": found[None]}
         pictures |= method.maps(run, image, label)
         for name, volume in pictures.items():
@@ -503,13 +511,16 @@ def to_prepared(prediction: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A predicted label on the native grid, back on the prepared grid, nearest voxel."""
     if tuple(prediction.shape) == shape:
         return prediction
-    return functional.interpolate(prediction[None, None].float(), size=shape, mode="nearest")[0, 0].to(torch.uint8)
+    return functional.interpolate(prediction[None, None].float(), size=shape, mode="nearest-exact")[0, 0].to(
+        torch.uint8
+    )
 
 
-def _keep_predictions(job: Job, test: SubjectStore, seen: Sequence[Tensor]) -> None:
+def _keep_predictions(job: Job, test: SubjectStore, seen: Mapping[str, Tensor]) -> None:
     import nibabel as nib
 
     folder = job.result.parents[1] / "predictions" / job.id
-    for prepared, found in zip(test.prepared, seen, strict=True):
+    for prepared in test.prepared:
+        found = seen[prepared.subject]
         image = nib.Nifti1Image(found.numpy(), np.array(prepared.affine))
         write_atomically(folder / f"{prepared.subject}.nii.gz", partial(nib.save, image))

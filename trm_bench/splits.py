@@ -16,12 +16,21 @@ from trm_bench.seeds import seed_of
 
 @dataclass(frozen=True)
 class Split:
-    """Subject ids of each part. Fewer shots are a prefix of `train`, so that 1 shot is among 5 shots."""
+    """Subject ids of each part; those of `train` patient by patient, since shots count patients."""
 
     source: tuple[str, ...]
-    train: tuple[str, ...]
+    train_patients: tuple[tuple[str, ...], ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        """All target training subjects."""
+        return self.train_of(len(self.train_patients))
+
+    def train_of(self, shots: int) -> tuple[str, ...]:
+        """The training subjects of the first `shots` patients: 1 shot is among 5 shots."""
+        return tuple(subject for scans in self.train_patients[:shots] for subject in scans)
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The parts by name."""
@@ -58,9 +67,9 @@ def split(subjects: Sequence[Subject], config: SplitConfig, seed: int) -> Split:
         )
     ends = np.cumsum([n_source, target.train, target.val, n_test])
     source, train, val, test = (
-        tuple(s.id for patient in block for s in by_patient[patient]) for block in np.split(patients, ends)[:4]
+        [tuple(s.id for s in by_patient[str(patient)]) for patient in block] for block in np.split(patients, ends)[:4]
     )
-    return Split(source, train, val, test)
+    return Split(sum(source, ()), tuple(train), sum(val, ()), sum(test, ()))
 
 
 def _shuffled(by_patient: Mapping[str, list[Subject]], stratify: bool, rng: np.random.Generator) -> list[str]:
@@ -81,7 +90,7 @@ def refuse_leakage(division: Split, subjects: Sequence[Subject], contents: Mappi
     Args:
         division: The split.
         subjects: All subjects.
-        contents: Subject id to the hash of its files.
+        contents: Subject id to the hash of its voxels.
     """
     by_id = {s.id: s for s in subjects}
     seen: dict[str, tuple[str, str]] = {}

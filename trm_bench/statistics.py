@@ -563,6 +563,7 @@ def mixed_model(
     Returns:
         One row a method: gain, standard_error, low, high (95 %, the metric's units), p, sd_transfer, sd_subject,
         sd_residual, n_transfers, n_values, converged, and note: every warning of the fit, or why there is none.
+        Where the fit did not converge, `gain` is the plain mean and the rest is NaN.
 
     Raises:
         UserError: See `grid`; or a method has no values.
@@ -595,31 +596,25 @@ def mixed_model(
         parts = {"transfer": "0 + C(transfer)"}
         if len(np.unique(s)) < len(s):
             parts["subject"] = "0 + C(subject)"
-        with (
-            warnings.catch_warnings(record=True) as said,
-            threadpool_limits(1),
-        ):  # many small matrices: threads only wait
+        # threads cost more than they bring: the matrices are many and small
+        with threadpool_limits(1), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
                 fit = smf.mixedlm("y ~ 1", data, groups="all", vc_formula=parts).fit(reml=True, method=["powell", "nm"])
             except (np.linalg.LinAlgError, ValueError) as error:
                 row["note"] = f"not fitted: {error}"
                 continue
-        low, high = fit.conf_int().loc["Intercept"] * scale
+        notes = dict.fromkeys(str(w.message) for w in said)
+        row["converged"] = bool(fit.converged)
+        row["note"] = "; ".join(notes) or ("" if fit.converged else "not converged")
+        if not fit.converged:
+            continue
         spreads = dict(zip(fit.model.exog_vc.names, np.sqrt(fit.vcomp) * scale, strict=True))
-        row |= {
-            "gain": fit.fe_params["Intercept"] * scale,
-            "standard_error": fit.bse_fe["Intercept"] * scale,
-            "low": low,
-            "high": high,
-            "p": fit.pvalues["Intercept"],
-            "sd_transfer": spreads["transfer"],
-            "sd_subject": spreads.get("subject", np.nan),
-            "sd_residual": np.sqrt(fit.scale) * scale,
-            "converged": bool(fit.converged),
-            "note": "; ".join(dict.fromkeys(str(w.message) for w in said))
-            or ("" if fit.converged else "not converged"),
-        }
+        row["gain"], row["standard_error"] = fit.fe_params["Intercept"] * scale, fit.bse_fe["Intercept"] * scale
+        row["low"], row["high"] = fit.conf_int().loc["Intercept"] * scale
+        row["p"] = fit.pvalues["Intercept"]
+        row["sd_transfer"], row["sd_subject"] = spreads["transfer"], spreads.get("subject", np.nan)
+        row["sd_residual"] = np.sqrt(fit.scale) * scale
     return pd.DataFrame(rows)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,8 @@ def train(
     method.train(run)
     method.finish(run)
     run.network.eval()
+    if not all(bool(tensor.isfinite().all()) for tensor in run.network.state_dict().values()):
+        raise Diverged("weights are no longer finite after the last step")  # which no loss has seen
 
 
 def _fit(
@@ -105,9 +108,7 @@ class _Best:
     def after(self, step: int) -> None:
         if not self.every or (step % self.every and step != self.steps):
             return
-        self.run.network.eval()
         score = self.run.validate(self.run.network)
-        self.run.network.train()
         self.curves.validation.append((step, score))
         if score > self.score:
             self.score = score
@@ -140,6 +141,18 @@ def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
         low, share = (1 / 25, t / 0.3) if t < 0.3 else (1e-4, (1 - t) / 0.7)
         return low + (1 - low) * (1 - math.cos(math.pi * max(0.0, share))) / 2
     return 1.0
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Puts the network into eval mode, and every module back into the mode it had: a frozen layer stays frozen."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def uses_bf16(device: torch.device, precision: str) -> bool:

@@ -40,6 +40,7 @@ Weight = Literal["risk", "affine", "power"]
 Denominator = Literal["label_foreground", "image_foreground", "weights", "voxels"]
 Over = Literal["all", "foreground"]
 
+LARGEST_WEIGHT = 1e12  # of weight=power: a sum of weighted losses stays finite in float32
 SMALLEST_PROBABILITY = 1e-12  # a label that the statistics never saw has p = 0; the map stays finite (R <= 27.7)
 
 
@@ -193,7 +194,9 @@ class RiskMap:
     def _weigh(self, risk: Tensor) -> Tensor:
         if self.weight == "risk":
             return risk
-        return 1 + self.strength * risk if self.weight == "affine" else self.base**risk
+        if self.weight == "affine":
+            return 1 + self.strength * risk
+        return (self.base ** risk.double()).clamp(max=LARGEST_WEIGHT).to(risk.dtype)
 
 
 class RiskWeightedLoss(nn.Module):

@@ -35,7 +35,7 @@ class TrmParameters(Parameters):
     normalise: Normalise = hyper("none", "of the risks", search=["none", "max", "minmax_per_image", "mean_one"])
     weight: Weight = hyper("power", "how the risk becomes a weight", search=["risk", "affine", "power"])
     strength: float = hyper(1.0, "lambda of weight=affine", search=(0.1, 100.0), log=True, ge=0)
-    base: float = hyper(10.0, "b of weight=power", search=(1.5, 100.0), log=True, gt=0)
+    base: float = hyper(3.0, "b of weight=power", search=(1.5, 100.0), log=True, gt=0)
     denominator: Denominator = hyper(
         "label_foreground", "what the sum is divided by", search=["label_foreground", "image_foreground", "weights"]
     )
@@ -46,8 +46,9 @@ class TrmParameters(Parameters):
 class TransferRiskMap(Method):
     """Fine-tuning with the cross-entropy weighted by the transfer risk map, over the foreground size.
 
-    loss = sum_v w(R_v) CE_v / |foreground| + with_dice * soft Dice. The map comes from one pass of the frozen source
-    network over the target training set and is stored beside the label, so that a step costs what a plain step costs.
+    loss = sum_v w(R_v) CE_v / |foreground| + with_dice * soft Dice. Statistics and maps come from passes of the frozen
+    source network over the target training set before training; the weights are stored beside the label, so that a step
+    costs what a plain step costs.
     """
 
     name = "trm"

@@ -109,49 +109,50 @@ def judge(table: pd.DataFrame, claim: Mapping[str, Any], *, resamples: int = 10_
     against = [("scratch", name) for name in (versus, method)] if "scratch" in methods - {versus, method} else []
     pairs = [(method, versus), *((method, name) for name in controls if name != versus), *against]
     rows = bootstrap_gain(table, metric, pairs, resamples=resamples, seed=seed)
-    points = POINTS[metric]
-    rows[["gain", "low", "high"]] *= points
-    overall = rows[rows["transfer"] == OVERALL].set_index(["method", "versus"])
-    main = overall.loc[(method, versus)]
+    rows[["gain", "low", "high"]] *= POINTS[metric]
+    interval = ["gain", "low", "high"]
+    overall = rows[rows["transfer"] == OVERALL]
+    main = overall.iloc[0]  # the pair of the claim is the first one
 
-    kinds = set(table["data"].dropna()) if "data" in table and table["data"].notna().all() else {"not stated"}
-    no_verdict = ""
-    if "phantom" in kinds:
-        no_verdict = "no verdict: these are stand-in data (the phantom) and say nothing about the paper"
-    elif kinds != {"real"}:
-        no_verdict = "no verdict: the table does not say that its data are real"
-    elif not np.isfinite([main["low"], main["high"]]).all():
-        no_verdict = "no verdict: fewer than two subjects have both methods"
-    gains = pd.DataFrame(
-        [main[["gain", "low", "high"]].to_list(), main[["relative", "relative_low", "relative_high"]].to_list()],
-        index=["points", "relative"],
-        columns=["gain", "low", "high"],
-    )
-    words = {
-        unit: verdict(gains.low[unit], gains.high[unit], claim["gain"])
-        for unit in UNITS[claim["unit"]]
-        if not no_verdict
-    }
-    for column, value in (("word", lambda v: v.word), ("rule", lambda v: v.rule)):
-        gains[column] = pd.Series({u: value(words[u]) if u in words else None for u in gains.index}, dtype=object)
-    gains.insert(3, "claimed", [float(claim["gain"]) if u in UNITS[claim["unit"]] else np.nan for u in gains.index])
+    no_verdict = _no_verdict(table)
+    gains = {}
+    for unit, columns in (("points", interval), ("relative", ["relative", "relative_low", "relative_high"])):
+        gain, low, high = (float(main[column]) for column in columns)
+        row: dict[str, Any] = {"gain": gain, "low": low, "high": high, "claimed": np.nan, "word": None, "rule": None}
+        if unit in UNITS[claim["unit"]]:
+            row["claimed"] = float(claim["gain"])
+            if not no_verdict and np.isfinite([low, high]).all():
+                row |= verdict(low, high, row["claimed"])._asdict()
+        gains[unit] = row
+    if not no_verdict and not any(row["word"] for row in gains.values()):
+        no_verdict = "no verdict: there is no interval, since a transfer has fewer than two subjects with both methods"
 
-    control_rows = overall.loc[[(method, name) for name in controls], ["gain", "low", "high"]].reset_index(
-        level="versus"
-    )
-    control_rows = control_rows.rename(columns={"versus": "control"}).reset_index(drop=True)
-    control_rows["survives"] = control_rows["low"] > 0
-    gaps = rows[rows["method"] == "scratch"][["versus", "transfer", "gain", "low", "high"]].reset_index(drop=True)
-    gaps = gaps.rename(columns={"versus": "method", "gain": "gap"})
+    over = overall[(overall["method"] == method) & overall["versus"].isin(controls)]
+    over = over[["versus", *interval]].rename(columns={"versus": "control"}).reset_index(drop=True)
+    gaps = rows[(rows["method"] == "scratch") & bool(against)][["versus", "transfer", *interval]]
+    gaps = gaps.rename(columns={"versus": "method", "gain": "gap"}).reset_index(drop=True)
     gaps["present"] = gaps["low"] > 0
-    gone = None
-    if against:
-        present = gaps[gaps["transfer"] == OVERALL].set_index("method")["present"]
-        gone = bool(not present[method]) if present[versus] else None
-
+    present = gaps[gaps["transfer"] == OVERALL].set_index("method")["present"].to_dict()
     return Judgement(
-        dict(claim), no_verdict, gains, control_rows, gaps, gone, _notes(main, rows, controls, bool(against))
+        claim=dict(claim),
+        no_verdict=no_verdict,
+        gains=pd.DataFrame.from_dict(gains, orient="index"),
+        controls=over.assign(survives=over["low"] > 0),
+        negative_transfer=gaps,
+        gone=not present[method] if present.get(versus) else None,
+        notes=_notes(main, rows, controls, bool(against)),
     )
+
+
+def _no_verdict(table: pd.DataFrame) -> str:
+    """Why the data of a table give no verdict on a paper; "" where they do."""
+    stated = "data" in table and bool(table["data"].notna().all())
+    kinds = set(table["data"]) if stated else {"not stated"}
+    if kinds == {"real"}:
+        return ""
+    if kinds == {"phantom"}:
+        return "no verdict: these are stand-in data (the phantom), which say nothing about the paper"
+    return f"no verdict: the table does not say that its data are real, but: {', '.join(sorted(map(str, kinds)))}"
 
 
 def _notes(main: pd.Series, rows: pd.DataFrame, controls: list[str], scratch: bool) -> list[str]:

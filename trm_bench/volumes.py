@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional
 
 from trm_bench.datasets.base import Dataset, LabelMap, Scan, Subject
 from trm_bench.files import code_fingerprint, digest_of, write_atomically
@@ -31,8 +31,9 @@ class Prepared:
         path: The safetensors file: `image` fp16 (C, X, Y, Z), `label` uint8 raw values, `brain` bool, and `native`,
             the label at the scan's own spacing, where that differs.
         subject: Id.
-        digest: Hash of the contents of all the subject's files.
-        files: File name to [bytes, sha256].
+        digest: Hash of the contents of the subject's files, in the order of modalities, label last.
+        voxels: Hash of the image's voxels, by which the same scan is recognised under another name or compression.
+        files: File, relative to the dataset's root, to [bytes, sha256].
         modalities: Names of the channels.
         shape: Of the prepared volume.
         spacing: Of the prepared volume, mm.
@@ -44,6 +45,7 @@ class Prepared:
     path: Path
     subject: str
     digest: str
+    voxels: str
     files: dict[str, list[Any]]
     modalities: tuple[str, ...]
     shape: tuple[int, int, int]
@@ -72,8 +74,8 @@ def cache_path(
 
     Files are recognised by size and modification time, so that nothing is read to find out that all is prepared.
     """
-    stats = []
-    for file in dataset.files(subject):
+    stats: list[list[Any]] = []
+    for file in dataset.files(in_play(subject, modalities)):
         try:
             stat = file.stat()
             stats.append([file.name, stat.st_size, stat.st_mtime_ns])
@@ -90,15 +92,20 @@ def cache_path(
     return cache / f"{subject.id}-{key[:16]}.safetensors"
 
 
+def in_play(subject: Subject, modalities: Sequence[str]) -> Subject:
+    """The subject with the images of some modalities alone, so that others' files do not count."""
+    return replace(subject, images={m: subject.images[m] for m in modalities if m in subject.images})
+
+
 def open_prepared(path: Path) -> Prepared | None:
     """The prepared subject at `path`, or None where there is none that can be read."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["prepared"])
-    except (OSError, SafetensorError, KeyError, TypeError):
+        tuples = {k: tuple(about[k]) for k in ("modalities", "shape", "spacing", "native_spacing")}
+        return Prepared(path=path, **{**about, **tuples})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    about = {k: tuple(v) if k in ("modalities", "shape", "spacing", "native_spacing") else v for k, v in about.items()}
-    return Prepared(path=path, **about)
 
 
 def prepare(
@@ -111,7 +118,10 @@ def prepare(
     """
     scan = dataset.read(subject, tuple(modalities))
     tensors, about = prepare_scan(scan, volume)
-    files = {file.name: [file.stat().st_size, _sha256(file)] for file in dataset.files(subject)}
+    files = {
+        Path(os.path.relpath(file, dataset.root)).as_posix(): [file.stat().st_size, _sha256(file)]
+        for file in dataset.files(in_play(subject, modalities))
+    }
     return save(path, tensors, {**about, "subject": subject.id, "files": files})
 
 
@@ -123,7 +133,7 @@ def save(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Prepa
         tensors: Of `prepare_scan`.
         about: Of `prepare_scan`, with `subject` and `files`.
     """
-    about = {**about, "digest": digest_of(sorted(v[1] for v in about["files"].values()))}
+    about = {**about, "digest": digest_of([sha for _, sha in about["files"].values()])}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"prepared": json.dumps(about)}))
     prepared = open_prepared(path)
     if prepared is None:
@@ -137,10 +147,11 @@ def prepare_scan(scan: Scan, volume: VolumeConfig) -> tuple[dict[str, Tensor], d
     Returns:
         The tensors of `Prepared`, and what is known of them.
     """
+    voxels = hashlib.sha256(np.ascontiguousarray(scan.image).data).hexdigest()
     nonzero = (scan.image != 0).any(0)
     # The box takes in the labels too, so that no labelled voxel is ever lost; within a brain it adds nothing.
     box = _box(nonzero | (scan.label > 0)) if volume.crop == "brain" else tuple(slice(0, n) for n in scan.label.shape)
-    image = torch.from_numpy(np.ascontiguousarray(scan.image[(slice(None), *box)]))
+    image = torch.from_numpy(scan.image[(slice(None), *box)].copy())  # scaled in place below
     native = torch.from_numpy(np.ascontiguousarray(scan.label[box]))
     brain = torch.from_numpy(np.ascontiguousarray(nonzero[box]))
     shape = resampled_shape(tuple(native.shape), scan.spacing, volume.spacing)
@@ -158,6 +169,7 @@ def prepare_scan(scan: Scan, volume: VolumeConfig) -> tuple[dict[str, Tensor], d
     affine = scan.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
     about = {
+        "voxels": voxels,
         "modalities": list(scan.modalities),
         "shape": list(shape),
         "spacing": list(spacing),
@@ -180,14 +192,22 @@ def resampled_shape(
 
 
 def resample(image: Tensor, shape: Sequence[int]) -> Tensor:
-    """Trilinear resampling of (C, X, Y, Z) to another grid over the same box; averages first where it shrinks.
+    """Linear resampling of (C, X, Y, Z) to another grid over the same box, axis by axis.
 
-    Averaging (an integer box filter along each axis that shrinks by 2 or more) keeps fine structure from aliasing.
+    Output voxel j lies at c_j = (j + 1/2) n/m - 1/2 of the n input voxels and gets the mean of them under a triangle
+    of half width max(1, n/m), so that an axis that shrinks is smoothed enough not to alias; where it grows, this is
+    linear interpolation. Matrices are small, volumes are not: one product per axis.
     """
-    factors = [max(1, n // m) for n, m in zip(image.shape[1:], shape, strict=True)]
-    if max(factors) > 1:
-        image = functional.avg_pool3d(image[None], factors, ceil_mode=True, count_include_pad=False)[0]
-    return functional.interpolate(image[None], size=tuple(shape), mode="trilinear", align_corners=False)[0]
+    for axis, m in enumerate(shape, start=1):
+        n = image.shape[axis]
+        if n == m:
+            continue
+        centre = (torch.arange(m, dtype=torch.float64) + 0.5) * n / m - 0.5
+        distance = (torch.arange(n, dtype=torch.float64) - centre[:, None]).abs()
+        weights = (1 - distance / max(1.0, n / m)).clamp(min=0)
+        matrix = (weights / weights.sum(1, keepdim=True)).to(image.dtype)
+        image = torch.tensordot(image, matrix, dims=([axis], [1])).movedim(-1, axis)
+    return image.contiguous()
 
 
 def resample_label(label: Tensor, shape: Sequence[int]) -> Tensor:

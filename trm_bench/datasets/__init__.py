@@ -14,7 +14,7 @@ from trm_bench.datasets.base import BadSubject, Dataset, LabelMap, NiftiDataset,
 from trm_bench.errors import UserError, nearest
 
 GROUP = "trm_bench.datasets"
-BUILT_IN = {
+BUILTIN = {
     "decathlon": "trm_bench.datasets.decathlon:Decathlon",
     "fets2021": "trm_bench.datasets.fets2021:Fets2021",
     "iseg2019": "trm_bench.datasets.iseg2019:Iseg2019",
@@ -24,7 +24,7 @@ BUILT_IN = {
 
 def names() -> list[str]:
     """All names, sorted; raises `UserError` where two packages claim one."""
-    return sorted([*BUILT_IN, *_plugins()])
+    return sorted([*BUILTIN, *_plugins()])
 
 
 def get(name: str) -> type[Dataset]:
@@ -34,8 +34,8 @@ def get(name: str) -> type[Dataset]:
         UserError: No dataset has that name (with the nearest one), or the package that has it is broken.
     """
     plugins = _plugins()
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
+    if name in BUILTIN:
+        module, _, attribute = BUILTIN[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     if name not in plugins:
         raise UserError(f"there is no dataset '{name}'", "data.dataset", nearest(name, names()))
@@ -50,8 +50,8 @@ def open_dataset(name: str, root: Path) -> Dataset:
 def _plugins() -> dict[str, EntryPoint]:
     plugins: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
-        if entry.name in BUILT_IN or entry.name in plugins:
-            other = "is built in" if entry.name in BUILT_IN else f"comes from {_distribution(plugins[entry.name])} too"
+        if entry.name in BUILTIN or entry.name in plugins:
+            other = "is built in" if entry.name in BUILTIN else f"comes from {_distribution(plugins[entry.name])} too"
             raise UserError(
                 f"the package {_distribution(entry)} brings a dataset '{entry.name}', which {other}",
                 "data.dataset",
