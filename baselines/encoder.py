@@ -9,7 +9,7 @@ from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
 
 from trm_bench.errors import UserError
-from trm_bench.methods import Context, Method
+from trm_bench.methods import Method
 from trm_bench.networks import Parts
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, SkipConnection)  # no output, or one that only joins others'
@@ -21,13 +21,10 @@ class EncoderMethod(Method):
     A class, not a function, so that a run's identity covers this file: the files of a method's base classes count.
     """
 
-    def prepare(self, run: Context) -> None:
-        if not run.parts.encoder:
-            network = type(run.network).__name__
-            hint = f"choose another network, or leave {self.name} out"
-            raise UserError(
-                f"{self.name} needs the encoder, and which part of {network} that is is not known", "network", hint
-            )
+    def check(self, network: nn.Module, parts: Parts) -> None:
+        if not parts.encoder:
+            what = f"{self.name} needs the encoder, and which part of {type(network).__name__} that is is not known"
+            raise UserError(what, "network", f"choose another network, or leave {self.name} out")
 
 
 def encoder_blocks(network: nn.Module, parts: Parts) -> dict[str, nn.Module]:

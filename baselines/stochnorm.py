@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trm_bench.errors import UserError
 from trm_bench.methods import Context, Method, Parameters, hyper
+from trm_bench.networks import Parts
 from trm_bench.patches import Batch
 from trm_bench.seeds import generator
 
@@ -37,11 +40,13 @@ class StochNorm(Method):
     paper = "Kou et al., NeurIPS 2020"
     Parameters = StochNormParameters
 
-    def prepare(self, run: Context) -> None:
-        self.layers = replace(run.network)
-        if not self.layers:
+    def check(self, network: nn.Module, parts: Parts) -> None:
+        if not any(replaceable(module) for module in network.modules()):
             hint = "set network.norm: batch in the protocol, for all methods, or leave stochnorm out"
             raise UserError("stochnorm needs a network with batch normalisation", "network.norm", hint)
+
+    def prepare(self, run: Context) -> None:
+        self.layers = replace(run.network)
 
     def loss(self, run: Context, batch: Batch) -> Tensor:
         sizes = [layer.num_features for layer in self.layers]
@@ -73,12 +78,17 @@ class StochasticNorm(_BatchNorm):
         return torch.where(self.choice.reshape(1, -1, *[1] * (input.ndim - 2)), super().forward(input), moving)
 
 
+def replaceable(module: nn.Module) -> TypeGuard[nn.BatchNorm2d | nn.BatchNorm3d]:
+    """Whether a module is a batch normalisation with moving statistics."""
+    return isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) and module.track_running_stats
+
+
 def replace(network: nn.Module) -> list[StochasticNorm]:
     """Puts `StochasticNorm` in the place of every batch normalisation with moving statistics, with its very tensors."""
     made = []
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d) and child.track_running_stats:
+            if replaceable(child):
                 norm = StochasticNorm(child.num_features, child.eps, child.momentum, child.affine)
                 norm.weight, norm.bias = child.weight, child.bias
                 norm.running_mean, norm.running_var = child.running_mean, child.running_var

@@ -21,7 +21,7 @@ from torch.nn import functional
 from baselines import auto_rgn, bss, co_tuning, delta, disagreement, forkmerge, l2_sp, stochnorm
 from baselines.encoder import encoder_blocks, watch
 from baselines.source_head import head_input, target_statistics
-from trm_bench import environment, evaluation, methods, networks
+from trm_bench import environment, evaluation, networks, registry
 from trm_bench.datasets.base import LabelMap
 from trm_bench.errors import UserError
 from trm_bench.methods import Context, Method
@@ -133,7 +133,7 @@ class Result:
 
 
 def trained(name: str, parameters: dict[str, Any] | None = None, **of_context: Any) -> Result:
-    run = context(transfers=methods.get(name).transfers, **of_context)
+    run = context(transfers=registry.get(name).transfers, **of_context)
     result = Result(run, state(run.network))
     drawn = run.patches.batch
 
@@ -143,7 +143,7 @@ def trained(name: str, parameters: dict[str, Any] | None = None, **of_context: A
         return batch
 
     run.patches.batch = record  # type: ignore[method-assign]
-    train(run, methods.create(name, parameters or {}), result.curves)
+    train(run, registry.create(name, parameters or {}), result.curves)
     return result
 
 
@@ -175,7 +175,7 @@ def finetuned() -> dict[tuple[int, bool], Result]:
 
 @pytest.mark.parametrize("same_task", [False, True], ids=["new_head", "same_task"])
 @DIMENSIONS
-@pytest.mark.parametrize("name", sorted(methods.known()))
+@pytest.mark.parametrize("name", sorted(registry.known()))
 def test_conformance(name: str, dims: int, same_task: bool, finetuned: dict[tuple[int, bool], Result]) -> None:
     generator = torch.get_rng_state()
     once, twice = (trained(name, dims=dims, same_task=same_task) for _ in range(2))
@@ -192,16 +192,16 @@ def test_conformance(name: str, dims: int, same_task: bool, finetuned: dict[tupl
     assert 0 <= once.run.validate(once.run.network) <= 1
 
 
-@pytest.mark.parametrize("name", sorted(methods.known()))
+@pytest.mark.parametrize("name", sorted(registry.known()))
 def test_runs_in_bf16(name: str) -> None:
     result = trained(name, dims=3, steps=2, precision="bf16")
     assert all(math.isfinite(loss) for _, loss in result.curves.loss)
     assert all(t.dtype == torch.float32 for t in result.after.values() if t.is_floating_point())
 
 
-@pytest.mark.parametrize("name", sorted(methods.known()))
+@pytest.mark.parametrize("name", sorted(registry.known()))
 def test_is_documented_and_declares_its_search(name: str) -> None:
-    kind = methods.get(name)
+    kind = registry.get(name)
     assert kind.__doc__ and kind.paper
     parameters = kind.Parameters()
     for key, declared in kind.Parameters.model_fields.items():
@@ -215,7 +215,7 @@ def test_is_documented_and_declares_its_search(name: str) -> None:
         else:
             assert default in choices
         for value in choices:
-            methods.create(name, {key: value})
+            registry.create(name, {key: value})
 
 
 def test_a_method_of_another_package_is_found_and_conforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,13 +230,13 @@ def test_a_method_of_another_package_is_found_and_conforms(tmp_path: Path, monke
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()))
     monkeypatch.syspath_prepend(str(tmp_path))
-    methods.known.cache_clear()
+    registry.known.cache_clear()
     try:
-        assert methods.get("label_smoothing").name == "label_smoothing"
+        assert registry.get("label_smoothing").name == "label_smoothing"
     finally:
         monkeypatch.undo()
-        methods.known.cache_clear()
-        methods.get.cache_clear()
+        registry.known.cache_clear()
+        registry.get.cache_clear()
         sys.modules.pop("label_smoothing", None)
     search = os.pathsep.join([str(tmp_path), *sys.path])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "label_smoothing"]
@@ -327,7 +327,7 @@ def test_wise_ft_takes_the_best_of_the_grid_by_validation() -> None:
         return [0.3, 0.5, 0.5, 0.1][len(looks) - 1]
 
     run.validate = validate
-    train(run, methods.create("wise_ft", {"alphas": [0.75, 0, 1, 0.5]}), Curves())
+    train(run, registry.create("wise_ft", {"alphas": [0.75, 0, 1, 0.5]}), Curves())
     assert run.diagnostics["alpha"] == 0.75
     tuned = looks[3].double()
     expected = 0.25 * start.double() + 0.75 * tuned
@@ -339,7 +339,7 @@ def test_an_unknown_encoder_is_a_clear_error(name: str) -> None:
     run = context()
     run.parts = networks.Parts(run.parts.head, (), tuple(run.network.state_dict()))
     with pytest.raises(UserError, match=f"{name} needs the encoder"):
-        train(run, methods.create(name, {}), Curves())
+        train(run, registry.create(name, {}), Curves())
 
 
 # ------------------------------------------------------------------------------------------------------------- encoder
@@ -386,7 +386,7 @@ def test_encoder_blocks_are_the_levels_down_to_the_bottleneck(config: dict[str, 
 def test_l2_sp_penalty(dims: int, same_task: bool) -> None:
     """Omega = alpha/2 ||w_S - w_S^0||^2 + beta/2 ||w_S'||^2."""
     run = context(dims, same_task)
-    method = methods.create("l2_sp", {"alpha": 0.3, "beta": 0.7})
+    method = registry.create("l2_sp", {"alpha": 0.3, "beta": 0.7})
     start = {n: p.detach().double() for n, p in run.network.named_parameters()}
     method.prepare(run)
     expected = 0.0
@@ -435,8 +435,8 @@ def test_delta_attention(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("same_task", [False, True], ids=["new_head", "same_task"])
 def test_delta_adds_the_distance_to_the_source_and_the_head_penalty(dims: int, same_task: bool) -> None:
     run = context(dims, same_task, norm="instance")
-    method = methods.create("delta", {"alpha": 0.5, "beta": 0.25})
-    plain = methods.create("finetune", {})
+    method = registry.create("delta", {"alpha": 0.5, "beta": 0.25})
+    plain = registry.create("finetune", {})
     method.prepare(run)
     head = run.network.get_submodule(run.parts.head)
     new = 0.0 if same_task else 0.125 * sum(float(w.detach().double().square().sum()) for w in head.parameters())
@@ -473,11 +473,11 @@ def test_bss_shrinks_the_smallest_singular_values(shape: tuple[int, ...], k: int
 @DIMENSIONS
 def test_bss_uses_the_bottleneck_and_has_enough_rows(dims: int) -> None:
     run = context(dims)
-    method = methods.create("bss", {"eta": 0.5})
+    method = registry.create("bss", {"eta": 0.5})
     method.prepare(run)
     batch = run.patches.batch(0)
     with watch(method.blocks) as maps:
-        plain = methods.create("finetune", {}).loss(run, batch)
+        plain = registry.create("finetune", {}).loss(run, batch)
     matrix = bss.feature_matrix(bss.deepest(maps))
     assert matrix.shape == (2 * 2**dims, 8) and matrix.shape[0] >= matrix.shape[1]
     smallest = float(torch.linalg.svdvals(matrix.double())[-1]) ** 2
@@ -527,7 +527,7 @@ def test_stochnorm_gradient(shape: tuple[int, ...]) -> None:
 
 def test_stochnorm_draws_anew_and_refuses_other_norms() -> None:
     run = context()
-    method = methods.create("stochnorm", {})
+    method = registry.create("stochnorm", {})
     method.prepare(run)
     choices = []
     for run.step in (0, 1, 0):
@@ -542,7 +542,7 @@ def test_stochnorm_draws_anew_and_refuses_other_norms() -> None:
 def test_co_tuning_relation_and_loss(dims: int) -> None:
     """p(ys | yt) is the mean source softmax over the voxels with that label; CE against it, averaged over voxels."""
     run = context(dims)
-    method = methods.create("co_tuning", {"strength": 0.5})
+    method = registry.create("co_tuning", {"strength": 0.5})
     method.prepare(run)
     sums, counts = torch.zeros(2, 3, dtype=torch.float64), [0, 0]
     for i in range(len(run.train)):
@@ -555,7 +555,7 @@ def test_co_tuning_relation_and_loss(dims: int) -> None:
     assert torch.allclose(method.relation.double(), expected, atol=1e-6)
     batch = run.patches.batch(0)
     with head_input(run) as features:
-        plain = methods.create("finetune", {}).loss(run, batch)
+        plain = registry.create("finetune", {}).loss(run, batch)
     log_p = method.source_head(features[0]).double().log_softmax(1)
     added = [
         -float((expected[int(batch.label[(b, *x)])] * log_p[(b, slice(None), *x)]).sum())
@@ -569,11 +569,11 @@ def test_co_tuning_keeps_a_source_head_of_its_own() -> None:
     never = co_tuning.relation(torch.tensor([[0.2, 0.8], [0.0, 0.0]], dtype=torch.float64))
     assert never.tolist() == [[0.2, 0.8], [0.2, 0.8]]
     run = context(same_task=True)
-    method = methods.create("co_tuning", {})
+    method = registry.create("co_tuning", {})
     train(run, method, Curves())
     head, start = state(run.network.get_submodule(run.parts.head)), run.source.get_submodule(run.parts.head)
     assert not same(state(method.source_head), head) and not same(state(method.source_head), state(start))
-    hot = methods.create("co_tuning", {"temperature": 1e6})
+    hot = registry.create("co_tuning", {"temperature": 1e6})
     hot.prepare(context())
     assert torch.allclose(hot.relation, torch.full((2, 3), 1 / 3), atol=1e-4)
 
@@ -587,7 +587,7 @@ def test_auto_rgn_is_adamw_with_a_learning_rate_for_each_layer() -> None:
         if p.ndim > 1:
             layers.append([])
         layers[-1].append(p)
-    plain = methods.create("finetune", {})
+    plain = registry.create("finetune", {})
     optimizers = [torch.optim.AdamW(layer, lr=1.0, weight_decay=1e-5) for layer in layers]
     run.network.train()
     for step in range(3):
@@ -614,7 +614,7 @@ class Scored:
         self.run = context()
         self.run.network = nn.Linear(1, 1, bias=False)
         self.run.validate = lambda network: score(float(network.weight))
-        self.method: Any = methods.create("forkmerge", {"weights": [0.0] * len(values)})
+        self.method: Any = registry.create("forkmerge", {"weights": [0.0] * len(values)})
         self.method.source_head = nn.Identity()
         self.branches = [{"weight": torch.tensor([[v]])} for v in values]
 
@@ -644,7 +644,7 @@ def test_a_merge_is_never_worse_than_its_best_parent(seed: int) -> None:
 @pytest.mark.parametrize("same_task", [False, True], ids=["new_head", "same_task"])
 def test_forkmerge_trains_every_branch_for_all_steps(same_task: bool) -> None:
     run = context(same_task=same_task, steps=8)
-    method: Any = methods.create("forkmerge", {"rounds": 2})
+    method: Any = registry.create("forkmerge", {"rounds": 2})
     seen: list[tuple[int, int]] = []
     source_steps = 0
     plain = method.loss
@@ -693,11 +693,11 @@ def test_agreement_of_two_environments(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("same_task", [False, True], ids=["new_head", "same_task"])
 def test_disagreement_loss(dims: int, same_task: bool) -> None:
     run = context(dims, same_task)
-    method: Any = methods.create("disagreement", {"strength": 0.5, "gamma": 2.0, "reduce": 0.3})
+    method: Any = registry.create("disagreement", {"strength": 0.5, "gamma": 2.0, "reduce": 0.3})
     method.prepare(run)
     run.network.train()
     batch, source = run.patches.batch(0), run.source_patches().batch(0)
-    plain = float(methods.create("finetune", {}).loss(run, batch))
+    plain = float(registry.create("finetune", {}).loss(run, batch))
     with head_input(run) as features:
         p_t = run.network(source.image).double().softmax(1)
     log_s = method.source_head(features[0]).double().log_softmax(1)
@@ -707,7 +707,7 @@ def test_disagreement_loss(dims: int, same_task: bool) -> None:
     loss = method.loss(run, batch)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     head = list(run.network.get_submodule(run.parts.head).parameters())
-    alone = methods.create("finetune", {}).loss(run, batch)
+    alone = registry.create("finetune", {}).loss(run, batch)
     pairs = zip(torch.autograd.grad(loss, head), torch.autograd.grad(alone, head), strict=True)
     assert all(torch.equal(g, h) for g, h in pairs), "the target head learns from source data"
     assert method.to_target.shape == (2, 2 if same_task else 3)
@@ -726,11 +726,11 @@ def test_source_patches_leave_the_moving_statistics_alone() -> None:
 
 
 def test_methods_that_keep_source_data_ask_for_it_and_others_do_not() -> None:
-    for name in methods.known():
+    for name in registry.known():
         asked = []
-        run = context(transfers=methods.get(name).transfers, steps=1)
+        run = context(transfers=registry.get(name).transfers, steps=1)
         make = run.source_patches
         run.source_patches = lambda make=make, asked=asked: asked.append(1) or make()
-        method: Method = methods.create(name, {})
+        method: Method = registry.create(name, {})
         train(run, method, Curves())
         assert bool(asked) == (name in ("forkmerge", "disagreement")), name

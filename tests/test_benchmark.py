@@ -17,7 +17,7 @@ import pytest
 import torch
 import toy
 
-from trm_bench import benchmark, methods, patches, protocol, results, runs, training
+from trm_bench import benchmark, methods, patches, protocol, registry, results, runs, training
 from trm_bench.errors import UserError
 from trm_bench.methods import Method
 from trm_bench.results import COLUMNS
@@ -249,7 +249,7 @@ class TestFaults:
         self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            methods.get("focal"), "voxel_loss", lambda self, run, logits, batch: logits.sum() * float("nan")
+            registry.get("focal"), "voxel_loss", lambda self, run, logits, batch: logits.sum() * float("nan")
         )
         outcome = run(tmp_path, toy_data, methods=["focal", "scratch"])
         assert outcome.states == {"diverged": 1, "finished": 1}
@@ -267,7 +267,7 @@ class TestFaults:
             raise RuntimeError("out of luck")
 
         with monkeypatch.context() as patch:
-            patch.setattr(methods.get("topk"), "prepare", broken)
+            patch.setattr(registry.get("topk"), "prepare", broken)
             outcome = run(tmp_path, toy_data, methods=["topk", "scratch"])
         assert outcome.states == {"failed": 1, "finished": 1}
         assert "out of luck" in (outcome.folder / "table.md").read_text()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import toy
 
-from trm_bench import cli, methods, protocol
+from trm_bench import cli, methods, protocol, registry
 
 Run = Callable[..., tuple[int, str]]
 
@@ -123,14 +123,14 @@ def test_a_failed_run_gives_exit_code_1(
     def broken(self: methods.Method, run: methods.Context) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(methods.get("topk"), "prepare", broken)
+    monkeypatch.setattr(registry.get("topk"), "prepare", broken)
     code, text = trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "topk")
     assert code == 1 and "1 runs failed" in text and "Traceback" not in text
 
 
 def test_lists(trm_bench: Run) -> None:
     code, text = trm_bench("methods")
-    assert code == 0 and all(name in text for name in methods.known())
+    assert code == 0 and all(name in text for name in registry.known())
     code, text = trm_bench("methods", "trm")
     assert code == 0 and "denominator" in text and "2502.02340" in text and "1.5 .. 100.0 (log)" in text
     code, text = trm_bench("protocols")

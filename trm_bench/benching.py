@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from trm_bench import environment, methods, networks, runs, volumes
+from trm_bench import environment, networks, registry, runs, volumes
 from trm_bench.datasets.base import LabelMap, Scan
 from trm_bench.display import Display
 from trm_bench.errors import UserError
@@ -52,9 +52,9 @@ def bench(
     """
     if len(patch) not in (2, 3) or any(n % 8 or n < 16 for n in patch):
         raise UserError(f"patch {list(patch)}: give two or three sizes, divisible by 8", "--patch")
-    chosen = list(methods.known()) if list(names) == ["all"] else list(names)
+    chosen = list(registry.known()) if list(names) == ["all"] else list(names)
     for name in chosen:
-        methods.get(name)
+        registry.get(name)
     ordered = [BARE, "finetune", *[name for name in chosen if name != "finetune"]]
     config = TrainingConfig(steps=steps, batch=batch, patch=tuple(patch))
     environment.deterministic(device)
@@ -88,7 +88,7 @@ def _time(name: str, store: SubjectStore, config: TrainingConfig, device: torch.
     run = _context(store, config, device, "batch" if name == "stochnorm" else "instance")
     if name == BARE:
         return _clock(device, lambda: _bare(run))
-    method = methods.create(name, {})
+    method = registry.create(name, {})
     seconds = 0.0
     whole = method.train
 
@@ -116,7 +116,7 @@ def _clock(device: torch.device, work: Callable[[], None]) -> float:
 def _bare(run: Context) -> None:
     """Forward, plain loss, backward and update on one batch: no sampling, no logging."""
     batch, config = run.patches.batch(0), run.config
-    plain = methods.create("finetune", {})
+    plain = registry.create("finetune", {})
     optimizer = torch.optim.AdamW(run.network.parameters(), lr=config.optimizer.lr)
     run.network.train()
     for _ in range(config.steps):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trm_bench import datasets, execution, networks, phantom, report, results, runs, tracking
+from trm_bench import datasets, execution, networks, phantom, registry, report, results, runs, tracking
 from trm_bench.datasets.base import Dataset, Subject
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError, nearest
@@ -200,13 +200,16 @@ def check_networks(protocol: Protocol, made: Plan, device: torch.device) -> int:
     """Builds every network of a plan and passes a patch through it on paper; returns the bytes of the largest step.
 
     Raises:
-        UserError: A network refuses its arguments or its patch, so that a run would fail.
+        UserError: A network refuses its arguments or its patch, or a method the network, so that a run would fail.
     """
     largest = 0
     trainings = {"source": protocol.training.source, "run": protocol.training.target}
     shapes = {(job.kind, len(job.domain.images), len(job.label_map.classes)) for job in (*made.sources, *made.runs)}
     for kind, channels, classes in sorted(shapes):
-        networks.parts(protocol.network, channels, protocol.spatial_dims)
+        parts = networks.parts(protocol.network, channels, protocol.spatial_dims)
+        network = networks.build(protocol.network, channels, classes, protocol.spatial_dims, seed=0)
+        for chosen in protocol.methods:
+            registry.create(chosen.name, chosen.parameters).check(network, parts)
         training = trainings[kind]
         size = 2 if uses_bf16(device, training.precision) else 4
         largest = max(largest, networks.training_bytes(protocol.network, training, channels, classes, size))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from trm_bench import benchmark, datasets, environment, methods
+from trm_bench import benchmark, datasets, environment, registry
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError
 from trm_bench.protocol import Protocol, data_root
@@ -28,7 +28,7 @@ def check(
     """
     yield "schema", f"{protocol.name}: {len(protocol.methods)} methods, {len(protocol.seeds)} seeds"
     for index, chosen in enumerate(protocol.methods):
-        methods.create(chosen.name, chosen.parameters, f"methods.{index}")
+        registry.create(chosen.name, chosen.parameters, f"methods.{index}")
     yield "methods", ", ".join(m.label for m in protocol.methods)
     data, plan = benchmark.planned(protocol, output, stand_in, (), 1, display)
     left_out = f", {len(data.left_out)} left out" if data.left_out else ""

@@ -192,17 +192,17 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's d
     """List the methods, or describe one."""
     import inspect
 
-    from trm_bench import methods
+    from trm_bench import registry
 
     if name:
-        kind = methods.get(name)
+        kind = registry.get(name)
         out.print(f"{name}  ({kind.paper})\n", highlight=False, markup=False)
         out.print(inspect.cleandoc(kind.__doc__ or ""), highlight=False, markup=False)
         out.print(_parameters(kind))
         return
     table = Table("method", "what", "parameters", "source")
-    for known in methods.known():
-        kind = methods.get(known)
+    for known in registry.known():
+        kind = registry.get(known)
         first = inspect.cleandoc(kind.__doc__ or "").splitlines()[0]
         table.add_row(known, first, ", ".join(kind.Parameters.model_fields) or "-", kind.paper)
     out.print(table)

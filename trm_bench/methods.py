@@ -1,8 +1,9 @@
-"""What a method may change about a training run (the interface), and the registry of methods.
+"""What a method may change about a training run: the interface.
 
 A method is one class in one file: a name, its parameters, and those hooks that it needs; every hook does nothing by
 default, so that `class Finetune(Method)` is empty. The loop calls, in this order:
 
+    check        before anything is trained: can it train this network at all?
     prepare      once, before the optimiser exists: compute maps, freeze, wrap layers
     train        once: by default `run.fit(self, 0, steps)`; override it to train in rounds or branches; `fit` calls
       parameters   once: the optimiser's parameter groups
@@ -14,20 +15,15 @@ default, so that `class Finetune(Method)` is empty. The loop calls, in this orde
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trm_bench.errors import UserError, nearest
 from trm_bench.networks import Parts
 from trm_bench.patches import Batch, PatchSampler, SubjectStore
 from trm_bench.protocol import TrainingConfig
@@ -123,6 +119,9 @@ class Method:
     def __init__(self, parameters: BaseModel) -> None:
         self.p: Any = parameters
 
+    def check(self, network: nn.Module, parts: Parts) -> None:
+        """Raises `UserError` where the method cannot train this network."""
+
     def prepare(self, run: Context) -> None:
         """Called once, before the optimiser is made."""
 
@@ -169,85 +168,3 @@ class Method:
     def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Per-voxel maps of a volume (image (1, C, X, Y, Z), label (1, X, Y, Z)) to look at; shape of the label."""
         return {}
-
-
-# ------------------------------------------------------------------------------------------------------------ registry
-
-BUILTIN = {
-    "scratch": "baselines.scratch:Scratch",
-    "finetune": "baselines.finetune:Finetune",
-    "trm": "trm_bench.trm:TransferRiskMap",
-    "trm_prior": "trm_bench.trm:PriorRisk",
-    "trm_uniform": "trm_bench.trm:UniformRisk",
-    "trm_shuffled": "trm_bench.trm:ShuffledRisk",
-    "focal": "baselines.focal:Focal",
-    "topk": "baselines.topk:TopK",
-    "frozen_encoder": "baselines.frozen_encoder:FrozenEncoder",
-    "lp_ft": "baselines.lp_ft:LpFt",
-    "l2_sp": "baselines.l2_sp:L2Sp",
-    "delta": "baselines.delta:Delta",
-    "bss": "baselines.bss:Bss",
-    "stochnorm": "baselines.stochnorm:StochNorm",
-    "co_tuning": "baselines.co_tuning:CoTuning",
-    "wise_ft": "baselines.wise_ft:WiseFt",
-    "auto_rgn": "baselines.auto_rgn:AutoRgn",
-    "forkmerge": "baselines.forkmerge:ForkMerge",
-    "disagreement": "baselines.disagreement:Disagreement",
-}
-GROUP = "trm_bench.methods"
-
-
-@cache
-def known() -> Mapping[str, str]:
-    """Names of all methods, built in and installed, and where they are ("module:Class").
-
-    Raises:
-        UserError: An installed package claims a name that is taken.
-    """
-    found = dict(BUILTIN)
-    for entry in entry_points(group=GROUP):
-        package = entry.dist.name if entry.dist else "?"
-        if entry.name in found:
-            raise UserError(f"the method '{entry.name}' of '{package}' is already taken", GROUP, "rename or remove it")
-        found[entry.name] = entry.value
-    return found
-
-
-@cache
-def get(name: str) -> type[Method]:
-    """The method's class.
-
-    Raises:
-        UserError: There is no such method, or a third-party one cannot be loaded.
-    """
-    if name not in known():
-        raise UserError(f"no method '{name}'", "methods", nearest(name, list(known())))
-    module, _, attribute = known()[name].partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"the method '{name}' cannot be loaded: {error}", known()[name], "mend its package") from error
-    if not (inspect.isclass(found) and issubclass(found, Method)) or found.name != name:
-        raise UserError(f"'{name}' is not a Method of that name", known()[name], "mend its package")
-    return found
-
-
-def create(name: str, parameters: Mapping[str, Any], where: str = "methods") -> Method:
-    """A method with its parameters checked.
-
-    Raises:
-        UserError: A parameter is unknown or has a wrong value.
-    """
-    kind = get(name)
-    try:
-        return kind(kind.Parameters(**parameters))
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(map(str, problem["loc"]))
-            unknown = problem["type"] == "extra_forbidden"
-            hint = nearest(key, list(kind.Parameters.model_fields)) if kind.Parameters.model_fields else "it has none"
-            lines.append(f"{key}: unknown parameter; {hint}" if unknown else f"{key}: {problem['msg']}")
-        raise UserError(
-            f"parameters of '{name}': {'; '.join(lines)}", where, f"see: trm-bench methods {name}"
-        ) from error

@@ -461,13 +461,23 @@ def parse(raw: Mapping[str, Any], where: object) -> Protocol:
 
 
 def choose_methods(protocol: Protocol, labels: Sequence[str]) -> Protocol:
-    """The protocol with some of its methods, by label; a registered method that it does not list gets its defaults."""
-    from trm_bench import methods
+    """The protocol with some methods, by label; a method that it does not list gets its defaults.
+
+    Args:
+        protocol: To choose from.
+        labels: Of its methods, or names of registered ones; `all` alone: all that can train the protocol's network.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    from trm_bench import registry
 
     listed = {m.label: m for m in protocol.methods}
+    if list(labels) == ["all"]:
+        labels = [*listed, *(name for name in registry.trainable(protocol) if name not in listed)]
     for label in labels:
-        if label not in listed and label not in methods.known():
-            raise UserError(f"no method '{label}'", "--methods", nearest(label, [*listed, *methods.known()]))
+        if label not in listed and label not in registry.known():
+            raise UserError(f"no method '{label}'", "--methods", nearest(label, [*listed, *registry.known()]))
     chosen = tuple(listed.get(label) or MethodConfig(name=label) for label in labels)
     return protocol.model_copy(update={"methods": chosen})
 

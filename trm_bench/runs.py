@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trm_bench import environment, evaluation, methods, networks
+from trm_bench import environment, evaluation, networks, registry
 from trm_bench.datasets.base import Dataset, LabelMap, Subject
 from trm_bench.errors import UserError
 from trm_bench.files import code_fingerprint, digest_of, write_atomically, write_json
@@ -159,7 +159,7 @@ def plan(
         for transfer in transfers:
             source = _source_job(protocol, dataset, transfer, seed, division, prepared, output, phantom)
             for index, chosen in enumerate(protocol.methods):
-                method = methods.create(chosen.name, chosen.parameters, f"methods.{index}")
+                method = registry.create(chosen.name, chosen.parameters, f"methods.{index}")
                 job = _run_job(protocol, dataset, transfer, seed, division, prepared, source, chosen, method)
                 if job.source and source.id not in jobs:
                     made.sources.append(source)
@@ -408,7 +408,7 @@ def _train_source(job: Job, device: torch.device, progress: Callable[[int, int, 
     run = _context(job, network, None, device)
     curves, steps = Curves(), job.protocol.training.source.steps
     torch.manual_seed(seed_of("training", *run.seed_axes))
-    train(run, methods.create("scratch", {}), curves, lambda step, loss: progress(step, steps, loss))
+    train(run, registry.create("scratch", {}), curves, lambda step, loss: progress(step, steps, loss))
     about = {
         "id": job.id,
         "config": job.config,
@@ -454,7 +454,7 @@ def _train_method(
     run = _context(job, network, source, device)
     if source is not None:
         record["loading"] = networks.load_source(network, source.state_dict(), run.parts, with_head=run.same_task)
-    method = methods.create(job.method.name, job.method.parameters)
+    method = registry.create(job.method.name, job.method.parameters)
     curves = Curves()
     record["curves"] = {"loss": curves.loss, "validation": curves.validation}
     torch.manual_seed(seed_of("training", *run.seed_axes))

@@ -42,8 +42,10 @@ def train(
 
     Raises:
         Diverged: The loss became NaN or infinite.
+        UserError: The method cannot train this network.
     """
     run.fit = lambda chosen, first, last: _fit(run, chosen, first, last, curves, progress)
+    method.check(run.network, run.parts)
     method.prepare(run)
     run.network.train()
     method.train(run)
