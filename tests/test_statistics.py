@@ -441,7 +441,7 @@ def _transfers(means: Values, metric: str = "dice") -> pd.DataFrame:
 
 
 def test_friedman_and_demsars_critical_difference() -> None:
-    means = np.random.default_rng(0).normal(size=(14, 4)) + [0, 0.5, 1, 3]
+    means = np.random.default_rng(0).normal([0, 0.5, 1, 3], size=(14, 4))
     found, note = friedman(_transfers(means))
     assert found is not None and note == ""
     assert found.critical_difference == pytest.approx(1.25, abs=0.005)  # Demsar 2006, section 3.2.3: 4 methods, 14 sets

@@ -52,7 +52,10 @@ def code_fingerprint(*modules: str) -> str:
 
 
 def _code(module: str) -> str:
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ValueError:  # a method written in a notebook or at a prompt has no file to tell its versions apart
+        return ""
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return ""
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))

@@ -1,0 +1,69 @@
+"""Subjects of a few voxels, and plans of the toy benchmark, for the tests of the numeric core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import toy
+from hypothesis import settings
+from torch import Tensor
+
+from trm_bench import benchmark, protocol, runs
+from trm_bench.datasets.base import LabelMap
+from trm_bench.display import Display
+from trm_bench.patches import SubjectStore
+
+CPU = torch.device("cpu")
+THREE = LabelMap(("background", "core", "rim"), {0: 0, 1: 1, 2: 2})
+
+
+def examples(number: int) -> settings:
+    """Hypothesis settings: so many examples, the same ones every time, however slow the machine."""
+    return settings(max_examples=number, deadline=None, derandomize=True)
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """What a store needs of a prepared subject, without a file."""
+
+    subject: str
+    image: Tensor
+    label: Tensor
+    brain: Tensor
+    native: Tensor | None = None
+    native_spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    diagonal: float = 10.0
+
+    def load(self, modalities: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.image, self.label, self.brain
+
+    def native_label(self) -> Tensor:
+        return self.label if self.native is None else self.native
+
+
+def subject(seed: int, shape: Sequence[int], **given: Any) -> InMemory:
+    """Random labels 0, 1, 2, a random brain, and normal noise; `given` replaces any of them."""
+    draws = np.random.default_rng(seed)
+    random = {
+        "image": torch.from_numpy(draws.normal(0, 1, (1, *shape))).half(),
+        "label": torch.from_numpy(draws.integers(0, 3, tuple(shape)).astype(np.uint8)),
+        "brain": torch.from_numpy(draws.random(tuple(shape)) < 0.5),
+    }
+    return InMemory(**{"subject": f"subject-{seed}", **random, **given})
+
+
+def store(*subjects: InMemory, label_map: LabelMap = THREE) -> SubjectStore:
+    """A store of subjects in memory, on the CPU."""
+    several: Any = subjects
+    return SubjectStore(several, ["MR"], label_map, CPU)
+
+
+def plan(root: Path, output: Path, **changes: Any) -> runs.Plan:
+    """The plan of the toy protocol, its data prepared under `output`."""
+    loaded = protocol.parse(toy.protocol(root, **changes), "test")
+    return benchmark.planned(loaded, output, False, (), 1, Display(quiet=True))[1]

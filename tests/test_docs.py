@@ -1,0 +1,90 @@
+"""What the documentation shows works: recipes run, links lead somewhere, tables name what there is."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import toy
+from typer.testing import CliRunner
+
+from trm_bench import benchmark, cli, datasets, protocol, registry
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/reference/**/*.md")]
+
+
+def recipe(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The code block of CONTRIBUTING.md that follows a marker, as a module in a folder on the path."""
+    found = re.search(rf"<!-- recipe: {name} -->\n```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    assert found, name
+    (folder / f"recipe_{name}.py").write_text(found[1])
+    monkeypatch.syspath_prepend(folder)
+    return importlib.import_module(f"recipe_{name}")
+
+
+@pytest.fixture
+def fresh_registry() -> Iterator[None]:
+    registry.known.cache_clear()
+    registry.get.cache_clear()
+    yield
+    registry.known.cache_clear()
+    registry.get.cache_clear()
+
+
+def test_the_recipe_of_a_method(
+    tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch, fresh_registry: None
+) -> None:
+    module = recipe("method", tmp_path, monkeypatch)
+    monkeypatch.setitem(registry.BUILTIN, "weight_norm", f"{module.__name__}:WeightNorm")
+    loaded = protocol.parse(toy.protocol(toy_data, methods=["finetune", "weight_norm"]), "test")
+    outcome = benchmark.run(loaded, tmp_path, device=torch.device("cpu"), jobs=1)
+    assert outcome.states == {"finished": 2}
+
+
+def test_the_recipe_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = recipe("dataset", tmp_path, monkeypatch)
+    monkeypatch.setitem(datasets.BUILTIN, "twins", f"{module.__name__}:Twins")
+    draws = np.random.default_rng(0)
+    for name in ("castor", "pollux"):
+        mask = (draws.random((4, 4, 4)) > 0.5).astype(np.uint8)
+        nib.save(
+            nib.Nifti1Image(draws.normal(size=mask.shape).astype(np.float32), np.eye(4)), tmp_path / f"{name}_t1.nii.gz"
+        )
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / f"{name}_mask.nii.gz")
+    twins = datasets.open_dataset("twins", tmp_path)
+    assert [s.id for s in twins.subjects()] == ["castor", "pollux"]
+    assert twins.read(twins.subjects()[0], ("t1",)).image.shape == (1, 4, 4, 4)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_readme_names_what_there_is() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name in [*protocol.bundled(), *registry.known()]:
+        assert f"`{name}`" in text, name
+    runner = CliRunner()
+    for command in re.findall(r"^trm-bench ([a-z-]+)", text, re.M):
+        assert runner.invoke(cli.app, [command, "--help"]).exit_code == 0, command
+    options = set(re.findall(r"`(--[a-z-]+)", text)) - {"--backend-store-uri", "--host"}
+    help_text = runner.invoke(cli.app, ["run", "--help"], env={"COLUMNS": "200"}).output
+    assert options and all(option in help_text for option in options), options
+
+
+def test_changelog_has_the_version() -> None:
+    from trm_bench import __version__
+
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
