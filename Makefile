@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/trm-bench run protocols/fets_cross_modality.yaml --phantom
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

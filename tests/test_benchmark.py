@@ -17,7 +17,7 @@ import pytest
 import torch
 import toy
 
-from trm_bench import benchmark, methods, patches, protocol, registry, results, runs, training
+from trm_bench import benchmark, environment, methods, patches, protocol, registry, results, runs, training
 from trm_bench.errors import UserError
 from trm_bench.methods import Method
 from trm_bench.results import COLUMNS
@@ -42,7 +42,15 @@ def numbers(folder: Path) -> str:
 
 class TestResults:
     def test_layout(self, finished: Path) -> None:
-        for name in ("plan.json", "metrics.csv", "table.md", "table.csv", "table.tex", "summary.json"):
+        for name in (
+            "plan.json",
+            "metrics.csv",
+            "table.md",
+            "table.csv",
+            "table.tex",
+            "summary.json",
+            "negative_transfer.csv",
+        ):
             assert (finished / name).is_file(), name
         assert len(list((finished / "records").glob("*.json"))) == 3
         assert len(list((finished.parent / "sources").glob("*.safetensors"))) == 1
@@ -84,6 +92,9 @@ class TestResults:
             assert found["gain_points"] == pytest.approx(dice[method] - dice["finetune"], abs=1e-9)
             assert found["gain_relative_percent"] == pytest.approx(100 * (dice[method] / dice["finetune"] - 1))
             assert found["n_subjects"] == 3
+        gap = summary["negative_transfer"]["trm"]
+        assert gap["gap"] * 100 == pytest.approx(dice["scratch"] - dice["trm"])
+        assert gap["present"] == (gap["interval"][0] > 0)
         hd95 = summary["metrics"]["hd95"]
         assert hd95["trm"]["gain_points"] == pytest.approx(hd95["finetune"]["mean"] - hd95["trm"]["mean"])
 
@@ -112,6 +123,12 @@ class TestRepeatability:
         table = pd.read_csv(run(tmp_path, toy_data, methods=["scratch"], seeds=[0, 1]).folder / "metrics.csv")
         by_seed = table.pivot(index=["subject", "class", "metric"], columns="seed", values="value")
         assert (by_seed[0] != by_seed[1]).any()
+
+    def test_determinism_is_not_overridden(self) -> None:
+        torch.backends.cudnn.benchmark = True
+        environment.deterministic(CPU)
+        assert not torch.backends.cudnn.benchmark and torch.backends.cudnn.deterministic
+        assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == environment.CPU_THREADS
 
 
 class TestResume:
@@ -195,6 +212,35 @@ class TestResume:
             assert not list(out.rglob(".*.json")) and not list(out.rglob(".*.csv")), "temporary files are left"
 
 
+NETWORKS = {
+    "UNet": {"channels": [4, 8], "strides": [2]},
+    "DynUNet": {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 8, 8]},
+    "SegResNet": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
+    "SwinUNETR": {"feature_size": 12, "depths": [1, 1, 1, 1]},
+}
+
+
+class TestNetworks:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dims", [2, 3])
+    @pytest.mark.parametrize("name", list(NETWORKS))
+    def test_whole_benchmark(self, name: str, dims: int, tmp_path: Path, toy_data: Path) -> None:
+        side = 64 if name == "SwinUNETR" else 16
+        part = {"steps": 1, "batch": 1, "patch": [side] * dims}
+        outcome = run(
+            tmp_path,
+            toy_data,
+            network={"name": name, **NETWORKS[name]},
+            training={"source": part, "target": part},
+            split={"source": 1, "target": {"train": 1, "val": 1, "test": 1}},
+            methods=["trm"],
+            metrics=["dice"],
+        )
+        assert outcome.states == {"finished": 1}
+        for _, record in results.read(outcome.folder).finished():
+            assert record["loading"]["loaded"] > len(record["loading"]["skipped"]) > 0
+
+
 class TestPairing:
     def test_methods_see_the_same_patches_and_start(
         self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,6 +274,33 @@ class TestPairing:
             assert torch.equal(heads[name], heads["finetune"]), name
         assert all(torch.equal(a, b) for a, b in zip(seen["scratch"][-6:], seen["finetune"], strict=True))
         assert torch.equal(heads["scratch"], heads["finetune"])
+
+    def test_arms_differ_in_the_method_alone(self, finished: Path) -> None:
+        configs = [record["config"] for _, record in results.read(finished).finished()]
+        own = {"method", "code", "source"}
+        shared = [{k: v for k, v in config.items() if k not in own} for config in configs]
+        assert len(configs) == 3 and all(config == shared[0] for config in shared)
+
+    def test_test_subjects_are_loaded_after_training(
+        self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        order: list[str] = []
+        whole_store, whole_train = runs._store, training.train
+
+        def store(job: runs.Job, part: str, *arguments: Any) -> Any:
+            order.append(part)
+            return whole_store(job, part, *arguments)
+
+        def train(*arguments: Any) -> None:
+            whole_train(*arguments)
+            order.append("trained")
+
+        monkeypatch.setattr(runs, "_store", store)
+        monkeypatch.setattr(runs, "train", train)
+        run(tmp_path, toy_data, methods=["wise_ft"])  # which selects on validation
+        source, method = order[: order.index("trained") + 1], order[order.index("trained") + 1 :]
+        assert source == ["train", "val", "trained"]
+        assert method == ["train", "val", "trained", "test"]
 
     def test_scratch_is_trained_once_for_all_sources(self, tmp_path: Path, toy_data: Path) -> None:
         pairs = [["whole", "lower_upper"], ["lower", "lower_upper"]]

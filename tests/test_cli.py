@@ -51,6 +51,7 @@ def test_run_report_and_resume(trm_bench: Run, file: Path, tmp_path: Path) -> No
         "2 runs finished",
     ):
         assert said in text
+    assert "<h1>toy</h1>" in (folder / "report.html").read_text() and f"{folder / 'report.html'}" in text
     table = (folder / "table.md").read_text()
     (folder / "table.md").unlink()
     code, text = trm_bench("report", tmp_path / "out")

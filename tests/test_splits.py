@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import helpers
 import numpy as np
 import pytest
+import toy
 from helpers import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -101,7 +103,7 @@ def test_the_seed_and_per_seed() -> None:
     assert len({split(subjects, config(seed=seed), 0) for seed in range(5)}) == 5
 
 
-def test_an_added_patient_without_strata_leaves_no_scan_behind() -> None:
+def test_every_scan_is_in_some_part() -> None:
     subjects = people([2] * 12)
     assert sum(len(ids) for ids in split(subjects, config(source=0.5), 0).parts().values()) == 24
 
@@ -123,8 +125,8 @@ class TestStrata:
         return apart
 
     def test_every_part_holds_the_institutions_in_proportion(self) -> None:
-        assert self.farthest("institution") <= 3
-        assert self.farthest(None) > 5, "the test would not see a difference"
+        assert self.farthest("institution") <= 2
+        assert self.farthest(None) > 4, "the test would not see a difference"
 
     def test_every_institution_is_in_every_large_part(self) -> None:
         subjects = people([1] * 40, [f"i{n % 10}" for n in range(40)])
@@ -148,7 +150,7 @@ class TestLeakage:
     def test_the_same_voxels_in_two_parts_are_refused(self, pair: list[str]) -> None:
         part = {i: name for name, ids in self.CLEAN.parts().items() for i in ids}
         assume(part[pair[0]] != part[pair[1]])
-        with pytest.raises(UserError, match="leak: .* are the same content") as caught:
+        with pytest.raises(UserError, match=r"leak: .* are the same content") as caught:
             refuse_leakage(self.CLEAN, self.SUBJECTS, self.CONTENTS | dict.fromkeys(pair, "f" * 64))
         assert all(i in str(caught.value) for i in pair)
 
@@ -157,20 +159,16 @@ class TestLeakage:
         parts = {"train": ("0-001",), "val": ("0-003",), "test": ("0-004",)}
         parts[ends] = (*parts[ends], "1-000")
         split_patient = Split(("0-000",), (parts["train"],), parts["val"], parts["test"])
-        with pytest.raises(UserError, match="leak: .* are the same patient patient-000"):
+        with pytest.raises(UserError, match=r"leak: .* are the same patient patient-000"):
             refuse_leakage(split_patient, self.SUBJECTS, self.CONTENTS)
 
     def test_a_renamed_and_recompressed_copy_stops_the_benchmark(self, tmp_path: Path) -> None:
-        import gzip
-
-        import toy
-
         root = toy.write_dataset(tmp_path / "data")
         for folder in ("imagesTr", "labelsTr"):
             voxels = gzip.decompress((root / folder / "toy_000.nii.gz").read_bytes())
             for copy in range(1, 9):  # whichever part toy_000 is in, a copy is in another
                 (root / folder / f"toy_{copy:03d}.nii.gz").write_bytes(gzip.compress(voxels, copy))
-        with pytest.raises(UserError, match="leak: .* are the same content"):
+        with pytest.raises(UserError, match=r"leak: .* are the same content"):
             helpers.plan(root, tmp_path / "out")
 
 

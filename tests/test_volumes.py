@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import shutil
 import subprocess
@@ -104,18 +105,31 @@ def test_intensities_against_numpy(intensity: str, crop: str) -> None:
         np.testing.assert_allclose(tensors["image"][c].numpy(), wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("intensity", ["zscore_brain", "zscore", "percentile"])
-def test_extreme_and_empty_channels_stay_finite(intensity: str) -> None:
+@pytest.mark.parametrize(
+    "intensity",
+    [
+        "zscore_brain",
+        "zscore",
+        "percentile",
+    ],
+)
+def test_extreme_intensities_stay_finite(intensity: str) -> None:
     one = scan()
     one.image[0] = np.where(np.random.default_rng(0).random(one.label.shape) < 0.1, 3e38, -3e38)
+    image = prepare_scan(one, VolumeConfig(intensity=intensity))[0]["image"][0]
+    assert bool(image.isfinite().all()) and float(image.max()) > 0.9
+
+
+@pytest.mark.parametrize("intensity", ["zscore_brain", "zscore", "percentile"])
+def test_empty_channels_and_brains_stay_finite(intensity: str) -> None:
+    one = scan()
     one.image[1] = 0
     tensors, _ = prepare_scan(one, VolumeConfig(intensity=intensity))
-    image = tensors["image"].float()
-    assert bool(image.isfinite().all()) and float(image[0].max()) > 0.9 and not image[1].any()
+    assert bool(tensors["image"].isfinite().all()) and not tensors["image"][1].any() and tensors["image"][0].any()
     one.image[:] = 0
     one.image[:, 5, 5, 5] = 1  # so little that nothing is left of the brain after resampling
     tensors, _ = prepare_scan(one, VolumeConfig(intensity=intensity, crop="none", spacing=(6, 6, 12)))
-    assert bool(tensors["image"].isfinite().all())
+    assert bool(tensors["image"].isfinite().all()) and not tensors["brain"].any()
 
 
 def test_what_fp16_cannot_hold_is_clamped() -> None:
@@ -225,11 +239,11 @@ def test_any_resampling_is_an_average(shape, to, seed) -> None:
 
 
 def test_shrinking_does_not_alias() -> None:
-    """A pattern finer than the new voxels becomes its mean, where plain interpolation would keep its extremes."""
-    stripes = torch.zeros(1, 80, 2, 2)
+    """A pattern finer than the new voxels becomes about its mean, where plain interpolation keeps its extremes."""
+    stripes = torch.zeros(1, 81, 2, 2)
     stripes[:, ::2] = 1
-    inside = resample(stripes, (20, 2, 2))[:, 1:-1]
-    np.testing.assert_allclose(inside.numpy(), 0.5, atol=0.01)
+    inside = resample(stripes, (27, 2, 2))[:, 1:-1]
+    np.testing.assert_allclose(inside.numpy(), 0.5, atol=0.06)  # 4/9 and 5/9 by hand
 
 
 @examples(40)
@@ -311,8 +325,6 @@ def test_a_recompressed_file_has_the_same_voxels(tmp_path: Path) -> None:
 
 
 def test_a_manifest_holds_sizes_and_hashes(tmp_path: Path) -> None:
-    import hashlib
-
     root = layouts.fets(tmp_path / "data")
     found = prepared_fets(root, tmp_path).files
     assert len(found) == 5
@@ -356,6 +368,12 @@ class TestCachePath:
         monkeypatch.setattr(volumes, "code_fingerprint", lambda *modules: "other code")
         names.append(self.path(root))
         assert len(set(names)) == len(names)
+
+    def test_the_order_of_channels_in_one_file_matters(self, tmp_path: Path) -> None:
+        dataset = open_dataset("decathlon", layouts.decathlon(tmp_path / "data"))
+        one = dataset.subjects()[0]
+        orders = (("flair", "t1w"), ("t1w", "flair"))
+        assert len({cache_path(tmp_path, dataset, one, order, VolumeConfig()) for order in orders}) == 2
 
     def test_nothing_else_does(self, tmp_path: Path) -> None:
         root = layouts.fets(tmp_path / "data")
@@ -442,16 +460,16 @@ from pathlib import Path
 from trm_bench import datasets, volumes
 from trm_bench.protocol import VolumeConfig
 dataset = datasets.open_dataset("fets2021", Path(sys.argv[1]))
-config = VolumeConfig(spacing=(0.9, 0.9, 0.9) if sys.argv[2] == "finer" else None)
-made = volumes.prepare(dataset, dataset.subjects()[0], dataset.modalities, config, Path(sys.argv[1]) / "made.safetensors")
+config = VolumeConfig(spacing=(1.5, 1.5, 1.5))
+path = Path(sys.argv[1]) / "made.safetensors"
+made = volumes.prepare(dataset, dataset.subjects()[0], dataset.modalities, config, path)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(*made.shape, peak if sys.platform == "darwin" else peak * 1024)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", ["native", "finer"])
-def test_a_full_fets_subject_takes_less_than_3_gib(tmp_path: Path, grid: str) -> None:
+def test_a_full_fets_subject_takes_less_than_3_gib(tmp_path: Path) -> None:
     name, shape = "FeTS21_Training_001", (240, 240, 155)
     folder = tmp_path / name
     folder.mkdir()
@@ -461,8 +479,8 @@ def test_a_full_fets_subject_takes_less_than_3_gib(tmp_path: Path, grid: str) ->
     label = (volume % 3).astype(np.int16)
     nib.save(nib.Nifti1Image(label, layouts.LPS), folder / f"{name}_seg.nii")
     done = subprocess.run(
-        [sys.executable, "-c", PREPARE, str(tmp_path), grid], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", PREPARE, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
     )
     *found, peak = map(int, done.stdout.split())
-    assert found == (list(shape) if grid == "native" else [267, 267, 172])
+    assert found == [160, 160, 103]
     assert peak < 3 * 2**30, f"{peak / 2**30:.2f} GiB"

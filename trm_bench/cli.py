@@ -107,7 +107,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
 ) -> None:
     """Run a protocol: train what is missing, then write the table. The same command resumes."""
-    from trm_bench import benchmark, environment, execution
+    from trm_bench import benchmark, environment, execution, report
     from trm_bench.display import Display
 
     loaded = _load(protocol, settings, phantom, methods, seeds)
@@ -127,6 +127,7 @@ def run(
         jobs=jobs,
         display=Display(),
     )
+    report.write_pages(outcome.folder)
     _print_outcome(outcome)
     if outcome.states.get("failed"):
         raise typer.Exit(1)
@@ -148,6 +149,7 @@ def _print_outcome(outcome: Any) -> None:
     out.print(", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items())), highlight=False)
     uri = tracking.store_uri(folder.parent)
     for name, where in (
+        ("report", folder / "report.html"),
         ("table", folder / "table.md"),
         ("figures", folder / "figures"),
         ("records", folder / "records"),
@@ -178,13 +180,39 @@ def check(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A folder of results.")]) -> None:
-    """Write tables and figures anew from the records of a results folder."""
-    from trm_bench import report, results
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")]) -> None:
+    """Write tables, charts and report.html anew from the records of a results folder."""
+    from trm_bench import report
 
-    for found in results.folders(folder):
-        for path in report.write(found):
-            out.print(path, soft_wrap=True, highlight=False)
+    for path in report.write_pages(folder):
+        out.print(path, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of results.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Where to write compare.html and its tables.")] = Path(),
+) -> None:
+    """Put several results side by side: one page, one table; phantom and real data never together."""
+    from trm_bench import report
+
+    for path in report.compare(folders, out_dir):
+        out.print(path, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def verdict(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")]) -> None:
+    """Judge the claim of each protocol in DIR by its records, and print the rule.
+
+    Exit code 0: every claim is `reproduced` or `direction reproduced`, in each reading of its unit. 1: one is not, or
+    there is no verdict (no claim, stand-in data, no numbers). 2: there are no results to judge.
+    """
+    from trm_bench import report
+
+    holds, text = report.verdict(folder)
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    if not holds:
+        raise typer.Exit(1)
 
 
 @app.command()

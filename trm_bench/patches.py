@@ -85,7 +85,7 @@ class SubjectStore:
         Raises:
             ValueError: Number or shapes of the maps do not fit the subjects.
         """
-        if [tuple(m.shape[-3:]) for m in maps] != self.shapes:
+        if [tuple(m.shape[1:] if m.ndim == 4 and len(m) == 1 else m.shape) for m in maps] != self.shapes:
             raise ValueError(f"field '{name}': the maps do not fit the {len(self)} subjects")
         self.fields[name] = torch.cat([m.detach().float().flatten() for m in maps]).to(self.device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,8 @@ class _Mirror:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a dead server must not hold up a benchmark
         from mlflow.tracking import MlflowClient
 
+        for name in ("mlflow", "alembic"):  # migrations of a new store would be told line by line
+            logging.getLogger(name).setLevel(logging.WARNING)
         uri = store_uri(folder.parent)
         self.client: MlflowClient = MlflowClient(tracking_uri=uri)
         self.folder = folder

@@ -60,7 +60,7 @@ class Judgement(NamedTuple):
     claim: As given.
     no_verdict: Why there is no verdict; "" where there is one.
     gains: Rows points and relative (%): measured gain, low, high over all transfers; claimed, word and rule in the
-        claim's unit or units (None in the other, and throughout where there is no verdict).
+        claim's unit or units ("" in the other, and throughout where there is no verdict).
     controls: For each control in the table: gain of the claim's method over it in points, low, high, and `survives`:
         the interval lies above 0.
     negative_transfer: For the claim's `versus` and its method, each transfer and the mean: the gap
@@ -118,7 +118,7 @@ def judge(table: pd.DataFrame, claim: Mapping[str, Any], *, resamples: int = 10_
     gains = {}
     for unit, columns in (("points", interval), ("relative", ["relative", "relative_low", "relative_high"])):
         gain, low, high = (float(main[column]) for column in columns)
-        row: dict[str, Any] = {"gain": gain, "low": low, "high": high, "claimed": np.nan, "word": None, "rule": None}
+        row: dict[str, Any] = {"gain": gain, "low": low, "high": high, "claimed": np.nan, "word": "", "rule": ""}
         if unit in UNITS[claim["unit"]]:
             row["claimed"] = float(claim["gain"])
             if not no_verdict and np.isfinite([low, high]).all():

@@ -234,8 +234,8 @@ def _scaled(channel: Tensor, brain: Tensor, intensity: str) -> Tensor:
     if inside.numel() == 0:
         return torch.zeros_like(channel)
     if intensity == "percentile":
-        low, high = np.percentile(inside.numpy(), [0.5, 99.5])
-        return ((channel - low) / max(high - low, 1e-8)).clamp(0, 1) * brain
+        low, high = np.percentile(inside.double().numpy(), [0.5, 99.5])
+        return ((channel.double() - low) / max(high - low, 1e-8)).clamp(0, 1).float() * brain
     mean, deviation = inside.mean(dtype=torch.float64), inside.double().std(correction=0)
     scaled = (channel - mean.float()) / deviation.float().clamp(min=1e-8)
     return scaled * brain if intensity == "zscore_brain" else scaled

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trm_bench.files import write_atomically
+from trm_bench.report.tables import slug
 from trm_bench.results import Results
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def risk_overlays(results: Results) -> list[Path]:
                 slices[method] = _load(path)
         if "risk" not in next(iter(slices.get(RISK_METHOD, {"": {}}).values())):
             continue
-        path = results.folder / "figures" / f"risk_{re.sub(r'[^A-Za-z0-9]+', '_', transfer)}.png"
+        path = results.folder / "figures" / f"risk_{slug(transfer)}.png"
         _draw_risk(slices, f"{transfer}, seed {seeds[0]}", results.plan["data"] == "phantom", path)
         written.append(path)
     return written

@@ -1,236 +1,356 @@
-"""The paper-style table and the summary: one source, three formats."""
+"""The paper-style table, one source for Markdown, CSV, LaTeX and HTML; comparisons.csv; summary.json."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from trm_bench.evaluation import EMPTY_RULE, HIGHER_IS_BETTER
-from trm_bench.results import Results
+from trm_bench.report.evidence import ALPHA, GAIN_UNITS, NAMES, OVERALL, PHANTOM, UNITS, Evidence, Scores
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-REFERENCE = "finetune"
-PER_CENT = {"dice": 100.0, "surface_dice": 100.0, "hd95": 1.0}
-UNITS = {"dice": "%", "surface_dice": "%", "hd95": "mm"}
 MISSING = "\N{EN DASH}"
-PHANTOM = "STAND-IN DATA (phantom): these numbers say nothing about the paper's claim."
+BETTER, WORSE = "*", "\N{DAGGER}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value with its spread; `rank` 1 is the best of its column, 2 the second, 0 neither."""
+    """A number as it stands in a table.
 
-    mean: float | None
+    Attributes:
+        value: None where there is none.
+        spread: Standard deviation over seeds.
+        low: Lower end of the interval, with `high`.
+        high: Upper end.
+        rank: 1 for the best of a column, 2 for the second, 0 for the others.
+        p: Adjusted p-value against the reference.
+        mark: Significantly better or worse than the reference.
+        lacks: What is missing from it; such a number takes no rank.
+        signed: A gain, shown with its sign.
+    """
+
+    value: float | None
     spread: float | None = None
+    low: float | None = None
+    high: float | None = None
     rank: int = 0
+    p: float | None = None
+    mark: str = ""
+    lacks: str = ""
     signed: bool = False
 
-    def text(self, plus_minus: str, missing: str) -> str:
-        """As a person reads it."""
-        if self.mean is None:
-            return missing
-        text = f"{self.mean:+.2f}" if self.signed else f"{self.mean:.2f}"
-        return text if self.spread is None else f"{text}{plus_minus}{self.spread:.2f}"
+    @property
+    def number(self) -> str:
+        """The value alone; empty where there is none."""
+        if self.value is None:
+            return ""
+        return f"{self.value:+.2f}" if self.signed else f"{self.value:.2f}"
+
+    @property
+    def rest(self) -> str:
+        """Spread, interval, and what is missing."""
+        spread = f" ± {self.spread:.2f}" if self.spread is not None else ""
+        interval = f" [{self.low:+.2f}, {self.high:+.2f}]" if self.low is not None else ""
+        return spread + interval + (f" ({self.lacks})" if self.lacks else "")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows are methods, columns transfers, their mean, and the gain over fine-tuning."""
+    """Rows of named cells, and the notes below them."""
 
     title: str
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
     notes: list[str]
+    corner: str = "method"
 
     def markdown(self) -> str:
         """GitHub Markdown; best in bold, second underlined."""
-        marks = {0: ("", ""), 1: ("**", "**"), 2: ("<u>", "</u>")}
-        lines = [f"### {self.title}", "", f"| method | {' | '.join(self.columns)} |"]
+        around = {0: ("", ""), 1: ("**", "**"), 2: ("<u>", "</u>")}
+
+        def text(cell: Cell) -> str:
+            left, right = around[cell.rank]
+            mark = cell.mark.replace("*", r"\*")
+            return f"{left}{cell.number}{right}{mark}{cell.rest}" if cell.number else f"{MISSING}{cell.rest}"
+
+        lines = [f"### {_md(self.title)}", "", f"| {self.corner} | {' | '.join(map(_md, self.columns))} |"]
         lines.append("|---|" + "---:|" * len(self.columns))
-        for method, cells in self.rows:
-            texts = [f"{marks[c.rank][0]}{c.text(' ± ', MISSING)}{marks[c.rank][1]}" for c in cells]
-            lines.append(f"| {method} | {' | '.join(texts)} |")
-        return "\n".join([*lines, "", *[f"{note}  " for note in self.notes]]) + "\n"
+        lines += [f"| {_md(name)} | {' | '.join(map(text, cells))} |" for name, cells in self.rows]
+        return "\n".join([*lines, "", *[f"{_md(note)}  " for note in self.notes]]) + "\n"
 
     def csv(self) -> str:
-        """One column for every mean and one for every spread, all digits."""
+        """All digits; a column of its own for each spread, interval end and p-value that there is."""
         import csv
 
+        parts = {"value": "", "spread": " sd", "low": " low", "high": " high", "p": " p_holm", "lacks": " lacks"}
+        kept = [
+            [part for part in parts if part == "value" or any(getattr(cells[i], part) for _, cells in self.rows)]
+            for i in range(len(self.columns))
+        ]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        spread = [any(cells[i].spread is not None for _, cells in self.rows) for i in range(len(self.columns))]
-        header = ["method"]
-        for name, has_spread in zip(self.columns, spread, strict=True):
-            header += [name, f"{name} sd"] if has_spread else [name]
-        writer.writerow(header)
-        for method, cells in self.rows:
-            row: list[Any] = [method]
-            for cell, has_spread in zip(cells, spread, strict=True):
-                row += [cell.mean, cell.spread] if has_spread else [cell.mean]
-            writer.writerow(row)
+        header = [name + parts[part] for name, used in zip(self.columns, kept, strict=True) for part in used]
+        writer.writerow([self.corner, *header])
+        for name, cells in self.rows:
+            values = [getattr(cell, part) for cell, used in zip(cells, kept, strict=True) for part in used]
+            writer.writerow([name, *values])
         return out.getvalue()
 
     def latex(self) -> str:
-        """A booktabs table that compiles with \\usepackage{booktabs}."""
-        marks = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(self.title)} {_tex(' '.join(self.notes))}}}"]
+        """A booktabs table; one of many columns is scaled to the text's width."""
+        around = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
+
+        def text(cell: Cell) -> str:
+            mark = {"": "", BETTER: r"$^{*}$", WORSE: r"$^{\dagger}$"}[cell.mark]
+            number = around[cell.rank].format(cell.number) + mark if cell.number else "--"
+            return number + _tex(cell.rest)
+
+        wide = len(self.columns) > 5
+        lines = ["% needs \\usepackage{booktabs}" + (" and \\usepackage{graphicx}" if wide else "")]
+        lines += [r"\begin{table*}" if wide else r"\begin{table}", r"\centering"]
+        lines.append(rf"\caption{{{_tex(self.title)}. {_tex(' '.join(self.notes))}}}")
+        lines += [r"\resizebox{\textwidth}{!}{%"] if wide else []
         lines += [rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
-        lines += [" & ".join(["method", *map(_tex, self.columns)]) + r" \\", r"\midrule"]
-        for method, cells in self.rows:
-            texts = [marks[c.rank].format(c.text(r" $\pm$ ", "--")) for c in cells]
-            lines.append(" & ".join([_tex(method), *texts]) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+        lines += [" & ".join([self.corner, *map(_tex, self.columns)]) + r" \\", r"\midrule"]
+        lines += [" & ".join([_tex(name), *map(text, cells)]) + r" \\" for name, cells in self.rows]
+        lines += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else "")]
+        return "\n".join([*lines, r"\end{table*}" if wide else r"\end{table}"]) + "\n"
 
 
 def _tex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash "), *((c, rf"\{c}") for c in "&%$#_{}")):
-        text = text.replace(plain, escaped)
-    for plain, escaped in (("->", r"$\to$"), ("±", r"$\pm$"), ("^", r"\^{}"), (">", r"$>$"), ("<", r"$<$")):
-        text = text.replace(plain, escaped)
-    return text
+    escapes = {c: rf"\{c}" for c in "&%$#_{}"}
+    escapes |= {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", ">": r"$>$", "<": r"$<$"}
+    escapes |= {"\N{DAGGER}": r"$\dagger$", "\N{EN DASH}": "--", "…": r"\ldots{}"}
+    return "".join(escapes.get(c, c) for c in text.replace("->", "\0")).replace("\0", r"$\to$")
 
 
-def build(results: Results, long: pd.DataFrame, metric: str = "") -> Table:
+def _md(text: str) -> str:
+    """Text in which nothing acts as Markdown or HTML."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|").replace("*", r"\*")
+    return text.replace("\n", " ")
+
+
+def build(evidence: Evidence, metric: str = "") -> Table:
     """The table of one metric (the protocol's first where not given)."""
-    metric = metric or results.plan["protocol"]["metrics"][0]
-    values = by_seed(long, metric)
-    methods = list(dict.fromkeys(c["method"] for c in results.cells))
-    transfers = list(dict.fromkeys(c["transfer"] for c in results.cells))
-    complete = _complete(results)
-    columns: list[list[Cell]] = []
-    for transfer in transfers:
-        part = values[values.transfer == transfer]
-        columns.append([_cell(part[part.method == m].value) for m in methods])
-    # A mean over transfers is of methods that have all of them; else it would compare different things.
-    whole = values.groupby(["method", "seed"], sort=False).value.mean().reset_index()
-    columns.append([_cell(whole[whole.method == m].value) if m in complete else Cell(None) for m in methods])
+    scores = evidence.scores[metric] if metric else evidence.main
+    metric = scores.metric
+    columns = [[_value(evidence, scores, transfer, m) for m in evidence.methods] for transfer in evidence.transfers]
+    columns.append([_mean(evidence, scores, m) for m in evidence.methods])
     ranked = [_ranked(column, HIGHER_IS_BETTER[metric]) for column in columns]
-    gains = {m: gain(long, metric, m) for m in methods}
-    for key in ("points", "relative"):
-        ranked.append([Cell(gains[m][key] if m != REFERENCE else None, signed=True) for m in methods])
-    names = {"dice": "Dice", "hd95": "HD95", "surface_dice": "Surface Dice"}
-    unit = UNITS[metric]
+    for names in (("gain", "low", "high"), ("relative", "relative_low", "relative_high")):
+        ranked.append([_gain(scores.gain(m), names) for m in evidence.methods])
     return Table(
-        title=f"{results.plan['protocol']['name']}: {names[metric]} [{unit}]",
-        columns=[*transfers, "mean", f"gain [{'points' if unit == '%' else unit}]", "gain [% rel.]"],
-        rows=[(m, [column[i] for column in ranked]) for i, m in enumerate(methods)],
-        notes=_notes(results, long, metric),
+        title=f"{evidence.name}: {NAMES[metric]} [{UNITS[metric]}]",
+        columns=[*evidence.transfers, "mean", f"gain [{GAIN_UNITS[metric]}]", "gain [% rel.]"],
+        rows=[(m, [column[i] for column in ranked]) for i, m in enumerate(evidence.methods)],
+        notes=caption(evidence, scores),
     )
 
 
-def _notes(results: Results, long: pd.DataFrame, metric: str) -> list[str]:
-    protocol = results.plan["protocol"]
-    split, target = protocol["split"], protocol["training"]["target"]
-    both, one = EMPTY_RULE[metric]
-    subjects = long.groupby("transfer").subject.nunique()
-    n = (
-        f"{subjects.min()}"
-        if subjects.nunique() == 1
-        else f"{subjects.min()}-{subjects.max()}"
-        if len(subjects)
-        else "0"
-    )
-    seeds = sorted({c["seed"] for c in results.cells})
-    notes = [PHANTOM] if results.plan["data"] == "phantom" else []
-    spread = f"± is the standard deviation over the {len(seeds)} seeds of the mean over subjects"
-    notes += [
-        f"Mean over {n} test subjects and {long['class'].nunique()} class(es); "
-        f"{spread if len(seeds) > 1 else 'one seed, so no spread is given'}.",
-        f"Gain over {REFERENCE}, paired by transfer, seed and subject. Weights: {target['select']} of "
-        f"{target['steps']} steps; test subjects were read once, at the end.",
-        f"Split by patient, seed {split['seed']}: source {split['source']:g}, target train {split['target']['train']}, "
-        f"validation {split['target']['val']}, test {split['target']['test']}. "
-        f"Empty masks: {both:g} where both are empty, {one if isinstance(one, str) else f'{one:g}'} where one is.",
-    ]
-    if results.plan["left_out"]:
-        notes.append(f"Left out: {', '.join(x['subject'] for x in results.plan['left_out'])}.")
-    if unfinished := results.unfinished():
-        cells = [
-            f"{c['transfer']} {c['method']} seed {c['seed']} ({why.splitlines()[0][:80]})" for c, why in unfinished
-        ]
-        notes.append(f"Without numbers: {'; '.join(cells[:10])}{' …' if len(cells) > 10 else ''}.")
-    return notes
+def _value(evidence: Evidence, scores: Scores, transfer: str, method: str) -> Cell:
+    lacks = scores.incomplete.get((transfer, method), "")
+    cell = replace(_over_seeds(scores.by_seed(transfer, method)), lacks=lacks)
+    row = scores.comparison(transfer, method, evidence.reference)
+    if cell.value is None or row is None or not np.isfinite(row["p_holm"]):
+        return cell
+    mark = (BETTER if row["rank_biserial"] > 0 else WORSE) if row["p_holm"] < ALPHA else ""
+    return replace(cell, p=float(row["p_holm"]), mark=mark)
 
 
-def by_seed(long: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean over classes, then subjects, in the metric's printed unit: transfer, method, seed, value."""
-    part = long[long.metric == metric]
-    subjects = part.groupby(["transfer", "method", "seed", "subject"], sort=False).value.mean()
-    mean = subjects.groupby(["transfer", "method", "seed"], sort=False).mean() * PER_CENT[metric]
-    return mean.reset_index()
+def _mean(evidence: Evidence, scores: Scores, method: str) -> Cell:
+    """Over transfers, of methods that have all of them: else it would compare different things."""
+    if scores.grid is None or any((t, method) in scores.incomplete for t in evidence.transfers):
+        return Cell(None)
+    return _over_seeds(np.mean([scores.by_seed(t, method) for t in evidence.transfers], axis=0))
 
 
-def gain(long: pd.DataFrame, metric: str, method: str) -> dict[str, Any]:
-    """Mean gain over the reference on the (transfer, seed, subject) that both have; positive is better.
-
-    Returns:
-        `points` (percentage points, or mm), `relative` (% of the reference's mean), and `n`, the number of pairs.
-    """
-    part = long[(long.metric == metric) & long.method.isin([method, REFERENCE])]
-    wide = part.pivot_table(index=["transfer", "seed", "subject"], columns="method", values="value", aggfunc="mean")
-    if REFERENCE not in wide or method not in wide:
-        return {"points": None, "relative": None, "n": 0}
-    wide = wide.dropna(subset=list({method, REFERENCE}))
-    if wide.empty:
-        return {"points": None, "relative": None, "n": 0}
-    sign = 1 if HIGHER_IS_BETTER[metric] else -1
-    reference = float(wide[REFERENCE].mean())
-    difference = sign * (float(wide[method].mean()) - reference)
-    relative = 100 * difference / abs(reference) if reference else None
-    return {"points": difference * PER_CENT[metric], "relative": relative, "n": len(wide)}
-
-
-def summary(results: Results, long: pd.DataFrame) -> dict[str, Any]:
-    """summary.json: per metric and method mean, deviation over seeds, gain over fine-tuning, and n."""
-    methods = list(dict.fromkeys(c["method"] for c in results.cells))
-    metrics: dict[str, Any] = {}
-    for metric in results.plan["protocol"]["metrics"]:
-        values = by_seed(long, metric)
-        metrics[metric] = {}
-        for method in methods:
-            part = values[values.method == method]
-            per_seed = part.groupby("seed").value.mean()
-            gained = gain(long, metric, method)
-            metrics[metric][method] = {
-                "mean": float(per_seed.mean()) if len(per_seed) else None,
-                "sd_over_seeds": float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None,
-                "gain_points": gained["points"],
-                "gain_relative_percent": gained["relative"],
-                "n_subjects": int(long[(long.method == method) & (long.metric == metric)].subject.nunique()),
-                "n_pairs": gained["n"],
-                "per_transfer": {t: float(v) for t, v in part.groupby("transfer", sort=False).value.mean().items()},
-            }
-    states: dict[str, int] = {}
-    for cell in results.cells:
-        record = results.record(cell)
-        state = record["state"] if record else "not run"
-        states[state] = states.get(state, 0) + 1
-    return {
-        "protocol": results.plan["protocol"]["name"],
-        "data": results.plan["data"],
-        "units": {m: UNITS[m] for m in metrics},
-        "seeds": sorted({c["seed"] for c in results.cells}),
-        "states": states,
-        "left_out": results.plan["left_out"],
-        "metrics": metrics,
-    }
-
-
-def _complete(results: Results) -> set[str]:
-    """Methods of which every cell is finished."""
-    incomplete = {cell["method"] for cell, _ in results.unfinished()}
-    return {c["method"] for c in results.cells} - incomplete
-
-
-def _cell(values: pd.Series) -> Cell:
-    if values.empty:
+def _over_seeds(values: np.ndarray) -> Cell:
+    values = values[np.isfinite(values)]
+    if not len(values):
         return Cell(None)
     return Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
 
 
+def _gain(found: dict[str, float] | None, names: tuple[str, str, str]) -> Cell:
+    if found is None or not np.isfinite(found[names[0]]):
+        return Cell(None)
+    value, low, high = (found[name] for name in names)
+    known = np.isfinite(low) and np.isfinite(high)
+    return Cell(value, low=low if known else None, high=high if known else None, signed=True)
+
+
 def _ranked(column: list[Cell], higher_is_better: bool) -> list[Cell]:
-    values = sorted({c.mean for c in column if c.mean is not None}, reverse=higher_is_better)
-    return [Cell(c.mean, c.spread, values.index(c.mean) + 1 if c.mean in values[:2] else 0) for c in column]
+    """Ranks what a reader sees: values that are printed alike share a rank."""
+    shown = {round(c.value, 2) for c in column if c.value is not None and not c.lacks}
+    order = sorted(shown, reverse=higher_is_better)[:2]
+
+    def rank(cell: Cell) -> int:
+        if cell.value is None or cell.lacks or round(cell.value, 2) not in order:
+            return 0
+        return order.index(round(cell.value, 2)) + 1
+
+    return [replace(cell, rank=rank(cell)) for cell in column]
+
+
+def caption(evidence: Evidence, scores: Scores) -> list[str]:
+    """What a reader must know of a table: data, n, seeds, spread, test, correction, selection, split, gaps."""
+    protocol = evidence.results.plan["protocol"]
+    split, target = protocol["split"], protocol["training"]["target"]
+    notes = [PHANTOM] if evidence.phantom else []
+    if scores.fault:
+        notes.append(f"No numbers: {scores.fault}.")
+    else:
+        notes += [_what_is_shown(evidence, scores), *_how_it_is_tested(evidence, scores)]
+    drawn = "drawn anew for each seed" if split.get("per_seed") else f"seed {split['seed']}"
+    parts = ", ".join(f"{name} {split['target'][key]}" for key, name in _PARTS.items())
+    both, one = EMPTY_RULE[scores.metric]
+    notes += [
+        f"Weights: those of the {'last step' if target['select'] == 'last' else 'best validation Dice'} of "
+        f"{target['steps']} steps; test subjects were read once, at the end.",
+        f"Split by patient, {drawn}: source {split['source']:g}, {parts}. "
+        f"Empty masks: {both:g} where both are empty, {one if isinstance(one, str) else f'{one:g}'} where one is.",
+    ]
+    if evidence.results.plan["left_out"]:
+        notes.append(f"Left out: {_some([x['subject'] for x in evidence.results.plan['left_out']])}.")
+    if unfinished := evidence.results.unfinished():
+        cells = [f"{c['transfer']} {c['method']} seed {c['seed']} ({_first_line(why)})" for c, why in unfinished]
+        notes.append(f"Without numbers: {_some(cells)}.")
+    return notes
+
+
+_PARTS = {"train": "target train", "val": "validation", "test": "test"}
+
+
+def _what_is_shown(evidence: Evidence, scores: Scores) -> str:
+    assert scores.grid is not None
+    n = sorted({int(cells.any(axis=1).sum()) for cells in scores.grid.cells})
+    classes = evidence.long[evidence.long.metric == scores.metric]["class"].nunique()
+    seeds = len(evidence.seeds)
+    spread = f"{seeds} seeds; ± is the standard deviation over the seeds of the mean over subjects"
+    return (
+        f"Mean over {n[0] if len(n) == 1 else f'{n[0]}-{n[-1]}'} test subjects and {classes} class"
+        f"{'' if classes == 1 else 'es'}; {spread if seeds > 1 else 'one seed, so no spread is given'}. "
+        "Bold: best of a column; underlined: second."
+    )
+
+
+def _how_it_is_tested(evidence: Evidence, scores: Scores) -> list[str]:
+    if scores.gains.empty:
+        return [f"No method '{evidence.reference}' beside others with numbers, so there are no gains and no tests."]
+    tests = int(scores.comparisons["p_holm"].notna().sum())
+    left_out = int(scores.gains.loc[scores.gains.transfer == OVERALL, "left_out"].max())
+    notes = [
+        f"{BETTER} better, {WORSE} worse than {evidence.reference}: p < {ALPHA:g}, two-sided Wilcoxon signed-rank test "
+        f"over subjects (means over seeds), Holm-corrected over the {tests} comparisons in comparisons.csv.",
+        f"Gain: over {evidence.reference}, paired by transfer, subject and seed, positive is better; in brackets its "
+        "95 % bootstrap interval (subjects and seeds resampled; not corrected for their number).",
+    ]
+    if left_out:
+        notes.append(f"Gains leave out up to {left_out} scans that one of the two methods lacks.")
+    return notes
+
+
+def _some(items: list[str], most: int = 10) -> str:
+    return "; ".join(items[:most]) + (f"; … {len(items) - most} more" if len(items) > most else "")
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0].rstrip(": ")[:100]
+
+
+def compare(found: dict[str, Evidence], metric: str) -> Table:
+    """Several results side by side: for each, the mean over transfers and the gain with its interval.
+
+    Args:
+        found: Label to evidence; those without the metric have no columns.
+        metric: Which metric.
+    """
+    found = {label: e for label, e in found.items() if metric in e.scores}
+    methods = list(dict.fromkeys(m for e in found.values() for m in e.methods))
+    columns: dict[str, list[Cell]] = {}
+    for label, e in found.items():
+        scores = e.scores[metric]
+        means = [_mean(e, scores, m) if m in e.methods else Cell(None) for m in methods]
+        columns[f"{label}: mean"] = _ranked(means, HIGHER_IS_BETTER[metric])
+        gains = [_gain(scores.gain(m), ("gain", "low", "high")) for m in methods]
+        columns[f"{label}: gain over {e.reference}"] = gains
+    notes = [PHANTOM] if any(e.phantom for e in found.values()) else []
+    notes += [
+        "Mean over transfers, of methods that have all of them; ± is the standard deviation over seeds of the mean "
+        "over subjects. Bold: best of a column; underlined: second.",
+        f"Gain in {GAIN_UNITS[metric]}, positive is better; in brackets its 95 % bootstrap interval (subjects and "
+        "seeds resampled; not corrected for their number). Results are not pooled: each column stands for itself.",
+    ]
+    if len({e.results.plan["settings"] for e in found.values()}) > 1:
+        notes.append("The results differ in their settings (see each report), so compare gains, not means.")
+    return Table(
+        title=f"{NAMES[metric]} [{UNITS[metric]}]",
+        columns=list(columns),
+        rows=[(m, [column[i] for column in columns.values()]) for i, m in enumerate(methods)],
+        notes=notes,
+    )
+
+
+def slug(transfer: str) -> str:
+    """A transfer's name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", transfer)
+
+
+def comparisons_csv(evidence: Evidence) -> str:
+    """Every test that was made, for every metric; gains in the metric's own unit."""
+    import pandas as pd
+
+    parts = [s.comparisons.assign(metric=m) for m, s in evidence.scores.items() if len(s.comparisons)]
+    if not parts:
+        return "metric,transfer,method,versus\n"
+    table = pd.concat(parts, ignore_index=True)
+    return str(table[["metric", *table.columns.drop("metric")]].to_csv(index=False, lineterminator="\n"))
+
+
+def summary(evidence: Evidence) -> dict[str, Any]:
+    """summary.json: per metric and method mean, deviation over seeds, gain with interval, and n; and the verdict."""
+    metrics: dict[str, Any] = {}
+    for metric, scores in evidence.scores.items():
+        metrics[metric] = {}
+        for method in evidence.methods:
+            mean, gain = _mean(evidence, scores, method), scores.gain(method) or {}
+            subjects = {s for t in evidence.transfers for s in scores.by_subject(t, method)}
+            metrics[metric][method] = {
+                "mean": mean.value,
+                "sd_over_seeds": mean.spread,
+                "gain_points": _finite(gain.get("gain")),
+                "gain_interval": [_finite(gain.get("low")), _finite(gain.get("high"))],
+                "gain_relative_percent": _finite(gain.get("relative")),
+                "n_subjects": len(subjects),
+                "per_transfer": {t: _over_seeds(scores.by_seed(t, method)).value for t in evidence.transfers},
+            }
+            if method == evidence.reference:
+                metrics[metric][method] |= {"gain_points": 0.0, "gain_relative_percent": 0.0}
+    gaps = evidence.gaps
+    overall = gaps[(gaps["transfer"] == OVERALL) & (gaps["metric"] == evidence.main.metric)].drop_duplicates("method")
+    return {
+        "protocol": evidence.name,
+        "data": evidence.results.plan["data"],
+        "units": {m: UNITS[m] for m in metrics},
+        "seeds": evidence.seeds,
+        "states": evidence.states(),
+        "verdict": {"words": evidence.words, "none_because": evidence.no_verdict},
+        "problems": evidence.problems,
+        "left_out": evidence.results.plan["left_out"],
+        "negative_transfer": {
+            row["method"]: {
+                "gap": _finite(row["gap"]),
+                "interval": [_finite(row["low"]), _finite(row["high"])],
+                "present": bool(row["negative_transfer"]),
+            }
+            for row in overall.to_dict("records")
+        },
+        "metrics": metrics,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

@@ -1,0 +1,45 @@
+"""Every bundled protocol runs end to end, cut down to seconds: on the phantom if it has one, else on real data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from layouts import real_data
+
+from trm_bench import benchmark, protocol
+
+REAL = {"hippocampus_cross_task": "Task04_Hippocampus", "lgg_cross_modality": "kaggle_3m"}
+SHORT = ["training.source.steps=2", "training.target.steps=2", "training.source.batch=1", "training.target.batch=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(protocol.bundled()))
+def test_runs_end_to_end(name: str, tmp_path: Path) -> None:
+    small = [*SHORT, "tracking=off", "seeds=[0]", "methods=[scratch, finetune, trm]", "metrics=[dice]"]
+    if name in REAL:
+        small += [f"data.root={real_data(REAL[name])}", "split.target.test=2"]
+        small += [
+            "data.volume.spacing=[4, 4, 2]",
+            "training.source.patch=[64, 64]",
+            "training.target.patch=[64, 64]",
+        ] * (name == "lgg_cross_modality")
+    else:
+        small += [
+            "phantom.subjects=9",
+            "phantom.spacing=6",
+            "split.source=3",
+            "split.target={train: 4, val: 1, test: 1}",
+        ]
+        small += [f"training.{part}.patch=[16, 16, 16]" for part in ("source", "target")]
+    loaded = protocol.load(name, small, phantom=name not in REAL)
+    outcome = benchmark.run(loaded, tmp_path, stand_in=name not in REAL, device=torch.device("cpu"), jobs=1)
+    assert set(outcome.states) == {"finished"}
+    table = pd.read_csv(outcome.folder / "metrics.csv")
+    assert table.value.between(0, 1).all() and set(table.method) == {"scratch", "finetune", "trm"}
+    summary = json.loads((outcome.folder / "summary.json").read_text())
+    assert summary["data"] == ("real" if name in REAL else "phantom")
+    assert list((outcome.folder / "figures").glob("risk_*.png"))
