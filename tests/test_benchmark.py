@@ -98,6 +98,15 @@ class TestResults:
         hd95 = summary["metrics"]["hd95"]
         assert hd95["trm"]["gain_points"] == pytest.approx(hd95["finetune"]["mean"] - hd95["trm"]["mean"])
 
+    def test_provenance_names_data_code_and_machine(self, finished: Path) -> None:
+        found = json.loads((finished / "provenance.json").read_text())
+        assert set(found["code"]) == {"scratch", "finetune", "trm"}
+        assert len(found["environments"]) == 1 and found["environments"][0]["packages"]["torch"]
+        split = found["split"]["seed 0"]
+        assert {part: len(ids) for part, ids in split.items()} == {"train": 2, "val": 1, "test": 3, "source": 3}
+        assert set(found["files"]) == {i for ids in split.values() for i in ids}
+        assert "root" not in found["protocol"]["data"]
+
 
 class TestRepeatability:
     def test_twice_the_same(self, finished: Path, tmp_path: Path, toy_data: Path) -> None:

@@ -9,13 +9,14 @@ from trm_bench.errors import UserError
 from trm_bench.files import write_json, write_text
 from trm_bench.report import evidence, figures, tables
 from trm_bench.report.evidence import Evidence
+from trm_bench.report.provenance import provenance
 from trm_bench.results import folders, read
 
 
 def write(folder: Path) -> list[Path]:
-    """Writes metrics.csv, table.{md,csv,tex}, comparisons.csv, negative_transfer.csv, summary.json and risk maps.
+    """Writes metrics.csv, table.{md,csv,tex}, comparisons.csv, negative_transfer.csv, two JSON files and risk maps.
 
-    Charts and pages take longer to draw: `write_pages`.
+    summary.json has the numbers that a script wants, provenance.json what they come from. Charts and pages take longer to draw: `write_pages`.
 
     Returns:
         The files written.
@@ -130,4 +131,6 @@ def _write(found: Evidence) -> list[Path]:
     for name, text in texts.items():
         write_text(folder / name, text)
     write_json(folder / "summary.json", tables.summary(found))
-    return [*(folder / name for name in texts), folder / "summary.json", *figures.risk_overlays(found.results)]
+    write_json(folder / "provenance.json", provenance(found.results))
+    jsons = [folder / "summary.json", folder / "provenance.json"]
+    return [*(folder / name for name in texts), *jsons, *figures.risk_overlays(found.results)]
