@@ -16,7 +16,8 @@ from trm_bench.results import folders, read
 def write(folder: Path) -> list[Path]:
     """Writes metrics.csv, table.{md,csv,tex}, comparisons.csv, negative_transfer.csv, two JSON files and risk maps.
 
-    summary.json has the numbers that a script wants, provenance.json what they come from. Charts and pages take longer to draw: `write_pages`.
+    summary.json has the numbers that a script wants, provenance.json what they come from. Charts and pages take longer
+    to draw: `write_pages`.
 
     Returns:
         The files written.

@@ -11,9 +11,9 @@ def provenance(results: Results) -> dict[str, Any]:
     """provenance.json: enough to run the same again and to see that the data and the code were the same.
 
     Returns:
-        `protocol` as resolved; `data`; `environments` that runs were made in; `code`, by method the hashes of the modules
-        that compute; `files`, subject to file to [bytes, sha256]; `split`, the subjects of each part by seed; `runs`, the id
-        behind every cell; `training_seconds` in all.
+        `protocol` as resolved; `data`; `environments` that runs were made in; `code`, by method the hashes of the
+        modules that compute; `files`, subject to file to [bytes, sha256]; `split`, the subjects of each part by seed;
+        `runs`, the id behind every cell; `training_seconds` in all.
     """
     environments: list[dict[str, Any]] = []
     code: dict[str, list[str]] = {}
