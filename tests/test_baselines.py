@@ -273,7 +273,7 @@ def test_without_strength_is_finetuning_bit_for_bit(
     assert result.curves.loss == finetuned[dims, same_task].curves.loss
 
 
-@pytest.mark.parametrize("name", set(NOTHING) - {"wise_ft"})
+@pytest.mark.parametrize("name", sorted(set(NOTHING) - {"wise_ft"}))
 def test_with_strength_is_not_finetuning(name: str, finetuned: dict[tuple[int, bool], Result]) -> None:
     assert not same(trained(name, dims=3).after, finetuned[3, False].after)
 

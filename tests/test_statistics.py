@@ -292,6 +292,11 @@ def test_with_one_seed_the_interval_is_close_to_students() -> None:
 def test_one_subject_gives_no_interval() -> None:
     row = bootstrap_gain(make_table({"finetune": np.full((1, 1, 3), 0.5), "trm": np.full((1, 1, 3), 0.6)})).iloc[-1]
     assert row["gain"] == pytest.approx(0.1) and np.isnan(row["low"]) and np.isnan(row["high"])
+    table = some_table()
+    table["subject"] = table["transfer"] + table["subject"]  # transfers without common subjects, one with one subject
+    rows = bootstrap_gain(table[(table["transfer"] != "t001") | (table["subject"] == "t001s000")]).set_index("transfer")
+    assert np.isnan(rows.loc[["t001", OVERALL], ["low", "high"]]).all(axis=None)
+    assert np.isfinite(rows.loc["t000", ["low", "high"]].astype(float)).all(axis=None)
 
 
 def test_a_row_depends_neither_on_the_other_pairs_nor_on_chance() -> None:
