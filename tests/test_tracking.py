@@ -64,7 +64,7 @@ def test_children_lie_under_their_parent_and_hold_the_records(
         assert child.data.params["training.steps"] == "6"
         assert child.data.metrics["loss_curve"] > 0
     (trm,) = [c for c in children if c.data.tags["method"] == "trm"]
-    assert trm.data.metrics["diagnostics.leep"] < 0 and trm.data.params["method.base"] == "10.0"
+    assert trm.data.metrics["diagnostics.leep"] < 0 and trm.data.params["method.base"] == "3.0"
 
     # resuming, and adding a method, logs nothing twice
     run(tmp_path, toy_data, methods=["finetune", "trm"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from trm_bench import environment, networks, registry, runs, volumes
@@ -71,7 +71,7 @@ def bench(
                     if turn > 0:
                         times[name].append(seconds / steps)
                     stage.advance()
-    table = Table("method", "ms a step", "to finetune", "smallest - largest", "GPU peak, MiB")
+    table = Table(Column("method", no_wrap=True), "ms a step", "to finetune", "smallest - largest", "GPU peak, MiB")
     for name in ordered:
         ratios = [a / b for a, b in zip(times[name], times["finetune"], strict=True)]
         peak = f"{memory[name] / 2**20:.0f}" if device.type == "cuda" else "-"

@@ -50,7 +50,7 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         err.print("stopped; the same command goes on where this one was", style="yellow")
@@ -59,7 +59,9 @@ def main() -> None:
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        err.print(f"error: {where}{error.strerror or error}", style="red", markup=False, highlight=False)
+        err.print(
+            f"error: {where}{error.strerror or error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         err.print("  mend this and give the same command again: what is done stays done", style="red")
         sys.exit(2)
 
@@ -145,7 +147,7 @@ def _print_outcome(outcome: Any) -> None:
     from trm_bench import tracking
 
     folder = outcome.folder
-    out.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+    out.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     out.print(", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items())), highlight=False)
     uri = tracking.store_uri(folder.parent)
     for name, where in (
@@ -286,7 +288,7 @@ def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
 
     usable, bad = checks.check_data(_load(protocol, settings, False), Display())
     for error in bad:
-        err.print(f"{error.subject}: {error}", style="red", markup=False, highlight=False)
+        err.print(f"{error.subject}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
     out.print(f"{usable} subjects can be used, {len(bad)} cannot", highlight=False)
     if bad:
         raise typer.Exit(2)

@@ -46,11 +46,11 @@ class Display:
 
     def say(self, text: str) -> None:
         """A message."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A message that should not be missed."""
-        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Stage]:

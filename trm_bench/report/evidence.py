@@ -147,7 +147,7 @@ class Evidence:
         """The verdict's word, or its two words where the claim leaves its unit open; none without a verdict."""
         if self.judgement is None or self.no_verdict:
             return []
-        return list(dict.fromkeys(word for word in self.judgement.gains["word"] if isinstance(word, str)))
+        return list(dict.fromkeys(word for word in self.judgement.gains["word"] if isinstance(word, str) and word))
 
     @property
     def holds(self) -> bool:

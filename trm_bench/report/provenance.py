@@ -15,21 +15,21 @@ def provenance(results: Results) -> dict[str, Any]:
         modules that compute; `files`, subject to file to [bytes, sha256]; `split`, the subjects of each part by seed;
         `runs`, the id behind every cell; `training_seconds` in all.
     """
-    environments: list[dict[str, Any]] = []
+    environments: list[Any] = []
     code: dict[str, list[str]] = {}
     files: dict[str, dict[str, list[Any]]] = {}
     splits: dict[str, dict[str, list[str]]] = {}
     seconds: dict[str, float] = {}
     for cell, record in results.finished():
-        if record["environment"] not in environments:
-            environments.append(record["environment"])
+        if record.get("environment") not in environments:
+            environments.append(record.get("environment"))
         hashes = code.setdefault(cell["method"], [])
-        if record["config"]["code"] not in hashes:
-            hashes.append(record["config"]["code"])
-        for part, subjects in record["manifest"].items():
+        if (code_hash := record["config"].get("code", "")) not in hashes:
+            hashes.append(code_hash)
+        for part, subjects in record.get("manifest", {}).items():
             files |= subjects
             splits.setdefault(f"seed {cell['seed']}", {}).setdefault(part, sorted(subjects))
-        seconds[record["id"]] = record["seconds"]["train"]
+        seconds[record["id"]] = record.get("seconds", {}).get("train", 0.0)
     return {
         "protocol": {k: v for k, v in results.plan["protocol"].items() if k != "data"}
         | {"data": {k: v for k, v in results.plan["protocol"]["data"].items() if k != "root"}},

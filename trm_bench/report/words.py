@@ -75,7 +75,7 @@ def gains(evidence: Evidence) -> Iterator[tuple[str, ...]]:
     for name, row in evidence.judgement.gains.iterrows():
         label = unit if name == "points" else "% relative"
         claimed = f"{row['claimed']:+g}" if np.isfinite(row["claimed"]) else MISSING
-        judged = (row[key] if isinstance(row[key], str) else MISSING for key in ("word", "rule"))
+        judged = (row[key] if isinstance(row[key], str) and row[key] else MISSING for key in ("word", "rule"))
         yield label, signed(row["gain"]), interval(row["low"], row["high"]), claimed, *judged
 
 
