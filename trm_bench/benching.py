@@ -33,7 +33,8 @@ def bench(
     """Times methods on random volumes with a small U-Net (channels 16 to 128).
 
     Every round trains each method from the same start for `steps` steps, in turn, so that a machine whose speed drifts
-    slows all alike; ratios are taken within a round. Preparation (maps, statistics) is not part of a step.
+    slows all alike; ratios are taken within a round. Preparation (maps, statistics) and
+    validation are not part of a step.
 
     Args:
         names: Methods, or `all`. Those that do not take an instance-norm network are timed with batch norm.
@@ -88,6 +89,7 @@ def _time(name: str, store: SubjectStore, config: TrainingConfig, device: torch.
     run = _context(store, config, device, "batch" if name == "stochnorm" else "instance")
     if name == BARE:
         return _clock(device, lambda: _bare(run))
+    run.validate = lambda network: 0.0  # how often a method validates does not depend on the number of steps
     method = registry.create(name, {})
     seconds = 0.0
     whole = method.train
