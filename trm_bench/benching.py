@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -46,7 +48,7 @@ def bench(
 
     Returns:
         Per method the median time of a step, its ratio to finetune with the smallest and largest of the rounds, and the
-        peak memory of a GPU.
+        peak memory: of a GPU's tensors, or on a CPU of a process that trains the method alone.
 
     Raises:
         UserError: A method is unknown or the patch does not fit.
@@ -68,17 +70,22 @@ def bench(
                 for name in ordered:
                     environment.reset_peak_memory(device)
                     seconds = _time(name, store, config, device)
-                    memory[name] = environment.peak_memory(device)
+                    if device.type == "cuda":
+                        memory[name] = environment.peak_memory(device)
+                    elif turn == 0:
+                        memory[name] = _peak_of_process(name, config)
                     if turn > 0:
                         times[name].append(seconds / steps)
                     stage.advance()
-    table = Table(Column("method", no_wrap=True), "ms a step", "to finetune", "smallest - largest", "GPU peak, MiB")
+    peak_of = "GPU" if device.type == "cuda" else "process"
+    columns = ("ms a step", "to finetune", "smallest - largest", f"{peak_of} peak, MiB", "to finetune")
+    table = Table(Column("method", no_wrap=True), *columns)
     for name in ordered:
         ratios = [a / b for a, b in zip(times[name], times["finetune"], strict=True)]
-        peak = f"{memory[name] / 2**20:.0f}" if device.type == "cuda" else "-"
+        peak, relative = f"{memory[name] / 2**20:.0f}", f"{memory[name] / memory['finetune']:.2f}"
         spread = f"{min(ratios):.3f} - {max(ratios):.3f}"
         milliseconds = f"{1000 * statistics.median(times[name]):.1f}"
-        table.add_row(name, milliseconds, f"{statistics.median(ratios):.3f}", spread, peak)
+        table.add_row(name, milliseconds, f"{statistics.median(ratios):.3f}", spread, peak, relative)
     batch_text = f"patch {'x'.join(map(str, patch))}, batch {batch}, {steps} steps a round, {rounds} rounds"
     table.caption = f"{environment.describe(device)['device_name']}; {batch_text}; ratios within rounds, median"
     return table
@@ -103,6 +110,22 @@ def _time(name: str, store: SubjectStore, config: TrainingConfig, device: torch.
     train(run, method, Curves())
     store.fields.clear()
     return seconds
+
+
+def _peak_of_process(name: str, config: TrainingConfig) -> int:
+    """Bytes at most of a process that trains the method alone; a process's peak never falls, so each needs a new one."""
+    code = "import sys; from trm_bench.benching import peak; print(peak(*sys.argv[1:]))"
+    command = [sys.executable, "-c", code, name, config.model_dump_json()]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def peak(name: str, config: str) -> int:
+    """Trains a method as `bench` does, on the CPU, and returns this process's peak memory, bytes."""
+    cpu, loaded = torch.device("cpu"), TrainingConfig.model_validate_json(config)
+    environment.deterministic(cpu)
+    with tempfile.TemporaryDirectory() as folder:
+        _time(name, _store(Path(folder), loaded, cpu), loaded, cpu)
+    return environment.peak_memory(cpu)
 
 
 def _clock(device: torch.device, work: Callable[[], None]) -> float:
