@@ -113,7 +113,7 @@ def _time(name: str, store: SubjectStore, config: TrainingConfig, device: torch.
 
 
 def _peak_of_process(name: str, config: TrainingConfig) -> int:
-    """Bytes at most of a process that trains the method alone; a process's peak never falls, so each needs a new one."""
+    """Bytes at most of a process that trains the method alone: a peak never falls, so each method needs a new one."""
     code = "import sys; from trm_bench.benching import peak; print(peak(*sys.argv[1:]))"
     command = [sys.executable, "-c", code, name, config.model_dump_json()]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
