@@ -294,7 +294,7 @@ class TestPairing:
         self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         order: list[str] = []
-        whole_store, whole_train = runs._store, training.train
+        whole_store, whole_train = runs.store_of, training.train
 
         def store(job: runs.Job, part: str, *arguments: Any) -> Any:
             order.append(part)
@@ -304,7 +304,7 @@ class TestPairing:
             whole_train(*arguments)
             order.append("trained")
 
-        monkeypatch.setattr(runs, "_store", store)
+        monkeypatch.setattr(runs, "store_of", store)
         monkeypatch.setattr(runs, "train", train)
         run(tmp_path, toy_data, methods=["wise_ft"])  # which selects on validation
         source, method = order[: order.index("trained") + 1], order[order.index("trained") + 1 :]

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trm_bench.datasets.base import LabelMap, Scan
-from trm_bench.evaluation import EMPTY_RULE, HIGHER_IS_BETTER, mean_dice, predict, score, score_subjects, to_native
+from trm_bench.evaluation import EMPTY_RULE, mean_dice, predict, score, score_subjects, to_native
 from trm_bench.protocol import EvaluationConfig, Metric, TrainingConfig, VolumeConfig
 from trm_bench.runs import to_prepared
+from trm_bench.statistics import HIGHER_IS_BETTER
 from trm_bench.volumes import prepare_scan
 
 METRICS = ("dice", "hd95", "surface_dice")
@@ -264,7 +265,9 @@ def test_subjects_are_scored_on_their_native_grid() -> None:
     finer = painted("finer", coarse, native=native, native_spacing=spacing, diagonal=41.0)
     missed = painted("missed", torch.zeros_like(coarse), native=coarse, diagonal=42.0)
     several, seen = store(same, finer, missed), {}
-    found = score_subjects(Painted(), several, METRICS, training(8, 8, 8), WINDOWS, seen, kept=2)
+    found = score_subjects(
+        Painted(), several, METRICS, training(8, 8, 8), WINDOWS, lambda prepared, x: seen.update({prepared.subject: x})
+    )
     perfect, worst = {"dice": 1, "hd95": 0, "surface_dice": 1}, {"dice": 0, "hd95": 42, "surface_dice": 0}
     assert list(found) == ["same", "finer", "missed"]
     assert found["same"] == {"core": perfect, "rim": perfect} and found["missed"] == {"core": worst, "rim": worst}
@@ -273,7 +276,7 @@ def test_subjects_are_scored_on_their_native_grid() -> None:
     for name, index in (("core", 1), ("rim", 2)):
         wanted = by_hand(upscaled == index, native.numpy() == index, spacing, WINDOWS.surface_tolerance)
         assert found["finer"][name] == pytest.approx(wanted, rel=1e-4) and wanted["dice"] > 0.7
-    assert list(seen) == ["same", "finer"] and seen["finer"].shape == native.shape
+    assert list(seen) == ["same", "finer", "missed"] and seen["finer"].shape == native.shape
     np.testing.assert_array_equal(seen["finer"].numpy(), upscaled)
     dice = [found[s][r]["dice"] for s in found for r in ("core", "rim")]
     assert mean_dice(Painted(), several, training(8, 8, 8), WINDOWS) == pytest.approx(np.mean(dice))

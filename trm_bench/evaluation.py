@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ EMPTY_RULE: dict[str, tuple[float, float | str]] = {
     "hd95": (0.0, "diagonal"),
     "surface_dice": (1.0, 0.0),
 }
-HIGHER_IS_BETTER = {"dice": True, "hd95": False, "surface_dice": True}
 
 
 @torch.no_grad()
@@ -124,8 +123,7 @@ def score_subjects(
     metrics: Sequence[str],
     training: TrainingConfig,
     evaluation: EvaluationConfig,
-    seen: dict[str, Tensor] | None = None,
-    kept: int = 0,
+    keep: Callable[[Prepared, Tensor], None] | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Predicts and scores every subject of a store at its native spacing.
 
@@ -135,8 +133,7 @@ def score_subjects(
         metrics: Names.
         training: Patch and precision.
         evaluation: Windows and tolerance.
-        seen: Gets the predicted classes on the native grid, by subject, of the first `kept` subjects.
-        kept: How many.
+        keep: Called with each subject and its predicted classes on the native grid.
 
     Returns:
         Subject to region to metric to value.
@@ -155,8 +152,8 @@ def score_subjects(
             prepared.diagonal,
             evaluation.surface_tolerance,
         )
-        if seen is not None and i < kept:
-            seen[prepared.subject] = found
+        if keep is not None:
+            keep(prepared, found)
     return results
 
 

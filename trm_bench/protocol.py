@@ -239,13 +239,11 @@ class EvaluationConfig(Strict):
         overlap: Of neighbouring windows, a share of the patch.
         batch: Windows at a time.
         surface_tolerance: Of the surface Dice, mm.
-        predictions: Keep the test predictions as NIfTI files beside the records.
     """
 
     overlap: float = Field(0.5, ge=0, lt=1)
     batch: int = Field(8, ge=1)
     surface_tolerance: float = Field(1.0, gt=0)
-    predictions: bool = False
 
 
 class PhantomConfig(Strict):

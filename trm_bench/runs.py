@@ -4,7 +4,7 @@ results/<protocol>/
     plan.json            which run fills which cell (transfer, method, seed) of the table
     records/<id>.json    one per run, named by the hash of all that can change its numbers
     slices/<id>.safetensors         a few test slices with prediction and risk map, for pictures
-    predictions/<id>/*.nii.gz       test predictions, with evaluation.predictions
+    predictions/<id>/*.nii.gz       the predicted classes of every test subject, on its cropped native grid
 results/sources/<id>.safetensors    source networks, shared by the protocols of a results folder
 results/prepared/<dataset>/         prepared volumes, likewise
 """
@@ -333,7 +333,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "state" in record else None
 
 
-def _store(job: Job, part: str, domain: Domain, device: torch.device) -> SubjectStore:
+def store_of(job: Job, part: str, domain: Domain, device: torch.device) -> SubjectStore:
+    """The prepared subjects of a part of a job's split, as a domain sees them."""
     prepared = [open_prepared(path) for path in job.subjects[part]]
     for path, found in zip(job.subjects[part], prepared, strict=True):
         if found is None:
@@ -344,14 +345,14 @@ def _store(job: Job, part: str, domain: Domain, device: torch.device) -> Subject
 
 def _context(job: Job, network: nn.Module, source: nn.Module | None, device: torch.device) -> Context:
     """The context of a job's training; `train` and `val` are the job's own parts in its own domain."""
-    train_store, validation = (_store(job, part, job.domain, device) for part in ("train", "val"))
+    train_store, validation = (store_of(job, part, job.domain, device) for part in ("train", "val"))
     return make_context(
         network,
         source,
         networks.parts(job.protocol.network, len(job.domain.images), job.protocol.spatial_dims),
         train_store,
         validation,
-        lambda: _store(job, "source", job.source_domain, device),
+        lambda: store_of(job, "source", job.source_domain, device),
         job.protocol.training.source if job.kind == "source" else job.protocol.training.target,
         job.protocol.evaluation,
         same_task=job.domain.labels == job.source_domain.labels,
@@ -393,7 +394,8 @@ def make_context(
     )
 
 
-def _network(job: Job, domain: Domain, device: torch.device) -> nn.Module:
+def network_of(job: Job, domain: Domain, device: torch.device) -> nn.Module:
+    """A job's network with its initial weights, with the inputs and classes of a domain."""
     classes = len((job.label_map if domain == job.domain else job.source_label_map).classes)
     seed = seed_of("initial weights", job.kind, job.seed)
     network = networks.build(job.protocol.network, len(domain.images), classes, job.protocol.spatial_dims, seed)
@@ -404,7 +406,7 @@ def _network(job: Job, domain: Domain, device: torch.device) -> nn.Module:
 
 
 def _train_source(job: Job, device: torch.device, progress: Callable[[int, int, float], None]) -> None:
-    network = _network(job, job.domain, device)
+    network = network_of(job, job.domain, device)
     run = _context(job, network, None, device)
     curves, steps = Curves(), job.protocol.training.source.steps
     torch.manual_seed(seed_of("training", *run.seed_axes))
@@ -437,19 +439,24 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"not a checkpoint of trm-bench ({error})", path, hint) from error
 
 
+def source_of(job: Job, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    """The frozen source network that a run starts from, in eval mode, and what is known of it."""
+    network = network_of(job, job.source_domain, device)
+    state, about = load_checkpoint(source_path(job.output, job.source))
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False), about
+
+
 def _train_method(
     job: Job, device: torch.device, progress: Callable[[int, int, float], None], record: dict[str, Any]
 ) -> None:
     assert job.method is not None
     protocol, clock = job.protocol, time.perf_counter()
     environment.reset_peak_memory(device)
-    network = _network(job, job.domain, device)
+    network = network_of(job, job.domain, device)
     source = None
     if job.source:
-        source = _network(job, job.source_domain, device)
-        state, about = load_checkpoint(source_path(job.output, job.source))
-        source.load_state_dict(state)
-        source.eval().requires_grad_(False)
+        source, about = source_of(job, device)
         record["source"] = {"id": job.source, "validation_dice": about["validation_dice"]}
     run = _context(job, network, source, device)
     if source is not None:
@@ -462,15 +469,11 @@ def _train_method(
     train(run, method, curves, lambda step, loss: progress(step, protocol.training.target.steps, loss))
     trained = time.perf_counter()
     record["validation_dice"] = run.validate(run.network)
-    test = _store(job, "test", job.domain, device)
-    seen: dict[str, Tensor] = {}
-    kept = len(test) if protocol.evaluation.predictions else SLICED_SUBJECTS
+    test = store_of(job, "test", job.domain, device)
     record["metrics"] = evaluation.score_subjects(
-        run.network, test, protocol.metrics, run.config, protocol.evaluation, seen, kept
+        run.network, test, protocol.metrics, run.config, protocol.evaluation, partial(_keep_prediction, job)
     )
-    _keep_slices(job, run, method, test, seen)
-    if protocol.evaluation.predictions:
-        _keep_predictions(job, test, seen)
+    _keep_slices(job, run, method, test)
     record |= {
         "state": "finished",
         "manifest": _manifest(job),
@@ -490,13 +493,13 @@ def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
     return {part: {p.subject: p.files for p in found if p is not None} for part, found in parts.items()}
 
 
-def _keep_slices(job: Job, run: Context, method: Method, test: SubjectStore, seen: Mapping[str, Tensor]) -> None:
+def _keep_slices(job: Job, run: Context, method: Method, test: SubjectStore) -> None:
     """Keeps, of a few test subjects, the axial slice with most foreground: image, label, prediction, and maps."""
     tensors: dict[str, Tensor] = {}
     for i, prepared in enumerate(test.prepared[:SLICED_SUBJECTS]):
         image, label, _ = test.volume(i)
         z = int((label[0] > 0).sum((0, 1)).argmax())
-        found = to_prepared(seen[prepared.subject], tuple(label.shape[1:]))
+        found = read_prediction(job.result, prepared.subject, tuple(label.shape[1:]))
         pictures = {"image": image[:, 0], "label": label, "prediction": found[None]}
         pictures |= method.maps(run, image, label)
         for name, volume in pictures.items():
@@ -507,20 +510,35 @@ def _keep_slices(job: Job, run: Context, method: Method, test: SubjectStore, see
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
+def prediction_path(record: Path, subject: str) -> Path:
+    """Where the run of a record keeps its prediction of a test subject."""
+    return record.parents[1] / "predictions" / record.stem / f"{subject}.nii.gz"
+
+
+def _keep_prediction(job: Job, prepared: Prepared, found: Tensor) -> None:
+    import nibabel as nib
+
+    image = nib.Nifti1Image(found.numpy(), np.array(prepared.affine))
+    write_atomically(prediction_path(job.result, prepared.subject), partial(nib.save, image))
+
+
+def read_prediction(record: Path, subject: str, shape: tuple[int, ...]) -> Tensor:
+    """The classes that a run predicted, uint8, brought to the prepared grid of a shape by nearest voxel.
+
+    Args:
+        record: Of the run.
+        subject: A test subject.
+        shape: Of the prepared label, (X, Y, Z).
+    """
+    import nibabel as nib
+
+    image: Any = nib.load(prediction_path(record, subject))
+    return to_prepared(torch.from_numpy(np.asarray(image.dataobj).astype(np.uint8)), shape)
+
+
 def to_prepared(prediction: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A predicted label on the native grid, back on the prepared grid, nearest voxel."""
     if tuple(prediction.shape) == shape:
         return prediction
-    return functional.interpolate(prediction[None, None].float(), size=shape, mode="nearest-exact")[0, 0].to(
-        torch.uint8
-    )
-
-
-def _keep_predictions(job: Job, test: SubjectStore, seen: Mapping[str, Tensor]) -> None:
-    import nibabel as nib
-
-    folder = job.result.parents[1] / "predictions" / job.id
-    for prepared in test.prepared:
-        found = seen[prepared.subject]
-        image = nib.Nifti1Image(found.numpy(), np.array(prepared.affine))
-        write_atomically(folder / f"{prepared.subject}.nii.gz", partial(nib.save, image))
+    resampled = functional.interpolate(prediction[None, None].float(), size=shape, mode="nearest-exact")
+    return resampled[0, 0].to(torch.uint8)

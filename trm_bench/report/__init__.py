@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from trm_bench import statistics
 from trm_bench.errors import UserError
 from trm_bench.files import write_json, write_text
 from trm_bench.report import evidence, figures, tables
@@ -88,7 +89,7 @@ def compare(several: Sequence[Path], output: Path) -> list[Path]:
         "md": "\n".join(t.markdown() for t in made),
         "csv": made[0].csv(),
         "tex": "\n".join(t.latex() for t in made),
-        "html": html.compare(labelled, made, [not tables.HIGHER_IS_BETTER[m] for m in metrics]),
+        "html": html.compare(labelled, made, [not statistics.HIGHER_IS_BETTER[m] for m in metrics]),
     }
     for suffix, text in texts.items():
         write_text(output / f"compare.{suffix}", text)

@@ -16,8 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from trm_bench import __version__
-from trm_bench.evaluation import HIGHER_IS_BETTER
+from trm_bench import __version__, statistics
 from trm_bench.report import tables, words
 from trm_bench.report.charts import Chart
 from trm_bench.report.evidence import GAIN_UNITS, PHANTOM, Evidence
@@ -78,7 +77,7 @@ def report(evidence: Evidence, charts: Sequence[Chart], absent: Sequence[str], o
         gap_columns=["transfer", "method", "gap", "95 % interval", "present"],
         gone=words.gone(evidence),
         judge_notes=words.notes(evidence),
-        tables=[(tables.build(evidence, m), not HIGHER_IS_BETTER[m]) for m in evidence.scores],
+        tables=[(tables.build(evidence, m), not statistics.HIGHER_IS_BETTER[m]) for m in evidence.scores],
         pictures=[*map(_chart, charts), *(_overlay(path, evidence) for path in overlays)],
         absent=absent,
         diagnostics=list(_diagnostics(evidence)),

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from trm_bench.evaluation import EMPTY_RULE, HIGHER_IS_BETTER
+from trm_bench import statistics
+from trm_bench.evaluation import EMPTY_RULE
 from trm_bench.report.evidence import ALPHA, GAIN_UNITS, NAMES, OVERALL, PHANTOM, UNITS, Evidence, Scores
 
 MISSING = "\N{EN DASH}"
@@ -139,7 +140,7 @@ def build(evidence: Evidence, metric: str = "") -> Table:
     metric = scores.metric
     columns = [[_value(evidence, scores, transfer, m) for m in evidence.methods] for transfer in evidence.transfers]
     columns.append([_mean(evidence, scores, m) for m in evidence.methods])
-    ranked = [_ranked(column, HIGHER_IS_BETTER[metric]) for column in columns]
+    ranked = [_ranked(column, statistics.HIGHER_IS_BETTER[metric]) for column in columns]
     for names in (("gain", "low", "high"), ("relative", "relative_low", "relative_high")):
         ranked.append([_gain(scores.gain(m), names) for m in evidence.methods])
     return Table(
@@ -274,7 +275,7 @@ def compare(found: dict[str, Evidence], metric: str) -> Table:
     for label, e in found.items():
         scores = e.scores[metric]
         means = [_mean(e, scores, m) if m in e.methods else Cell(None) for m in methods]
-        columns[f"{label}: mean"] = _ranked(means, HIGHER_IS_BETTER[metric])
+        columns[f"{label}: mean"] = _ranked(means, statistics.HIGHER_IS_BETTER[metric])
         gains = [_gain(scores.gain(m), ("gain", "low", "high")) for m in methods]
         columns[f"{label}: gain over {e.reference}"] = gains
     notes = [PHANTOM] if any(e.phantom for e in found.values()) else []
