@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import toy
+from helpers import Run
 
+from trm_bench import cli
 from trm_bench.environment import CPU_THREADS
 
 torch.set_num_threads(CPU_THREADS)
@@ -17,3 +19,22 @@ torch.set_num_threads(CPU_THREADS)
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy dataset, written once."""
     return toy.write_dataset(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def trm_bench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Calls `trm-bench ARGUMENTS` in this process, 80 columns wide; returns exit code and everything printed."""
+    for console in (cli.out, cli.err):
+        monkeypatch.setattr(console, "_width", 80)
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["trm-bench", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from trm_bench.datasets.base import LabelMap
 from trm_bench.display import Display
 from trm_bench.patches import SubjectStore
 
+Run = Callable[..., tuple[int, str]]  # what the fixture `trm_bench` gives
 CPU = torch.device("cpu")
 THREE = LabelMap(("background", "core", "rim"), {0: 0, 1: 1, 2: 2})
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from trm_bench import protocol
+from trm_bench import negative_transfer, protocol
+from trm_bench.results import audit_path
 
 FAMILY = ["scratch", "finetune", "trm", "trm_prior", "trm_uniform", "trm_shuffled"]
 OTHERS = ["frozen_encoder", "lp_ft", "l2_sp", "delta", "bss", "stochnorm", "co_tuning", "wise_ft", "auto_rgn",
@@ -25,6 +26,7 @@ METHODS = [*FAMILY, *OTHERS, "surgical"]
 CLAIM = {"source": "arXiv:2502.02340", "metric": "dice", "gain": 4.37, "unit": "points", "method": "trm",
          "versus": "finetune"}  # fmt: skip
 MODALITIES = ["t1", "t1ce", "t2", "flair"]
+WON, AREA = 0.03, 0.9  # share of the tumour that transfer wins; area under the ROC curve of the map of trm
 
 
 def known_gains(methods: Sequence[str] = METHODS) -> dict[str, float]:
@@ -94,6 +96,13 @@ def write(
                     for j, subject in enumerate(ids)
                 }
                 (folder / "records" / f"{run}.json").write_text(json.dumps(record))
+    for transfer in transfers if "scratch" in methods else ():
+        for s in seeds:
+            runs = {c["method"]: c["run"] for c in cells if (c["transfer"], c["seed"]) == (transfer, s)}
+            made = _audit(transfer, s, runs, ids, draws)
+            path = audit_path(folder, transfer, s)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(made))
     plan = {
         "protocol": _protocol(folder.name, methods, seeds, metrics, claim, kind),
         "data": data,
@@ -103,6 +112,34 @@ def write(
     }
     (folder / "plan.json").write_text(json.dumps(plan))
     return folder
+
+
+def _audit(
+    transfer: str, seed: int, runs: Mapping[str, str], subjects: Sequence[str], draws: np.random.Generator
+) -> dict[str, Any]:
+    """A voxel-level audit: every method loses about 1 % of the tumour and wins `WON`; trm's map finds what is lost."""
+    places = [negative_transfer.ALL_VOXELS, negative_transfer.LOST_OR_WON, "background", "tumour"]
+    shown = {"trm": AREA, "trm_prior": 0.6}
+
+    def counts(size: int, won: float) -> list[int]:
+        return [size, *draws.binomial(size, [0.01, won]).tolist()]
+
+    return {
+        "transfer": transfer,
+        "seed": seed,
+        "runs": dict(runs),
+        "code": "synthetic",
+        "classes": ["background", "tumour"],
+        "outcomes": {
+            m: {s: [counts(90_000, 0.01), counts(10_000, WON)] for s in subjects} for m in runs if m != "scratch"
+        },
+        "auroc": {
+            name: {s: {p: float(np.clip(area + draws.normal(0, 0.05), 0, 1)) for p in places} for s in subjects}
+            for name, area in shown.items()
+            if name in runs
+        },
+        "roc": {name: np.linspace(0, 1, 101).tolist() for name in shown if name in runs},
+    }
 
 
 def _metrics(dice: float, metrics: Sequence[str]) -> dict[str, float]:

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import toy
+from helpers import Run
 
-from trm_bench import cli, methods, protocol, registry
-
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def trm_bench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Calls `trm-bench ARGUMENTS` in this process; returns exit code and everything printed."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["trm-bench", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
-
-    return call
+from trm_bench import methods, protocol, registry
 
 
 @pytest.fixture
@@ -222,7 +202,7 @@ def test_risk_map_mistakes(
 def test_bench_prints_ratios_beside_the_bare_step(trm_bench: Run) -> None:
     code, text = trm_bench("bench", "--patch", "16,16,16", "--steps", 1, "--rounds", 3, "--device", "cpu")
     assert code == 0
-    for said in ("bare network step", "finetune", "trm", "to finetune"):
+    for said in ("bare network step", "finetune", "trm", "peak MiB"):
         assert said in text
     assert trm_bench("bench", "--patch", "15,16")[0] == 2
 

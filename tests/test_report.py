@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from helpers import Run
 
-from trm_bench import cli, report, statistics
+from trm_bench import report, statistics
 from trm_bench.errors import UserError
 from trm_bench.report import evidence, tables
 from trm_bench.results import read
@@ -270,7 +271,7 @@ class TestPage:
             links = [link for link in page.links if not link.startswith(("data:", "#"))]
             assert links == (["shown/report.html"] if path.name == "index.html" else [])
             assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", re.sub(r'"data:[^"]*"', "", page.text))
-        assert len(Page(written / "report.html").images) == 4
+        assert len(Page(written / "report.html").images) == 5
 
     @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page was parsed, but not opened in a browser")
     def test_in_a_browser(self, written: Path, tmp_path: Path) -> None:
@@ -309,20 +310,6 @@ class TestPage:
 
 
 class TestVerdict:
-    @pytest.fixture
-    def trm_bench(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-        def call(*arguments: object) -> tuple[int, str]:
-            monkeypatch.setattr("sys.argv", ["trm-bench", *map(str, arguments)])
-            code = 0
-            try:
-                cli.main()
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            captured = capsys.readouterr()
-            return code, captured.out + captured.err
-
-        return call
-
     @pytest.mark.parametrize(
         ("word", "gain", "subjects", "noise", "code"),
         [
@@ -334,7 +321,7 @@ class TestVerdict:
         ],
     )
     def test_five_words(
-        self, trm_bench: Any, tmp_path: Path, word: str, gain: float, subjects: int, noise: float, code: int
+        self, trm_bench: Run, tmp_path: Path, word: str, gain: float, subjects: int, noise: float, code: int
     ) -> None:
         family = ["scratch", "finetune", "trm", "trm_prior"]
         gains = {"scratch": -3.0, "finetune": 0.0, "trm": gain, "trm_prior": 0.0}
@@ -344,13 +331,13 @@ class TestVerdict:
         assert (found, text.splitlines()[0]) == (code, f"p: {word}")
         assert "the interval" in text.lower() and "trm_prior" in text and "negative transfer" in text
 
-    def test_no_verdict(self, trm_bench: Any, tmp_path: Path) -> None:
+    def test_no_verdict(self, trm_bench: Run, tmp_path: Path) -> None:
         small(tmp_path / "a", data="phantom", methods=["finetune", "trm"], seeds=(0,))
         code, text = trm_bench("verdict", tmp_path)
         assert code == 1 and "a: no verdict" in text and "stand-in data" in text
         assert trm_bench("verdict", tmp_path / "nowhere")[0] == 2
 
-    def test_compare(self, trm_bench: Any, tmp_path: Path) -> None:
+    def test_compare(self, trm_bench: Run, tmp_path: Path) -> None:
         for name, data in (("one/p", "real"), ("two/p", "real"), ("three/p", "phantom")):
             small(tmp_path / name, data=data, methods=["finetune", "trm"], seeds=(0,))
         code, _ = trm_bench("compare", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both")

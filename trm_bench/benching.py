@@ -77,9 +77,8 @@ def bench(
                     if turn > 0:
                         times[name].append(seconds / steps)
                     stage.advance()
-    peak_of = "GPU" if device.type == "cuda" else "process"
-    columns = ("ms a step", "to finetune", "smallest - largest", f"{peak_of} peak, MiB", "to finetune")
-    table = Table(Column("method", no_wrap=True), *columns)
+    headers = ("method", "ms a step", "ratio", "range", "peak MiB", "ratio")  # 80 columns wide with the longest name
+    table = Table(*[Column(header, no_wrap=True, justify="right" if i else "left") for i, header in enumerate(headers)])
     for name in ordered:
         ratios = [a / b for a, b in zip(times[name], times["finetune"], strict=True)]
         peak, relative = f"{memory[name] / 2**20:.0f}", f"{memory[name] / memory['finetune']:.2f}"
@@ -87,7 +86,11 @@ def bench(
         milliseconds = f"{1000 * statistics.median(times[name]):.1f}"
         table.add_row(name, milliseconds, f"{statistics.median(ratios):.3f}", spread, peak, relative)
     batch_text = f"patch {'x'.join(map(str, patch))}, batch {batch}, {steps} steps a round, {rounds} rounds"
-    table.caption = f"{environment.describe(device)['device_name']}; {batch_text}; ratios within rounds, median"
+    peak_of = "tensors on the GPU" if device.type == "cuda" else "a process that trains the method alone"
+    table.caption = (
+        f"{environment.describe(device)['device_name']}; {batch_text}. Ratios are to finetune: of the step time the "
+        f"median and the range of the rounds, of the peak memory that of {peak_of}."
+    )
     return table
 
 

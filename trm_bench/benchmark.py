@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trm_bench import datasets, execution, networks, phantom, registry, report, results, runs, tracking
+from trm_bench import audit, datasets, execution, networks, phantom, registry, report, results, runs, tracking
 from trm_bench.datasets.base import Dataset, Subject
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError, nearest
@@ -94,6 +94,7 @@ def run(
                 if job.is_done():
                     track(job)
             _train(made, device, jobs, display, track)
+            _audit(protocol, data, folder, output, device, jobs, display)
             report.write(folder)
         states = _states(made)
     return Outcome(folder, states)
@@ -254,6 +255,21 @@ def _train(made: Plan, device: torch.device, jobs: int, display: Display, track:
                     track(job)
 
             execution.run_all(tasks, device, jobs, listen)
+
+
+def _audit(
+    protocol: Protocol, data: Data, folder: Path, output: Path, device: torch.device, jobs: int, display: Display
+) -> None:
+    """Judges voxel by voxel what is finished; one that fails is a warning, since the runs stand without it."""
+    missing = audit.pending(results.read(folder), protocol, data.dataset, data.prepared, output)
+    if not missing:
+        return
+    with display.stage("voxel-level audits", len(missing)) as stage:
+
+        def listen(event: Event) -> None:
+            stage.hear(event, missing[event.task].title)
+
+        execution.run_all([Task(work.title, audit.audit, (work,)) for work in missing], device, jobs, listen)
 
 
 def _states(made: Plan) -> dict[str, int]:

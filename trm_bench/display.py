@@ -84,7 +84,8 @@ class Stage:
             self.running[event.task] = bars.add_task(f"  {title}", total=None, note="")
         elif event.kind == "progress":
             step, steps, loss = event.value
-            bars.update(self.running[event.task], completed=step, total=steps, note=f"loss {loss:.3f}")
+            note = "" if loss is None else f"loss {loss:.3f}"
+            bars.update(self.running[event.task], completed=step, total=steps, note=note)
         else:
             bars.remove_task(self.running.pop(event.task))
             self.done += 1

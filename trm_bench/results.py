@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,16 @@ class Results:
                 found.append((cell, f"{record['state']}: {record.get('reason', '')}"))
         return found
 
+    def audits(self) -> list[dict[str, Any]]:
+        """The voxel-level audits (`trm_bench.audit`) of the runs that are in the table now."""
+        runs = {(c["transfer"], c["seed"], c["method"]): c["run"] for c, _ in self.finished()}
+        found = []
+        for transfer, seed in dict.fromkeys((t, s) for t, s, _ in runs):
+            made = read_audit(audit_path(self.folder, transfer, seed))
+            if made and all(runs.get((transfer, seed, method)) == run for method, run in made["runs"].items()):
+                found.append(made)
+        return found
+
     def table(self) -> pd.DataFrame:
         """The long table: one row per (protocol, transfer, method, seed, subject, class, metric)."""
         import pandas as pd
@@ -89,6 +100,25 @@ def read(folder: Path) -> Results:
         raise UserError("no results of trm-bench here", folder, hint) from error
     records = {c["run"]: read_record(folder / "records" / f"{c['run']}.json") for c in cells}
     return Results(folder, plan, {k: v for k, v in records.items() if v is not None})
+
+
+def slug(transfer: str) -> str:
+    """A transfer's name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", transfer)
+
+
+def audit_path(folder: Path, transfer: str, seed: int) -> Path:
+    """Where the voxel-level audit of a transfer lies."""
+    return folder / "voxels" / f"{slug(transfer)}_seed{seed}.json"
+
+
+def read_audit(path: Path) -> dict[str, Any] | None:
+    """An audit, or None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "auroc" in found else None
 
 
 def folders(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from trm_bench import networks
@@ -19,6 +20,20 @@ from trm_bench.protocol import EvaluationConfig, NetworkConfig, TrainingConfig, 
 from trm_bench.runs import load_checkpoint
 from trm_bench.transfer_risk import LeepStatistics, Risk, RiskMap, RiskSummary
 from trm_bench.volumes import prepare_scan
+
+
+def open_source(checkpoint: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    """A frozen source network, and what its checkpoint says of it (`config`, `classes`).
+
+    Raises:
+        UserError: The file is not a checkpoint of this package.
+    """
+    state, about = load_checkpoint(checkpoint)
+    config, dims = NetworkConfig.model_validate(about["config"]["network"]), len(about["config"]["training"]["patch"])
+    channels = len(about["config"]["domain"]["images"])
+    network = networks.build(config, channels, len(about["classes"]), dims, seed=0)
+    network.load_state_dict(state)
+    return network.to(device).eval().requires_grad_(False), about
 
 
 def write(
@@ -48,7 +63,7 @@ def write(
         raise UserError(f"no risk '{risk}'", "--risk", f"choose {' or '.join(get_args(Risk))}")
     if not out.name.endswith((".nii", ".nii.gz")):
         raise UserError("the map is a NIfTI file", out, "name it .nii or .nii.gz")
-    state, about = load_checkpoint(checkpoint)
+    network, about = open_source(checkpoint, device)
     config = about["config"]
     modalities = config["domain"]["images"]
     if len(images) != len(modalities):
@@ -74,13 +89,6 @@ def write(
     tensors, prepared = prepare_scan(scan, volume)
     training = TrainingConfig.model_validate(config["training"])
     windows = EvaluationConfig.model_validate(config["evaluation"])
-    dims = len(training.patch)
-    network = networks.build(
-        NetworkConfig.model_validate(config["network"]), len(modalities), len(about["classes"]), dims, seed=0
-    )
-    network.load_state_dict(state)
-    network.to(device).requires_grad_(False)
-
     probabilities = predict(network, tensors["image"][None].float().to(device), training, windows).cpu()
     values = torch.as_tensor(found.astype(np.int64))
     classes = torch.searchsorted(values, tensors["label"].long())[None]

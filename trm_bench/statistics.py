@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from trm_bench.errors import UserError, nearest
 
 KEYS = ["protocol", "transfer", "method", "seed", "subject", "class", "metric"]
-HIGHER_IS_BETTER = {"dice": True, "surface_dice": True, "hd95": False}
+HIGHER_IS_BETTER = {"dice": True, "surface_dice": True, "hd95": False, "auroc": True, "share": True}
 OVERALL = "mean"  # the row over all transfers, each with the same weight, as in the tables' last column
 
 Pairs = Sequence[tuple[str, str]]
@@ -341,6 +341,7 @@ def bootstrap_gain(
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
+    relative: bool = True,
 ) -> pd.DataFrame:
     """Confidence intervals of mean gains by a bootstrap that resamples subjects and seeds.
 
@@ -374,6 +375,7 @@ def bootstrap_gain(
         level: Coverage of each interval on its own (no correction for their number).
         resamples: Bootstrap replicates.
         seed: Of the random generator.
+        relative: Whether the relative gain is wanted, which takes as long again; NaN if not.
 
     Returns:
         One row for each pair and transfer, and one with transfer = "mean" over all transfers in which the pair has
@@ -402,7 +404,7 @@ def bootstrap_gain(
                     "transfer": name,
                     "method": method,
                     "versus": versus,
-                    **_gain_row(gain[index][keep], base[index][keep], draws, level),
+                    **_gain_row(gain[index][keep], base[index][keep] if relative else None, draws, level),
                     "n_transfers": len(index),
                     "n_subjects": int(np.any(used, axis=(0, 2)).sum()),
                     "n_seeds": int(np.any(used, axis=(0, 1)).sum()),
@@ -427,14 +429,17 @@ class _Draws:
         return self.known[n, m]
 
 
-def _gain_row(gain: NDArray[np.float64], base: NDArray[np.float64], draws: _Draws, level: float) -> dict[str, float]:
+def _gain_row(
+    gain: NDArray[np.float64], base: NDArray[np.float64] | None, draws: _Draws, level: float
+) -> dict[str, float]:
     names = ["gain", "low", "high", "standard_error", "relative", "relative_low", "relative_high"]
     if not gain.size:
         return dict.fromkeys(names, np.nan)
-    mean, of_versus = (float(np.nanmean(v, axis=(1, 2)).mean()) for v in (gain, base))
+    mean = float(np.nanmean(gain, axis=(1, 2)).mean())
+    of_versus = 0.0 if base is None else float(np.nanmean(base, axis=(1, 2)).mean())
     below, above, error = _interval(gain, draws, level)
     ratio = rel_below = rel_above = np.nan
-    if of_versus:
+    if base is not None and of_versus:
         ratio = 100 * mean / of_versus
         rel_below, rel_above, _ = _interval((100 * gain - ratio * base) / of_versus, draws, level)
     row = [mean, mean + below, mean + above, error, ratio, ratio + rel_below, ratio + rel_above]

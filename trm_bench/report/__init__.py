@@ -15,8 +15,10 @@ from trm_bench.results import folders, read
 
 
 def write(folder: Path) -> list[Path]:
-    """Writes metrics.csv, table.{md,csv,tex}, comparisons.csv, negative_transfer.csv, two JSON files and risk maps.
+    """Writes metrics.csv, table.{md,csv,tex}, the other CSV files, two JSON files and risk maps.
 
+    comparisons.csv holds all tests, negative_transfer.csv the gaps to scratch, voxel_rates.csv and voxel_auroc.csv the
+    voxel level, sensitivity.csv what the tests could have found and what the seed changes.
     summary.json has the numbers that a script wants, provenance.json what they come from. Charts and pages take longer
     to draw: `write_pages`.
 
@@ -129,6 +131,9 @@ def _write(found: Evidence) -> list[Path]:
         "table.tex": table.latex(),
         "comparisons.csv": tables.comparisons_csv(found),
         "negative_transfer.csv": found.gaps.to_csv(index=False, lineterminator="\n"),
+        "voxel_rates.csv": found.rates.to_csv(index=False, lineterminator="\n"),
+        "voxel_auroc.csv": found.findings.to_csv(index=False, lineterminator="\n"),
+        "sensitivity.csv": found.sensitivity.to_csv(index=False, lineterminator="\n"),
     }
     for name, text in texts.items():
         write_text(folder / name, text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trm_bench import statistics
+from trm_bench import negative_transfer, statistics
 from trm_bench.files import write_atomically
 from trm_bench.report.evidence import GAIN_UNITS, NAMES, OVERALL, UNITS, Evidence, Scores
 from trm_bench.verdict import CONTROLS
@@ -487,12 +487,52 @@ def _curves(evidence: Evidence, kind: str) -> Iterator[tuple[tuple[str, str], tu
         yield key, (several[0][:, 0], np.mean([c[:, 1] for c in alike], axis=0))
 
 
+# -------------------------------------------------------------------------------------------------------- voxel level
+
+
+def found_voxels(evidence: Evidence) -> Drawing:
+    """ROC curves of the risk maps: do they find the voxels that the reference lost?"""
+    curves: dict[str, dict[str, list[np.ndarray]]] = {}
+    for audit in evidence.audits:
+        for name, curve in audit["roc"].items():
+            curves.setdefault(audit["transfer"], {}).setdefault(name, []).append(np.array(curve))
+    if not curves:
+        raise DoesNotApply("needs runs of scratch, finetune and trm, with their predictions")
+    areas = evidence.findings[evidence.findings["class"] == negative_transfer.ALL_VOXELS]
+    figure, axes = _panels(len(curves), 2.75, 2.9, sharex=True, sharey=True)
+    listed = []
+    for ax, (transfer, by_map) in zip(axes, curves.items(), strict=True):
+        ax.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+        for name, several in by_map.items():
+            area = float(areas[(areas["transfer"] == transfer) & (areas["map"] == name)]["auroc"].iloc[0])
+            colour, _, line = _colour(evidence, name)
+            mean = np.mean(several, axis=0)
+            ax.plot(
+                negative_transfer.FALSE_POSITIVE_RATES, mean, color=colour, linestyle=line, linewidth=1.6, label=name
+            )
+            listed.append(f"{transfer} {name} {area:.3f}")
+        shown = areas[areas["transfer"] == transfer].set_index("map")["auroc"]
+        ax.set_title("\n".join([_safe(transfer), *(f"{name} {shown[name]:.3f}" for name in by_map)]))
+        ax.set_aspect("equal")
+    _legend(figure, axes, False)
+    axes[0].set_ylabel("share of the lost voxels found")
+    figure.supxlabel("share of the other voxels marked", fontsize=9)
+    return Drawing(
+        figure,
+        "Does the map find the lost voxels?",
+        f"ROC of each risk map against the voxels that scratch has right and {negative_transfer.REFERENCE} wrong, over "
+        "all voxels of a subject, mean over subjects and seeds; area under the curve in the title. Diagonal: chance.",
+        f"ROC curves; areas: {'; '.join(listed)}.",
+    )
+
+
 CHARTS: dict[str, Callable[[Evidence], Drawing]] = {
     "gains": gains,
     "subjects": subjects,
     "ranks": ranks,
     "shots": shots,
     "transfer_matrix": matrix,
+    "roc_of_lost_voxels": found_voxels,
     "training_loss": training,
     "training_validation": partial(training, kind="validation"),
 }

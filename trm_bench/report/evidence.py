@@ -162,6 +162,66 @@ class Evidence:
         found = [negative_transfer.gaps(self.long, metric) for metric, s in self.scores.items() if s.grid is not None]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=negative_transfer.COLUMNS)
 
+    @cached_property
+    def audits(self) -> list[dict[str, Any]]:
+        """The voxel-level audits of the runs in the table."""
+        return self.results.audits()
+
+    @cached_property
+    def rates(self) -> pd.DataFrame:
+        """Voxel-level negative and positive transfer rates, shares."""
+        return negative_transfer.rates(self.audits)
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """How well the risk maps find the voxels that the reference lost."""
+        return negative_transfer.findings(self.audits)
+
+    @cached_property
+    def sensitivity(self) -> pd.DataFrame:
+        """What the tests could have found, and what the seed changes, in printed units.
+
+        One row per transfer and method, and with a transfer "mean": `smallest_gain` over the reference that one test
+        would find with power 0.8 (`statistics.smallest_detectable_gain`; for "mean" that of the subjects' means over
+        transfers), and `sd_over_seeds` of the method's own mean (`statistics.seed_spread`).
+        """
+        import pandas as pd
+
+        grid, scale = self.main.grid, SCALE[self.main.metric]
+        if grid is None:
+            return pd.DataFrame(columns=["transfer", "method", "n_subjects", "smallest_gain", "sd_over_seeds"])
+        spread = statistics.seed_spread(self.long[self.long.metric == self.main.metric], self.main.metric)
+        gains = {m: grid.gain(m, self.reference) for m in grid.methods} if self.reference in grid.methods else {}
+
+        def smallest(transfer: str, method: str) -> tuple[int, float]:
+            if method not in gains or method == self.reference:
+                return 0, np.nan
+            gain = gains[method] if transfer == OVERALL else gains[method][[grid.transfers.index(transfer)]]
+            there = np.isfinite(gain)
+            count = there.sum(axis=(0, 2))
+            per_subject = np.where(there, gain, 0).sum(axis=(0, 2))[count > 0] / count[count > 0]
+            return len(per_subject), statistics.smallest_detectable_gain(per_subject) * scale
+
+        rows = [
+            (row["transfer"], row["method"], *smallest(row["transfer"], row["method"]), row["sd"] * scale)
+            for row in spread.to_dict("records")
+        ]
+        return pd.DataFrame(rows, columns=["transfer", "method", "n_subjects", "smallest_gain", "sd_over_seeds"])
+
+    @cached_property
+    def mixed_model(self) -> pd.DataFrame:
+        """`statistics.mixed_model` of the focus over the reference, in printed units; empty without both."""
+        import pandas as pd
+
+        grid = self.main.grid
+        if grid is None or not {self.focus, self.reference} <= set(grid.methods):
+            return pd.DataFrame()
+        rows = self.long[self.long.metric == self.main.metric]
+        found = statistics.mixed_model(rows, self.main.metric, self.reference, [self.focus])
+        names = ["gain", "standard_error", "low", "high", "sd_transfer", "sd_subject", "sd_residual"]
+        found[names] *= SCALE[self.main.metric]
+        return found
+
     def states(self) -> dict[str, int]:
         """Number of cells in each state."""
         found: dict[str, int] = {}

@@ -20,6 +20,7 @@ from trm_bench import __version__, statistics
 from trm_bench.report import tables, words
 from trm_bench.report.charts import Chart
 from trm_bench.report.evidence import GAIN_UNITS, PHANTOM, Evidence
+from trm_bench.results import slug
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -80,6 +81,11 @@ def report(evidence: Evidence, charts: Sequence[Chart], absent: Sequence[str], o
         tables=[(tables.build(evidence, m), not statistics.HIGHER_IS_BETTER[m]) for m in evidence.scores],
         pictures=[*map(_chart, charts), *(_overlay(path, evidence) for path in overlays)],
         absent=absent,
+        sensitivity=list(words.sensitivity(evidence)),
+        mixed_model=list(words.mixed_model(evidence)),
+        unit=GAIN_UNITS[evidence.main.metric],
+        rates=list(words.rates(evidence)),
+        findings=list(words.findings(evidence)),
         diagnostics=list(_diagnostics(evidence)),
         matrices=list(_matrices(evidence)),
         unfinished=[(c["transfer"], c["method"], c["seed"], why) for c, why in evidence.results.unfinished()],
@@ -111,12 +117,13 @@ def _chart(chart: Chart) -> dict[str, str]:
 
 
 def _overlay(path: Path, evidence: Evidence) -> dict[str, str]:
-    names = {f"risk_{tables.slug(t)}": t for t in evidence.transfers}
+    names = {f"risk_{slug(t)}": t for t in evidence.transfers}
     transfer = names.get(path.stem, path.stem)
     return {
         "title": f"Transfer risk map, {transfer}",
-        "caption": "Test subjects of the first seed: image with its label (outline), predictions, and risk map.",
-        "alt": f"Slices of test subjects of {transfer}: image, source prediction, predictions of methods, risk map.",
+        "caption": "Test subjects of the first seed: image with its label (outline), prediction of the source network, "
+        "risk map, the voxels that fine-tuning lost and won against training from scratch, and errors.",
+        "alt": f"Slices of test subjects of {transfer}: image, source prediction, risk map, lost and won voxels",
         "source": _embedded(path),
     }
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trm_bench import statistics
 from trm_bench.evaluation import EMPTY_RULE
+from trm_bench.negative_transfer import ALL_VOXELS
 from trm_bench.report.evidence import ALPHA, GAIN_UNITS, NAMES, OVERALL, PHANTOM, UNITS, Evidence, Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MISSING = "\N{EN DASH}"
 BETTER, WORSE = "*", "\N{DAGGER}"
@@ -295,11 +298,6 @@ def compare(found: dict[str, Evidence], metric: str) -> Table:
     )
 
 
-def slug(transfer: str) -> str:
-    """A transfer's name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", transfer)
-
-
 def comparisons_csv(evidence: Evidence) -> str:
     """Every test that was made, for every metric; gains in the metric's own unit."""
     import pandas as pd
@@ -349,8 +347,18 @@ def summary(evidence: Evidence) -> dict[str, Any]:
             }
             for row in overall.to_dict("records")
         },
+        "voxel_level": {
+            "net_transfer_rate": _overall(evidence.rates, "method", "net"),
+            "auroc_of_lost_voxels": _overall(evidence.findings, "map", "auroc"),
+        },
         "metrics": metrics,
     }
+
+
+def _overall(table: pd.DataFrame, name: str, value: str) -> dict[str, float | None]:
+    """Of all voxels and the mean over transfers."""
+    rows = table[(table["transfer"] == OVERALL) & (table["class"] == ALL_VOXELS)]
+    return {str(k): _finite(v) for k, v in zip(rows[name], rows[value], strict=True)}
 
 
 def _finite(value: float | None) -> float | None:

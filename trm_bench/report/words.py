@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trm_bench.negative_transfer import ALL_VOXELS, LOST_OR_WON
 from trm_bench.report.evidence import GAIN_UNITS, NAMES, OVERALL, Evidence
 from trm_bench.report.tables import MISSING
 from trm_bench.verdict import RULES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def verdict(evidence: Evidence) -> str:
@@ -97,6 +101,84 @@ def gaps(evidence: Evidence) -> Iterator[tuple[str, ...]]:
             place = "mean over transfers" if transfer == OVERALL else transfer
             found = signed(row["gap"]), interval(row["low"], row["high"]), _yes(row["present"])
             yield place, row["method"], *found
+
+
+def rates(evidence: Evidence) -> Iterator[tuple[str, ...]]:
+    """Transfer, method, class, negative and positive transfer rate, net rate, its interval (%); all voxels first."""
+    yield from _voxel_rows(
+        evidence,
+        evidence.rates,
+        lambda row: (
+            row["method"],
+            row["class"],
+            *(f"{100 * row[k]:.3f}" for k in ("negative_rate", "positive_rate")),
+            f"{100 * row['net']:+.3f}",
+            _ends(row, 100, 3),
+        ),
+    )
+
+
+def findings(evidence: Evidence) -> Iterator[tuple[str, ...]]:
+    """Transfer, map, voxels, area under the ROC curve, how much above the prior's, its interval."""
+    yield from _voxel_rows(
+        evidence,
+        evidence.findings,
+        lambda row: (
+            row["map"],
+            row["class"],
+            f"{row['auroc']:.3f}",
+            f"{row['over_prior']:+.3f}" if np.isfinite(row["over_prior"]) else MISSING,
+            _ends(row, 1, 3),
+        ),
+    )
+
+
+def _voxel_rows(
+    evidence: Evidence, table: pd.DataFrame, cells: Callable[[pd.Series], tuple[str, ...]]
+) -> Iterator[tuple[str, ...]]:
+    several = len(evidence.transfers) > 1
+    for transfer in [*([OVERALL] if several else []), *evidence.transfers]:
+        rows = table[table["transfer"] == transfer]
+        for place in sorted(rows["class"].unique(), key=lambda c: (ALL_VOXELS, LOST_OR_WON, c).index(c)):
+            for _, row in rows[rows["class"] == place].iterrows():
+                yield "mean over transfers" if transfer == OVERALL else transfer, *cells(row)
+
+
+def _ends(row: pd.Series, scale: float, digits: int) -> str:
+    low, high = scale * row["low"], scale * row["high"]
+    return f"[{low:+.{digits}f}, {high:+.{digits}f}]" if np.isfinite([low, high]).all() else MISSING
+
+
+def sensitivity(evidence: Evidence) -> Iterator[tuple[str, ...]]:
+    """Method, gain, interval, smallest detectable gain over all transfers and in single ones, deviation over seeds."""
+    table = evidence.sensitivity
+    for method in evidence.methods:
+        rows = {r["transfer"]: r for r in table[table["method"] == method].to_dict("records")}
+        if not rows:
+            continue
+        overall = rows.pop(OVERALL)
+        single = [r["smallest_gain"] for r in rows.values() if np.isfinite(r["smallest_gain"])]
+        found = evidence.main.gain(method)
+        yield (
+            method,
+            signed(found["gain"]) if found else MISSING,
+            interval(found["low"], found["high"]) if found else MISSING,
+            _plain(overall["smallest_gain"]),
+            f"{_plain(min(single))} to {_plain(max(single))}" if len(single) > 1 else MISSING,
+            _plain(overall["sd_over_seeds"]),
+        )
+
+
+def mixed_model(evidence: Evidence) -> Iterator[tuple[str, ...]]:
+    """Method, gain, interval, p, deviations of transfers, subjects and residual, note."""
+    for _, row in evidence.mixed_model.iterrows():
+        p = f"{row['p']:.3g}" if np.isfinite(row["p"]) else MISSING
+        deviations = (_plain(row[f"sd_{k}"]) for k in ("transfer", "subject", "residual"))
+        yield row["method"], signed(row["gain"]), interval(row["low"], row["high"]), p, *deviations, row["note"]
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else MISSING
 
 
 def gone(evidence: Evidence) -> str:
