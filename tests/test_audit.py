@@ -24,7 +24,7 @@ METHODS = ["scratch", "finetune", "trm", "trm_prior"]
 def run(output: Path, toy_data: Path, methods: list[str] = METHODS) -> Path:
     path = toy.write_protocol(output / "toy.yaml", toy_data)
     loaded = protocol.choose_methods(protocol.load(str(path), ["tracking=false"]), methods)
-    return benchmark.run(loaded, output / "out", jobs=1).folder
+    return benchmark.run(loaded, output / "out", jobs=1, pages=False).folder
 
 
 @pytest.fixture(scope="module")

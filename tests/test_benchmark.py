@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def run(out: Path, root: Path, jobs: int = 1, transfers: tuple[str, ...] = (), **changes: Any) -> benchmark.Outcome:
     loaded = protocol.parse(toy.protocol(root, **changes), "test")
-    return benchmark.run(loaded, out, device=CPU, jobs=jobs, transfers=transfers)
+    return benchmark.run(loaded, out, device=CPU, jobs=jobs, transfers=transfers, pages=False)
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ class TestPairing:
             toy.protocol(toy_data, transfers={"kind": "cross_task", "pairs": pairs}, methods=["scratch", "finetune"]),
             "test",
         )
-        folder = benchmark.run(loaded, tmp_path / "two", device=CPU, jobs=1).folder
+        folder = benchmark.run(loaded, tmp_path / "two", device=CPU, jobs=1, pages=False).folder
         cells = results.read(folder).cells
         assert len(cells) == 4
         assert len({c["run"] for c in cells if c["method"] == "scratch"}) == 1

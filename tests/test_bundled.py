@@ -36,7 +36,9 @@ def test_runs_end_to_end(name: str, tmp_path: Path) -> None:
         ]
         small += [f"training.{part}.patch=[16, 16, 16]" for part in ("source", "target")]
     loaded = protocol.load(name, small, phantom=name not in REAL)
-    outcome = benchmark.run(loaded, tmp_path, stand_in=name not in REAL, device=torch.device("cpu"), jobs=1)
+    outcome = benchmark.run(
+        loaded, tmp_path, stand_in=name not in REAL, device=torch.device("cpu"), jobs=1, pages=False
+    )
     assert set(outcome.states) == {"finished"}
     table = pd.read_csv(outcome.folder / "metrics.csv")
     assert table.value.between(0, 1).all() and set(table.method) == {"scratch", "finetune", "trm"}

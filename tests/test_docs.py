@@ -45,7 +45,7 @@ def test_the_recipe_of_a_method(
     module = recipe("method", tmp_path, monkeypatch)
     monkeypatch.setitem(registry.BUILTIN, "weight_norm", f"{module.__name__}:WeightNorm")
     loaded = protocol.parse(toy.protocol(toy_data, methods=["finetune", "weight_norm"]), "test")
-    outcome = benchmark.run(loaded, tmp_path, device=torch.device("cpu"), jobs=1)
+    outcome = benchmark.run(loaded, tmp_path, device=torch.device("cpu"), jobs=1, pages=False)
     assert outcome.states == {"finished": 2}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,17 @@ def run(out: Path, data: Path, display: Display | None = None, **changes: Any) -
     return benchmark.run(loaded, out, device=torch.device("cpu"), jobs=1, display=display)
 
 
-def logged(out: Path) -> tuple[list[Any], list[Any]]:
-    """Parent runs and child runs of the store in a results folder."""
+def client(out: Path) -> Any:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("toy")
+    return MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+
+
+def logged(out: Path) -> tuple[list[Any], list[Any]]:
+    """Parent runs and child runs of the store in a results folder."""
+    experiment = client(out).get_experiment_by_name("toy")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
+    found = client(out).search_runs([experiment.experiment_id])
     children = [r for r in found if "mlflow.parentRunId" in r.data.tags]
     return [r for r in found if r not in children], children
 
@@ -63,6 +67,13 @@ def test_children_lie_under_their_parent_and_hold_the_records(
         assert child.data.metrics["test.dice"] == pytest.approx(dice)
         assert child.data.params["training.steps"] == "6"
         assert child.data.metrics["loss_curve"] > 0
+    summary = json.loads((folder / "summary.json").read_text())["metrics"]["dice"]
+    assert parent.data.metrics["dice.mean.trm"] == pytest.approx(summary["trm"]["mean"])
+    assert parent.data.metrics["dice.gain_points.trm"] == pytest.approx(summary["trm"]["gain_points"])
+    assert "dice.gain_low.finetune" not in parent.data.metrics, "the reference has no interval"
+    assert parent.data.tags["verdict"] == "no verdict"
+    kept = {a.path for a in client(tmp_path).list_artifacts(parent.info.run_id)}
+    assert {"report.html", "metrics.csv", "table.tex", "comparisons.csv", "summary.json", "figures"} <= kept
     (trm,) = [c for c in children if c.data.tags["method"] == "trm"]
     assert trm.data.metrics["diagnostics.leep"] < 0 and trm.data.params["method.base"] == "3.0"
 

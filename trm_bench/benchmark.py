@@ -62,6 +62,7 @@ def run(
     device: torch.device | None = None,
     jobs: int | None = None,
     display: Display | None = None,
+    pages: bool = True,
 ) -> Outcome:
     """Runs a protocol; what has been done before is not done again.
 
@@ -73,6 +74,7 @@ def run(
         device: CPU where not given.
         jobs: Trainings at a time; by default one a core or GPU.
         display: Where progress is shown.
+        pages: Draw charts and report.html too, which takes some seconds.
 
     Raises:
         UserError: Protocol, data or folder are not as they must be; nothing has been trained then.
@@ -95,7 +97,7 @@ def run(
                     track(job)
             _train(made, device, jobs, display, track)
             _audit(protocol, data, folder, output, device, jobs, display)
-            report.write(folder)
+            (report.write_pages if pages else report.write)(folder)
         states = _states(made)
     return Outcome(folder, states)
 

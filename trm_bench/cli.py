@@ -109,7 +109,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
 ) -> None:
     """Run a protocol: train what is missing, then write the table. The same command resumes."""
-    from trm_bench import benchmark, environment, execution, report
+    from trm_bench import benchmark, environment, execution
     from trm_bench.display import Display
 
     loaded = _load(protocol, settings, phantom, methods, seeds)
@@ -129,7 +129,6 @@ def run(
         jobs=jobs,
         display=Display(),
     )
-    report.write_pages(outcome.folder)
     _print_outcome(outcome)
     if outcome.states.get("failed"):
         raise typer.Exit(1)

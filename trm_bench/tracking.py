@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -134,10 +135,19 @@ class _Mirror:
         self.client.set_terminated(run, "FINISHED" if record["state"] == "finished" else "FAILED")
 
     def close(self) -> None:
-        """Brings the tables to the parent and ends it."""
-        for name in ("table.md", "table.csv", "summary.json"):
-            if (self.folder / name).is_file():
-                self.client.log_artifact(self.parent, str(self.folder / name))
+        """Brings the numbers of the tables, the tables, the charts and the page to the parent, and ends it."""
+        from mlflow.entities import Metric
+
+        summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        metrics = [Metric(k, v, 0, len(self.plan["cells"])) for k, v in _summarised(summary)]
+        for i in range(0, len(metrics), BATCH):
+            self.client.log_batch(self.parent, metrics=metrics[i : i + BATCH])
+        self.client.set_tag(self.parent, "verdict", " / ".join(summary["verdict"]["words"]) or "no verdict")
+        for pattern in ("*.csv", "table.*", "*.json", "report.html"):
+            for path in sorted(self.folder.glob(pattern)):
+                self.client.log_artifact(self.parent, str(path))
+        for path in sorted(self.folder.glob("figures/*.png")):
+            self.client.log_artifact(self.parent, str(path), "figures")
         self.client.set_terminated(self.parent)
 
     def _new(self, name: str, tags: dict[str, str]) -> str:
@@ -188,6 +198,21 @@ def _metrics(record: dict[str, Any]) -> Iterator[tuple[str, int, float]]:
         yield f"seconds.{name}", 0, value
     if "peak_memory_bytes" in record:
         yield "peak_memory_gib", 0, record["peak_memory_bytes"] / 2**30
+
+
+def _summarised(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What summary.json says of each method, as metrics of the parent: `dice.gain_points.trm` and the like."""
+    for metric, methods in summary["metrics"].items():
+        for method, found in methods.items():
+            low, high = found["gain_interval"]
+            values = {k: found[k] for k in ("mean", "sd_over_seeds", "gain_points", "gain_relative_percent")}
+            for name, value in {**values, "gain_low": low, "gain_high": high}.items():
+                if value is not None:
+                    yield f"{metric}.{name}.{_safe(method)}", value
+    voxels = {k: v.items() for k, v in summary["voxel_level"].items()}
+    gaps = {"negative_transfer_gap": [(m, found["gap"]) for m, found in summary["negative_transfer"].items()]}
+    for name, items in {**voxels, **gaps}.items():
+        yield from ((f"{name}.{_safe(key)}", value) for key, value in items if value is not None)
 
 
 def _safe(name: str) -> str:

@@ -363,7 +363,8 @@ def _legend(figure: Figure, axes: list[Axes], others: bool) -> None:
             entries.setdefault(label, handle)
     if others:
         entries["other methods"] = Line2D([], [], color=PALE, linewidth=1.2)
-    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=min(len(entries), 4), fontsize=8.5)
+    columns = min(len(entries), 4, int(figure.get_figwidth() / 1.35))
+    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns, fontsize=8.5)
 
 
 # ------------------------------------------------------------------------------------------------------------ matrix
