@@ -273,6 +273,22 @@ class TestPage:
             assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", re.sub(r'"data:[^"]*"', "", page.text))
         assert len(Page(written / "report.html").images) == 5
 
+    def test_text_stands_out_from_its_ground(self) -> None:
+        """Contrast of at least 4.5 to 1 (WCAG 2.2, 1.4.3) of every text colour on every ground, light and dark."""
+        style = (Path(report.__file__).parent / "templates" / "style.css").read_text()
+        themes = [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", part)) for part in style.split("@media")[:2]]
+
+        def luminance(colour: str) -> float:
+            channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+            linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+            return float(np.dot((0.2126, 0.7152, 0.0722), list(linear)))
+
+        for theme in themes:
+            for ground in ("back", "card", "stripe", "warn-back"):
+                for text in ("text", "soft", "link", "good", "bad", "open"):
+                    light, dark = sorted((luminance(theme[text]), luminance(theme[ground])), reverse=True)
+                    assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
     @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page was parsed, but not opened in a browser")
     def test_in_a_browser(self, written: Path, tmp_path: Path) -> None:
         probe = """<script>addEventListener("load", () => {
