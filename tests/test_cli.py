@@ -11,7 +11,8 @@ import pytest
 import toy
 from helpers import Run
 
-from trm_bench import methods, protocol, registry
+from trm_bench import benching, methods, protocol, registry
+from trm_bench.protocol import TrainingConfig
 
 
 @pytest.fixture
@@ -196,6 +197,15 @@ def test_risk_map_mistakes(
     } | {k: {"LABEL": label, "SMALL": small}.get(v, v) for k, v in change.items()}
     code, text = trm_bench("risk-map", *[x for pair in options.items() for x in pair])
     assert code == 2 and said in text and "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_method_is_not_that_of_the_calling_process() -> None:
+    config = TrainingConfig(steps=1, batch=1, patch=(16, 16, 16))
+    before = benching._peak_of_process("finetune", config)
+    ballast = np.ones(2**27, np.float64)  # 1 GiB in this process
+    after = benching._peak_of_process("finetune", config)
+    assert ballast.all() and abs(after - before) < 2**27
 
 
 @pytest.mark.slow
