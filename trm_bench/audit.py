@@ -136,11 +136,12 @@ def audit(work: Audit, device: torch.device, progress: Callable[[int, int, None]
         for method, found in rates.items():
             counts = negative_transfer.outcomes(truth, predictions[SCRATCH], predictions[method], len(classes))
             found[prepared.subject] = counts.tolist()
-        for name, risk in maps(image, label).items():
+        if work.sources:
             before, after = predictions[SCRATCH], predictions[REFERENCE]
             lost, won = negative_transfer.lost(truth, before, after), negative_transfer.lost(truth, after, before)
             places = {ALL_VOXELS: np.ones(shape, bool), LOST_OR_WON: lost | won}
             places |= {c: truth == k for k, c in enumerate(classes)}
+        for name, risk in maps(image, label).items():
             for place, inside in places.items():
                 if (roc := negative_transfer.roc(risk[inside], lost[inside])) is not None:
                     areas.setdefault(name, {}).setdefault(prepared.subject, {})[place] = roc[0]

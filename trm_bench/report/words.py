@@ -113,7 +113,7 @@ def rates(evidence: Evidence) -> Iterator[tuple[str, ...]]:
             row["class"],
             *(f"{100 * row[k]:.3f}" for k in ("negative_rate", "positive_rate")),
             f"{100 * row['net']:+.3f}",
-            _ends(row, 100, 3),
+            interval(100 * row["low"], 100 * row["high"], 3),
         ),
     )
 
@@ -128,7 +128,7 @@ def findings(evidence: Evidence) -> Iterator[tuple[str, ...]]:
             row["class"],
             f"{row['auroc']:.3f}",
             f"{row['over_prior']:+.3f}" if np.isfinite(row["over_prior"]) else MISSING,
-            _ends(row, 1, 3),
+            interval(row["low"], row["high"], 3),
         ),
     )
 
@@ -142,11 +142,6 @@ def _voxel_rows(
         for place in sorted(rows["class"].unique(), key=lambda c: (ALL_VOXELS, LOST_OR_WON, c).index(c)):
             for _, row in rows[rows["class"] == place].iterrows():
                 yield "mean over transfers" if transfer == OVERALL else transfer, *cells(row)
-
-
-def _ends(row: pd.Series, scale: float, digits: int) -> str:
-    low, high = scale * row["low"], scale * row["high"]
-    return f"[{low:+.{digits}f}, {high:+.{digits}f}]" if np.isfinite([low, high]).all() else MISSING
 
 
 def sensitivity(evidence: Evidence) -> Iterator[tuple[str, ...]]:
@@ -203,9 +198,9 @@ def signed(value: float) -> str:
     return f"{value:+.2f}" if np.isfinite(value) else MISSING
 
 
-def interval(low: float, high: float) -> str:
+def interval(low: float, high: float, digits: int = 2) -> str:
     """Both ends, or a dash where there is none."""
-    return f"[{low:+.2f}, {high:+.2f}]" if np.isfinite([low, high]).all() else MISSING
+    return f"[{low:+.{digits}f}, {high:+.{digits}f}]" if np.isfinite([low, high]).all() else MISSING
 
 
 def _yes(value: object) -> str:
