@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trm_bench import negative_transfer
+from trm_bench import environment, negative_transfer
 from trm_bench.datasets.base import Dataset, LabelMap
 from trm_bench.errors import UserError
 from trm_bench.evaluation import predict
@@ -122,6 +122,7 @@ def audit(work: Audit, device: torch.device, progress: Callable[[int, int, None]
     Returns:
         `finished`.
     """
+    environment.deterministic(device)
     store = SubjectStore([_opened(path) for path in work.test], work.images, work.label_map, device)
     classes = work.label_map.classes
     maps = _Maps(work, device)
