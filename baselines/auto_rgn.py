@@ -14,20 +14,23 @@ from trm_bench.methods import Context, Method, Parameters, hyper
 class AutoRgnParameters(Parameters):
     """Hyper-parameters of Auto-RGN."""
 
-    every: int = hyper(10, "steps after which the layers' learning rates are set anew", ge=1)
+    every: int = hyper(10, "steps after which the layers' learning rates are set again", ge=1)
 
 
 class AutoRgn(Method):
-    """Fine-tuning with a learning rate for each layer, eta_l = eta RGN_l / max_l' RGN_l', RGN = ||g_l|| / ||w_l||.
+    """Fine-tuning with a learning rate for each layer, eta_l = eta RGN_l / max_l' RGN_l', RGN =
+    ||g_l|| / ||w_l||.
 
-    Surgical fine-tuning, Lee et al., ICLR 2023, arXiv:2210.11466, Auto-RGN (section 4). The relative gradient norm is
-    averaged over the last `every` steps (after the first step, over that one); the paper averages it over five batches
-    once an epoch. The learning rate is scaled, not the gradient, on which AdamW's steps do not depend; the protocol's
-    decoupled weight decay, being a share of the learning rate, is scaled along. The largest scale is 1.
+    Surgical fine-tuning, Lee et al., ICLR 2023, arXiv:2210.11466, Auto-RGN (section 4). The
+    relative gradient norm is averaged over the last `every` steps (after the first step, over that
+    one); the paper averages it over five batches once an epoch. The learning rate is scaled, not
+    the gradient, on which AdamW's steps do not depend; the protocol's decoupled weight decay, being
+    a share of the learning rate, is scaled along. The largest scale is 1.
 
-    A layer is a tensor of two or more axes, that is a convolution's or linear map's weights, and what follows it up to
-    the next: its bias, normalisation and activation. These have no norm of their own to compare (a bias starts at 0,
-    PReLU has one weight) and go with their layer; the authors' code leaves the parameters of normalisation untrained.
+    A layer is a tensor of two or more axes, that is a convolution's or linear map's weights, and
+    what follows it up to the next: its bias, normalisation and activation. These have no norm of
+    their own to compare (a bias starts at 0, PReLU has one weight) and go with their layer; the
+    authors' code leaves the parameters of normalisation untrained.
     """
 
     name = "auto_rgn"

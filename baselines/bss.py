@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baselines.encoder import EncoderMethod, encoder_blocks, watch
+from trm_bench.data.patches import Batch
 from trm_bench.errors import UserError
 from trm_bench.methods import Context, Parameters, hyper
-from trm_bench.patches import Batch
+
+from .encoder import EncoderMethod, encoder_blocks, watch
 
 
 class BssParameters(Parameters):
@@ -19,21 +20,23 @@ class BssParameters(Parameters):
 
 
 class Bss(EncoderMethod):
-    """Fine-tuning with batch spectral shrinkage, eta sum_{i=1..k} sigma_{-i}^2, sigma_{-i} the i-th smallest of F.
+    """Fine-tuning with batch spectral shrinkage, eta sum_{i=1..k} sigma_{-i}^2, sigma_{-i} the i-th
+    smallest of F.
 
-    Chen et al., NeurIPS 2019, "Catastrophic Forgetting Meets Negative Transfer". There F is the matrix of a batch's
-    feature vectors (b, f). A segmentation batch has 2 patches or so, hence 2 singular values, and no feature vector; so
-    F (B V, C) has one row for each of the V positions of the encoder's deepest map and one column for each of its C
-    channels: the same reading of "a feature vector", one for each place that the network looks at. A patch of 48x64x48
-    with three halvings has 288 positions, so that 2 patches give 576 rows for 128 channels. The sum is not divided by
-    the number of rows, as in the paper.
+    Chen et al., NeurIPS 2019, "Catastrophic Forgetting Meets Negative Transfer". There F is the
+    matrix of a batch's feature vectors (b, f). A segmentation batch has 2 patches or so, hence 2
+    singular values, and no feature vector; so F (B V, C) has one row for each of the V positions of
+    the encoder's deepest map and one column for each of its C channels: the same reading of "a
+    feature vector", one for each place that the network looks at. A patch of 48x64x48 with three
+    halvings has 288 positions, so that 2 patches give 576 rows for 128 channels. The sum is not
+    divided by the number of rows, as in the paper.
 
-    sigma^2 are the eigenvalues of the smaller of F'F and FF', in float64, so that the cost of a decomposition does not
-    grow with the number of rows. eta = 0 is fine-tuning.
+    sigma^2 are the eigenvalues of the smaller of F'F and FF', in float64, so that the cost of a
+    decomposition does not grow with the number of rows. eta = 0 is fine-tuning.
 
     Raises:
-        UserError: Which part of the network is the encoder is not known, or the patch is so small that all singular
-            values would be shrunk.
+        UserError: Which part of the network is the encoder is not known, or the patch is so small
+            that all singular values would be shrunk.
     """
 
     name = "bss"
@@ -52,7 +55,11 @@ class Bss(EncoderMethod):
         matrix = feature_matrix(deepest(maps))
         if min(matrix.shape) <= self.p.k:
             hint = f"a larger patch or batch, or k below {min(matrix.shape)}"
-            raise UserError(f"bss: the feature matrix {tuple(matrix.shape)} is too small for k={self.p.k}", "k", hint)
+            raise UserError(
+                f"bss: the feature matrix {tuple(matrix.shape)} is too small for k={self.p.k}",
+                "k",
+                hint,
+            )
         return loss + self.p.eta * shrinkage(matrix, self.p.k)
 
 
@@ -67,6 +74,9 @@ def feature_matrix(features: Tensor) -> Tensor:
 
 
 def shrinkage(matrix: Tensor, k: int) -> Tensor:
-    """Sum of the squares of the k smallest of the min(rows, columns) singular values; a float32 scalar."""
+    """Sum of the squares of the k smallest of the min(rows, columns) singular values.
+
+    A float32 scalar.
+    """
     wide = matrix.double() if matrix.shape[0] >= matrix.shape[1] else matrix.double().T
     return torch.linalg.eigvalsh(wide.T @ wide)[:k].sum().float()

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from baselines.encoder import EncoderMethod, encoder_blocks, watch
+from trm_bench.data.patches import Batch
 from trm_bench.methods import Context, Parameters, hyper
-from trm_bench.patches import Batch
 from trm_bench.transfer_risk import SMALLEST_PROBABILITY, LeepStatistics
+
+from .encoder import EncoderMethod, encoder_blocks, watch
 
 TEMPERATURE = 5.0  # of the attention's softmax, from the authors' code
 
@@ -20,23 +21,32 @@ class DeltaParameters(Parameters):
     """Hyper-parameters of DELTA; the weights default to those of the authors' code."""
 
     alpha: float = hyper(0.01, "weight of the feature distance", search=(1e-4, 1.0), log=True, ge=0)
-    beta: float = hyper(0.01, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0)
+    beta: float = hyper(
+        0.01, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0
+    )
     batches: int = hyper(8, "target training batches that the attention is computed on", ge=1)
 
 
 class Delta(EncoderMethod):
-    """Fine-tuning with the feature distance alpha sum_j sum_c W_jc ||FM_jc(w, x) - FM_jc(w^0, x)||^2, W attention.
+    """Fine-tuning with the feature distance alpha sum_j sum_c W_jc ||FM_jc(w, x) - FM_jc(w^0,
+    x)||^2, W attention.
 
-    Li et al., ICLR 2019, arXiv:1901.09229. FM_j is the output of level j of the encoder (of all levels), w^0 the frozen
-    source network, and a new head gets beta/2 ||w||^2. As in the authors' code each level's term is
-    C_j / (2 V_j) sum_b sum_c W_jc ||.||^2 with C_j channels and V_j positions, pixels there, voxels here.
+    Li et al., ICLR 2019, arXiv:1901.09229. FM_j is the output of level j of the encoder (of all
+    levels), w^0 the frozen source network, and a new head gets beta/2 ||w||^2. As in the authors'
+    code each level's term is C_j / (2 V_j) sum_b sum_c W_jc ||.||^2 with C_j channels and V_j
+    positions, pixels there, voxels here.
 
-    W_j (C_j,) = softmax_c(zscore_c(D_jc) / 5), D_jc being the rise of the target loss when channel c is set to 0. It is
-    computed once, before training, on `batches` batches of target training patches. What differs from the paper:
-    - D is the first-order estimate -sum_{b,v} FM_jc dL/dFM_jc (Molchanov et al. 2017, arXiv:1611.06440), one backward
-      pass for all channels; the paper runs the network once per channel and batch, hundreds of passes a batch.
-    - The target loss is the source network's own, -log sum_c P(y | c) theta_c with LEEP's P(y | c) from the same
-      batches (the identity where the classes are the same); the paper first trains a new classifier on source features.
+    W_j (C_j,) = softmax_c(zscore_c(D_jc) / 5), D_jc being the rise of the target loss when channel
+    c is set to 0. It is computed once, before training, on `batches` batches of target training
+    patches. What differs from the paper:
+    - D is the first-order estimate -sum_{b,v} FM_jc dL/dFM_jc (Molchanov et al. 2017,
+    arXiv:1611.06440), one backward
+      pass for all channels; the paper runs the network once per channel and batch, hundreds of
+      passes a batch.
+    - The target loss is the source network's own, -log sum_c P(y | c) theta_c with LEEP's P(y | c)
+    from the same
+      batches (the identity where the classes are the same); the paper first trains a new classifier
+      on source features.
 
     alpha = beta = 0 is fine-tuning.
 
@@ -66,13 +76,16 @@ class Delta(EncoderMethod):
         conditional = torch.eye(run.classes) if run.same_task else statistics.conditional().float()
         rise: dict[str, Tensor] = {}
         for batch in batches:
-            with watch(self.source_blocks) as maps:  # the image asks for a gradient, as no weight of the source does
+            # the image asks for a gradient, as no weight of the source does
+            with watch(self.source_blocks) as maps:
                 theta = run.source(batch.image.clone().requires_grad_()).softmax(1)
             p = conditional.to(theta.device) @ theta.flatten(2)  # (B, Kt, V)
-            loss = functional.nll_loss(p.clamp(min=SMALLEST_PROBABILITY).log(), batch.label.flatten(1))
-            for name, found in zip(maps, channel_effects(loss, maps), strict=True):
-                rise[name] = rise.get(name, 0.0) + found
-        return {name: channel_attention(effect) for name, effect in rise.items()}
+            loss = functional.nll_loss(
+                p.clamp(min=SMALLEST_PROBABILITY).log(), batch.label.flatten(1)
+            )
+            for name, effect in zip(maps, channel_effects(loss, maps), strict=True):
+                rise[name] = rise.get(name, 0.0) + effect
+        return {name: channel_attention(total) for name, total in rise.items()}
 
     def loss(self, run: Context, batch: Batch) -> Tensor:
         if not self.p.alpha:
@@ -88,7 +101,8 @@ class Delta(EncoderMethod):
         if run.same_task or not self.p.beta:
             return 0.0
         head = run.network.get_submodule(run.parts.head)
-        return self.p.beta / 2 * torch.stack([w.float().square().sum() for w in head.parameters()]).sum()
+        squares = torch.stack([w.float().square().sum() for w in head.parameters()])
+        return self.p.beta / 2 * squares.sum()
 
 
 def feature_distance(
@@ -109,7 +123,9 @@ def feature_distance(
 
 
 def channel_effects(loss: Tensor, maps: Mapping[str, Tensor]) -> list[Tensor]:
-    """First-order rise of the loss when a channel of a map is set to 0, one (C,) per map (B, C, *spatial)."""
+    """First-order rise of the loss when a channel of a map is set to 0, one (C,) per map (B, C,
+    *spatial).
+    """
     gradients = torch.autograd.grad(loss, list(maps.values()))
     pairs = zip(gradients, maps.values(), strict=True)
     return [-(gradient * values.detach()).flatten(2).sum((0, 2)) for gradient, values in pairs]

@@ -1,4 +1,7 @@
-"""What methods that look into the encoder share: its blocks, and their outputs in a forward pass."""
+"""What methods that look into the encoder share.
+
+Its blocks, and their outputs in a forward pass.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,27 @@ from trm_bench.errors import UserError
 from trm_bench.methods import Method
 from trm_bench.networks import Parts
 
-CONTAINERS = (nn.ModuleList, nn.ModuleDict, SkipConnection)  # no output, or one that only joins others'
+# no output, or one that only joins others'
+CONTAINERS = (
+    nn.ModuleList,
+    nn.ModuleDict,
+    SkipConnection,
+)
 
 
 class EncoderMethod(Method):
     """A method that must know which part of the network is its encoder.
 
-    A class, not a function, so that a run's identity covers this file: the files of a method's base classes count.
+    A class, not a function, so that a run's identity covers this file: the files of a method's base
+    classes count.
     """
 
     def check(self, network: nn.Module, parts: Parts) -> None:
         if not parts.encoder:
-            what = f"{self.name} needs the encoder, and which part of {type(network).__name__} that is is not known"
+            kind = type(network).__name__
+            what = (
+                f"{self.name} needs the encoder, and it is not known which part of {kind} that is"
+            )
             raise UserError(what, "network", f"choose another network, or leave {self.name} out")
 
 
@@ -52,7 +64,8 @@ def encoder_blocks(network: nn.Module, parts: Parts) -> dict[str, nn.Module]:
 
 @contextmanager
 def watch(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Collects the blocks' outputs while it is open, in the order of computation; outputs that are no tensors are not.
+    """Collects the blocks' outputs while it is open, in the order of computation; outputs that are
+    no tensors are not.
 
     Args:
         blocks: Modules by name.

@@ -4,7 +4,9 @@ from trm_bench.methods import Method
 
 
 class Finetune(Method):
-    """All weights start from the source network, the head too where the classes are the same, and train alike."""
+    """All weights start from the source network, the head too where the classes are the same, and
+    train alike.
+    """
 
     name = "finetune"
     paper = "-"

@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn import functional
 
+from trm_bench.data.patches import Batch
 from trm_bench.methods import Context, Method, Parameters, hyper
-from trm_bench.patches import Batch
 
 
 class FocalParameters(Parameters):
@@ -14,7 +14,8 @@ class FocalParameters(Parameters):
 
 
 class Focal(Method):
-    """Fine-tuning with the voxel term FL = mean of (1 - p_t)^gamma CE, p_t the probability of the true class.
+    """Fine-tuning with the voxel term FL = mean of (1 - p_t)^gamma CE, p_t the probability of the
+    true class.
 
     Lin et al., ICCV 2017, arXiv:1708.02002, equation 4, without its class weight alpha.
     """
@@ -25,4 +26,6 @@ class Focal(Method):
 
     def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
         ce = functional.cross_entropy(logits, batch.label, reduction="none")
-        return ((1 - (-ce).exp()).clamp(min=1e-7) ** self.p.gamma * ce).mean()  # 0 has no gradient for gamma < 1
+        return (
+            (1 - (-ce).exp()).clamp(min=1e-7) ** self.p.gamma * ce
+        ).mean()  # 0 has no gradient for gamma < 1

@@ -1,17 +1,16 @@
 """Frozen encoder: decoder and head alone are fine-tuned."""
 
-from torch import Tensor
-
-from baselines.encoder import EncoderMethod
 from trm_bench.methods import Context
-from trm_bench.patches import Batch
+
+from .encoder import EncoderMethod
 
 
 class FrozenEncoder(EncoderMethod):
     """Fine-tuning of decoder and head; not a bit of the encoder moves.
 
-    The encoder's parameters get no gradient and are not in the optimiser, so that weight decay does not reach them.
-    Its normalisation layers that keep moving statistics use them, in training too, as the source left them.
+    The encoder's parameters get no gradient and are not in the optimiser, so that weight decay does
+    not reach them. Its normalisation layers that keep moving statistics use them, in training too,
+    as the source left them.
 
     Raises:
         UserError: Which part of the network is the encoder is not known.
@@ -29,10 +28,12 @@ class FrozenEncoder(EncoderMethod):
         self.norms = [
             module
             for name, module in run.network.named_modules()
-            if any(f"{name}.{buffer}" in encoder for buffer, _ in module.named_buffers(recurse=False))
+            if any(
+                f"{name}.{buffer}" in encoder for buffer, _ in module.named_buffers(recurse=False)
+            )
         ]
 
-    def loss(self, run: Context, batch: Batch) -> Tensor:
-        for norm in self.norms:  # at every step, since the loop puts the whole network back into training mode
+    def training_mode(self, run: Context) -> None:
+        super().training_mode(run)
+        for norm in self.norms:
             norm.eval()
-        return super().loss(run, batch)

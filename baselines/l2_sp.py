@@ -11,19 +11,27 @@ from trm_bench.methods import Context, Method, Parameters, hyper
 
 
 class L2SpParameters(Parameters):
-    """Hyper-parameters of L2-SP; the paper's choices for its classification networks are the defaults."""
+    """Hyper-parameters of L2-SP.
 
-    alpha: float = hyper(0.1, "pull of the shared weights to the source", search=(1e-4, 1.0), log=True, ge=0)
-    beta: float = hyper(0.01, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0)
+    The paper's choices for its classification networks are the defaults.
+    """
+
+    alpha: float = hyper(
+        0.1, "pull of the shared weights to the source", search=(1e-4, 1.0), log=True, ge=0
+    )
+    beta: float = hyper(
+        0.01, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0
+    )
 
 
 class L2Sp(Method):
     """Fine-tuning with the penalty Omega(w) = alpha/2 ||w_S - w_S^0||^2 + beta/2 ||w_S'||^2.
 
-    Li, Grandvalet & Davoine, ICML 2018, arXiv:1802.01483, section 3 (L2-SP). w_S are the weights shared with the
-    source network, w_S^0 their source values, w_S' the new ones: the head, where source and target differ in classes;
-    where they do not, the head is shared. All parameters count, those of normalisation included, moving statistics do
-    not. The protocol's own decoupled weight decay stays, as in every other arm. alpha = beta = 0 is fine-tuning.
+    Li, Grandvalet & Davoine, ICML 2018, arXiv:1802.01483, section 3 (L2-SP). w_S are the weights
+    shared with the source network, w_S^0 their source values, w_S' the new ones: the head, where
+    source and target differ in classes; where they do not, the head is shared. All parameters
+    count, those of normalisation included, moving statistics do not. The protocol's own decoupled
+    weight decay stays, as in every other arm. alpha = beta = 0 is fine-tuning.
     """
 
     name = "l2_sp"
@@ -31,7 +39,11 @@ class L2Sp(Method):
     Parameters = L2SpParameters
 
     def prepare(self, run: Context) -> None:
-        new = {n for n, _ in run.network.named_parameters() if run.parts.in_head(n) and not run.same_task}
+        new = {
+            n
+            for n, _ in run.network.named_parameters()
+            if run.parts.in_head(n) and not run.same_task
+        }
         self.shared = [p for n, p in run.network.named_parameters() if n not in new]
         self.new = [p for n, p in run.network.named_parameters() if n in new]
         self.start = flat(self.shared).detach().clone()
@@ -46,5 +58,8 @@ class L2Sp(Method):
 
 
 def flat(parameters: Sequence[Tensor]) -> Tensor:
-    """All values end to end, float32: a few kernels for the whole penalty, instead of a few for every tensor."""
+    """All values end to end, float32.
+
+    A few kernels for the whole penalty, instead of a few for every tensor.
+    """
     return torch.cat([p.flatten() for p in parameters]).float()

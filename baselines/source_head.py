@@ -14,7 +14,9 @@ from trm_bench.methods import Context, Method
 
 
 class SourceHeadMethod(Method):
-    """A method with a second head, a copy of the source's that is trained on the network's penultimate features."""
+    """A method with a second head, a copy of the source's that is trained on the network's
+    penultimate features.
+    """
 
     def prepare(self, run: Context) -> None:
         assert run.source is not None
@@ -27,7 +29,9 @@ class SourceHeadMethod(Method):
 
 @contextmanager
 def head_replaced(run: Context, head: nn.Module) -> Iterator[None]:
-    """Gives the network another head while it is open, so that no pass computes logits that nobody needs."""
+    """Gives the network another head while it is open, so that no pass computes logits that nobody
+    needs.
+    """
     own = run.network.get_submodule(run.parts.head)
     run.network.set_submodule(run.parts.head, head)
     try:
@@ -38,7 +42,9 @@ def head_replaced(run: Context, head: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def head_input(run: Context) -> Iterator[list[Tensor]]:
-    """Collects the penultimate features, (B, C, *spatial), one entry a forward pass of the network while it is open."""
+    """Collects the penultimate features, (B, C, *spatial), one entry a forward pass of the network
+    while it is open.
+    """
     seen: list[Tensor] = []
     head = run.network.get_submodule(run.parts.head)
     handle = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -50,9 +56,11 @@ def head_input(run: Context) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def target_statistics(network: nn.Module) -> Iterator[None]:
-    """Leaves the moving statistics of the batch normalisation that is in the network on entry alone while it is open.
+    """Leaves the moving statistics of the batch normalisation that is in the network on entry alone
+    while it is open.
 
-    Source patches are normalised by their own batch; the statistics used in evaluation stay those of the target.
+    Source patches are normalised by their own batch; the statistics used in evaluation stay those
+    of the target.
     """
     norms = [(m, m.momentum) for m in network.modules() if isinstance(m, _NormBase)]
     for norm, _ in norms:

@@ -9,26 +9,34 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trm_bench.data.patches import Batch
 from trm_bench.errors import UserError
 from trm_bench.methods import Context, Method, Parameters, hyper
 from trm_bench.networks import Parts
-from trm_bench.patches import Batch
 from trm_bench.seeds import generator
 
 
 class StochNormParameters(Parameters):
     """Hyper-parameters of StochNorm."""
 
-    p: float = hyper(0.5, "probability of the batch's statistics; 1 is fine-tuning", search=(0.1, 0.9), ge=0, le=1)
+    p: float = hyper(
+        0.5,
+        "probability of the batch's statistics; 1 is fine-tuning",
+        search=(0.1, 0.9),
+        ge=0,
+        le=1,
+    )
 
 
 class StochNorm(Method):
-    """Fine-tuning with every batch normalisation replaced by x^ = (1 - s) x^_0 + s x^_1, s ~ Bernoulli(p) per channel.
+    """Fine-tuning with every batch normalisation replaced by x^ = (1 - s) x^_0 + s x^_1, s ~
+    Bernoulli(p) per channel.
 
-    Kou et al., NeurIPS 2020, "Stochastic Normalization": x^_0 is normalised with the moving mean and variance, which
-    start as the source's and are updated as usual, x^_1 with those of the batch, then y = gamma x^ + beta. s is drawn
-    anew for each step and layer and is shared by the batch; p defaults to the paper's 1/2. Evaluation uses the moving
-    statistics. Nothing changes from 2D to 3D: statistics are per channel. p = 1 is fine-tuning.
+    Kou et al., NeurIPS 2020, "Stochastic Normalization": x^_0 is normalised with the moving mean
+    and variance, which start as the source's and are updated as usual, x^_1 with those of the
+    batch, then y = gamma x^ + beta. s is drawn for each step and layer and is shared by the
+    batch; p defaults to the paper's 1/2. Evaluation uses the moving statistics. Nothing changes
+    from 2D to 3D: statistics are per channel. p = 1 is fine-tuning.
 
     An instance-normalised network has no moving statistics, so there is nothing to choose from.
 
@@ -42,25 +50,34 @@ class StochNorm(Method):
 
     def check(self, network: nn.Module, parts: Parts) -> None:
         if not any(replaceable(module) for module in network.modules()):
-            hint = "set network.norm: batch in the protocol, for all methods, or leave stochnorm out"
-            raise UserError("stochnorm needs a network with batch normalisation", "network.norm", hint)
+            hint = (
+                "set network.norm: batch in the protocol, for all methods, or leave stochnorm out"
+            )
+            raise UserError(
+                "stochnorm needs a network with batch normalisation", "network.norm", hint
+            )
 
     def prepare(self, run: Context) -> None:
         self.layers = replace(run.network)
 
     def loss(self, run: Context, batch: Batch) -> Tensor:
         sizes = [layer.num_features for layer in self.layers]
-        draws = torch.rand(sum(sizes), generator=generator(*run.seed_axes, self.name, run.step)) < self.p.p
+        draws = (
+            torch.rand(sum(sizes), generator=generator(*run.seed_axes, self.name, run.step))
+            < self.p.p
+        )
         for layer, choice in zip(self.layers, draws.to(run.device).split(sizes), strict=True):
             layer.choice = choice
         return super().loss(run, batch)
 
 
 class StochasticNorm(_BatchNorm):
-    """Batch normalisation of (B, C, *spatial); a drop-in for `BatchNorm2d` and `BatchNorm3d` with the same state.
+    """Batch normalisation of (B, C, *spatial); a drop-in for `BatchNorm2d` and `BatchNorm3d` with
+    the same state.
 
     Attributes:
-        choice: Bool (C,): which channels use the batch's statistics in training; None for all of them.
+        choice: Bool (C,): which channels use the batch's statistics in training; None for all of
+            them.
     """
 
     choice: Tensor | None = None
@@ -74,8 +91,11 @@ class StochasticNorm(_BatchNorm):
         assert self.running_mean is not None and self.running_var is not None
         # a copy, since the other branch updates the statistics before the backward pass reads them
         mean, var = self.running_mean.clone(), self.running_var.clone()
-        moving = functional.batch_norm(input, mean, var, self.weight, self.bias, training=False, eps=self.eps)
-        return torch.where(self.choice.reshape(1, -1, *[1] * (input.ndim - 2)), super().forward(input), moving)
+        moving = functional.batch_norm(
+            input, mean, var, self.weight, self.bias, training=False, eps=self.eps
+        )
+        choice = self.choice.reshape(1, -1, *[1] * (input.ndim - 2))
+        return torch.where(choice, super().forward(input), moving)
 
 
 def replaceable(module: nn.Module) -> TypeGuard[nn.BatchNorm2d | nn.BatchNorm3d]:
@@ -84,7 +104,9 @@ def replaceable(module: nn.Module) -> TypeGuard[nn.BatchNorm2d | nn.BatchNorm3d]
 
 
 def replace(network: nn.Module) -> list[StochasticNorm]:
-    """Puts `StochasticNorm` in the place of every batch normalisation with moving statistics, with its very tensors."""
+    """Puts `StochasticNorm` in the place of every batch normalisation with moving statistics, with
+    its very tensors.
+    """
     made = []
     for module in list(network.modules()):
         for name, child in module.named_children():

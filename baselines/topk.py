@@ -3,21 +3,24 @@
 from torch import Tensor
 from torch.nn import functional
 
+from trm_bench.data.patches import Batch
 from trm_bench.methods import Context, Method, Parameters, hyper
-from trm_bench.patches import Batch
 
 
 class TopKParameters(Parameters):
     """Hyper-parameters of the top-k loss."""
 
-    share: float = hyper(0.1, "share of the batch's voxels that count", search=(0.02, 0.5), log=True, gt=0, le=1)
+    share: float = hyper(
+        0.1, "share of the batch's voxels that count", search=(0.02, 0.5), log=True, gt=0, le=1
+    )
 
 
 class TopK(Method):
-    """Fine-tuning with the voxel term: mean cross-entropy of the hardest `share` of the batch's voxels.
+    """Fine-tuning with the voxel term: mean cross-entropy of the hardest `share` of the batch's
+    voxels.
 
-    Bootstrapped cross-entropy (Wu et al. 2016, arXiv:1605.06457); 10 % as in nnU-Net (Isensee et al., Nature Methods
-    2021), where it is combined with Dice as here.
+    Bootstrapped cross-entropy (Wu et al. 2016, arXiv:1605.06457); 10 % as in nnU-Net (Isensee et
+    al., Nature Methods 2021), where it is combined with Dice as here.
     """
 
     name = "topk"

@@ -10,7 +10,7 @@ import toy
 from helpers import Run
 
 from trm_bench import cli
-from trm_bench.environment import CPU_THREADS
+from trm_bench.seeds import CPU_THREADS
 
 torch.set_num_threads(CPU_THREADS)
 
@@ -23,7 +23,10 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trm_bench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Calls `trm-bench ARGUMENTS` in this process, 80 columns wide; returns exit code and everything printed."""
+    """Calls `trm-bench ARGUMENTS` in this process, 80 columns wide.
+
+    Returns exit code and everything printed.
+    """
     for console in (cli.out, cli.err):
         monkeypatch.setattr(console, "_width", 80)
 

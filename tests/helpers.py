@@ -13,10 +13,13 @@ import toy
 from hypothesis import settings
 from torch import Tensor
 
-from trm_bench import benchmark, protocol, runs
+from trm_bench import pipeline
+from trm_bench.data.patches import SubjectStore
 from trm_bench.datasets.base import LabelMap
 from trm_bench.display import Display
-from trm_bench.patches import SubjectStore
+from trm_bench.protocol import parse
+from trm_bench.runs.plan import Plan
+from trm_bench.runs.store import ResultsFolder
 
 Run = Callable[..., tuple[int, str]]  # what the fixture `trm_bench` gives
 CPU = torch.device("cpu")
@@ -64,7 +67,8 @@ def store(*subjects: InMemory, label_map: LabelMap = THREE) -> SubjectStore:
     return SubjectStore(several, ["MR"], label_map, CPU)
 
 
-def plan(root: Path, output: Path, **changes: Any) -> runs.Plan:
+def plan(root: Path, output: Path, device: torch.device = CPU, **changes: Any) -> Plan:
     """The plan of the toy protocol, its data prepared under `output`."""
-    loaded = protocol.parse(toy.protocol(root, **changes), "test")
-    return benchmark.planned(loaded, output, False, (), 1, Display(quiet=True))[1]
+    loaded = parse(toy.protocol(root, **changes), "test")
+    folder = ResultsFolder(output).protocol(loaded.name)
+    return pipeline.planned(loaded, folder, False, (), device, 1, Display(quiet=True))[1]

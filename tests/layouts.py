@@ -54,7 +54,8 @@ def write_analyze(file: Path, array: np.ndarray, spacing: Sequence[float] = (1, 
 def fets(
     root: Path,
     names: Sequence[str] = ("FeTS21_Training_001", "FeTS21_Training_002"),
-    partitions: str | None = "Partition_ID,Subject_ID\n1,FeTS21_Training_001\n2,FeTS21_Training_002\n",
+    partitions: str
+    | None = "Partition_ID,Subject_ID\n1,FeTS21_Training_001\n2,FeTS21_Training_002\n",
     suffix: str = ".nii.gz",
 ) -> Path:
     root.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,9 @@ def decathlon(
         "name": "Tiny",
         "modality": {str(i): name for i, name in enumerate(modality)},
         "labels": {str(i): name for i, name in enumerate(("background", *names))},
-        "training": [{"image": f"./imagesTr/{s}.nii.gz", "label": f"./labelsTr/{s}.nii.gz"} for s in subjects],
+        "training": [
+            {"image": f"./imagesTr/{s}.nii.gz", "label": f"./labelsTr/{s}.nii.gz"} for s in subjects
+        ],
         "test": ["./imagesTs/BRATS_003.nii.gz"],
     }
     (root / "dataset.json").write_text(json.dumps(content))
@@ -101,13 +104,17 @@ def decathlon(
 
 
 def lgg(
-    root: Path, folders: Sequence[str] = ("TCGA_CS_4941_19960909", "TCGA_DU_A5TP_19970614"), slices: int = 3
+    root: Path,
+    folders: Sequence[str] = ("TCGA_CS_4941_19960909", "TCGA_DU_A5TP_19970614"),
+    slices: int = 3,
 ) -> Path:
     rows, columns = LGG_SHAPE
     for index, folder in enumerate(folders):
         (root / folder).mkdir(parents=True)
         for n in range(1, slices + 1):
-            pixels = np.random.default_rng(100 * index + n).integers(0, 200, (rows, columns, 3), np.uint8)
+            pixels = np.random.default_rng(100 * index + n).integers(
+                0, 200, (rows, columns, 3), np.uint8
+            )
             pixels[0, 0] = n, n + 50, n + 100  # so that a test can tell slices and channels apart
             mask = np.zeros((rows, columns), np.uint8)
             mask[1, 2] = 255
@@ -116,5 +123,10 @@ def lgg(
     return root
 
 
-LAYOUTS: dict[str, Callable[[Path], Path]] = {"fets2021": fets, "iseg2019": iseg, "decathlon": decathlon, "lgg": lgg}
+LAYOUTS: dict[str, Callable[[Path], Path]] = {
+    "fets2021": fets,
+    "iseg2019": iseg,
+    "decathlon": decathlon,
+    "lgg": lgg,
+}
 """One tiny, valid folder for each built-in dataset."""

@@ -1,4 +1,7 @@
-"""Every bundled protocol runs end to end, cut down to seconds: on the phantom if it has one, else on real data."""
+"""Every bundled protocol runs end to end, cut down to seconds.
+
+On the phantom if it has one, else on real data.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,28 @@ import pytest
 import torch
 from layouts import real_data
 
-from trm_bench import benchmark, protocol
+from trm_bench import pipeline
+from trm_bench.protocol import bundled, load_protocol
 
 REAL = {"hippocampus_cross_task": "Task04_Hippocampus", "lgg_cross_modality": "kaggle_3m"}
-SHORT = ["training.source.steps=2", "training.target.steps=2", "training.source.batch=1", "training.target.batch=1"]
+SHORT = [
+    "training.source.steps=2",
+    "training.target.steps=2",
+    "training.source.batch=1",
+    "training.target.batch=1",
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(protocol.bundled()))
+@pytest.mark.parametrize("name", list(bundled()))
 def test_runs_end_to_end(name: str, tmp_path: Path) -> None:
-    small = [*SHORT, "tracking=off", "seeds=[0]", "methods=[scratch, finetune, trm]", "metrics=[dice]"]
+    small = [
+        *SHORT,
+        "tracking=off",
+        "seeds=[0]",
+        "methods=[scratch, finetune, trm]",
+        "metrics=[dice]",
+    ]
     if name in REAL:
         small += [f"data.root={real_data(REAL[name])}", "split.target.test=2"]
         small += [
@@ -35,13 +50,13 @@ def test_runs_end_to_end(name: str, tmp_path: Path) -> None:
             "split.target={train: 4, val: 1, test: 1}",
         ]
         small += [f"training.{part}.patch=[16, 16, 16]" for part in ("source", "target")]
-    loaded = protocol.load(name, small, phantom=name not in REAL)
-    outcome = benchmark.run(
+    loaded = load_protocol(name, small, phantom=name not in REAL)
+    outcome = pipeline.run(
         loaded, tmp_path, stand_in=name not in REAL, device=torch.device("cpu"), jobs=1, pages=False
     )
     assert set(outcome.states) == {"finished"}
-    table = pd.read_csv(outcome.folder / "metrics.csv")
+    table = pd.read_csv(outcome.folder.path / "metrics.csv")
     assert table.value.between(0, 1).all() and set(table.method) == {"scratch", "finetune", "trm"}
-    summary = json.loads((outcome.folder / "summary.json").read_text())
+    summary = json.loads((outcome.folder.path / "summary.json").read_text())
     assert summary["data"] == ("real" if name in REAL else "phantom")
-    assert list((outcome.folder / "figures").glob("risk_*.png"))
+    assert list((outcome.folder.path / "figures").glob("risk_*.png"))

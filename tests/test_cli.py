@@ -1,4 +1,7 @@
-"""The command line as a person meets it: exit codes, messages without tracebacks, files where they should be."""
+"""The command line as a person meets it.
+
+Exit codes, messages without tracebacks, files where they should be.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import pytest
 import toy
 from helpers import Run
 
-from trm_bench import benching, methods, protocol, registry
-from trm_bench.protocol import TrainingConfig
+from trm_bench import methods, step_time
+from trm_bench.methods.registry import REGISTRY
+from trm_bench.protocol import bundled
+from trm_bench.protocol.schema import TrainingConfig
 
 
 @pytest.fixture
@@ -21,7 +26,9 @@ def file(tmp_path: Path, toy_data: Path) -> Path:
 
 
 def test_run_report_and_resume(trm_bench: Run, file: Path, tmp_path: Path) -> None:
-    code, text = trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "finetune,trm")
+    code, text = trm_bench(
+        "run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "finetune,trm"
+    )
     assert code == 0
     folder = tmp_path / "out" / "toy"
     for said in (
@@ -32,7 +39,10 @@ def test_run_report_and_resume(trm_bench: Run, file: Path, tmp_path: Path) -> No
         "2 runs finished",
     ):
         assert said in text
-    assert "<h1>toy</h1>" in (folder / "report.html").read_text() and f"{folder / 'report.html'}" in text
+    assert (
+        "<h1>toy</h1>" in (folder / "report.html").read_text()
+        and f"{folder / 'report.html'}" in text
+    )
     table = (folder / "table.md").read_text()
     (folder / "table.md").unlink()
     code, text = trm_bench("report", tmp_path / "out")
@@ -51,7 +61,14 @@ def test_dry_run_trains_nothing(trm_bench: Run, file: Path, tmp_path: Path) -> N
 def test_check(trm_bench: Run, file: Path, tmp_path: Path) -> None:
     code, text = trm_bench("check", file, "--out", tmp_path / "out")
     assert code == 0
-    for said in ("schema", "methods", "9 subjects", "train 2, val 1, test 3", "1 source networks and 3 runs", "memory"):
+    for said in (
+        "schema",
+        "methods",
+        "9 subjects",
+        "train 2, val 1, test 3",
+        "1 source networks and 3 runs",
+        "memory",
+    ):
         assert said in text
     assert not (tmp_path / "out" / "sources").exists()
 
@@ -105,18 +122,23 @@ def test_a_failed_run_gives_exit_code_1(
     def broken(self: methods.Method, run: methods.Context) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(registry.get("topk"), "prepare", broken)
+    monkeypatch.setattr(REGISTRY.get("topk"), "prepare", broken)
     code, text = trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "topk")
     assert code == 1 and "1 runs failed" in text and "Traceback" not in text
 
 
 def test_lists(trm_bench: Run) -> None:
     code, text = trm_bench("methods")
-    assert code == 0 and all(name in text for name in registry.known())
+    assert code == 0 and all(name in text for name in REGISTRY.names())
     code, text = trm_bench("methods", "trm")
-    assert code == 0 and "denominator" in text and "2502.02340" in text and "1.5 .. 100.0 (log)" in text
+    assert (
+        code == 0
+        and "denominator" in text
+        and "2502.02340" in text
+        and "1.5 .. 100.0 (log)" in text
+    )
     code, text = trm_bench("protocols")
-    assert code == 0 and all(name in text for name in protocol.bundled())
+    assert code == 0 and all(name in text for name in bundled())
     code, text = trm_bench("--version")
     assert code == 0 and text.strip()
 
@@ -137,12 +159,16 @@ def test_data_check_reports_every_bad_subject(trm_bench: Run, tmp_path: Path) ->
 
 
 def test_data_phantom(trm_bench: Run, tmp_path: Path) -> None:
-    code, text = trm_bench("data", "phantom", "--subjects", 3, "--spacing", 6, "--out", tmp_path / "p")
+    code, text = trm_bench(
+        "data", "phantom", "--subjects", 3, "--spacing", 6, "--out", tmp_path / "p"
+    )
     assert code == 0 and "data.root=" in text
     assert len(list(tmp_path.rglob("*_flair.nii.gz"))) == 3
 
 
-def test_risk_map_lies_in_the_image_space(trm_bench: Run, file: Path, tmp_path: Path, toy_data: Path) -> None:
+def test_risk_map_lies_in_the_image_space(
+    trm_bench: Run, file: Path, tmp_path: Path, toy_data: Path
+) -> None:
     trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "finetune")
     (checkpoint,) = (tmp_path / "out" / "sources").glob("*.safetensors")
     original = nib.load(toy_data / "imagesTr" / "toy_000.nii.gz")
@@ -159,8 +185,19 @@ def test_risk_map_lies_in_the_image_space(trm_bench: Run, file: Path, tmp_path: 
             paths.append(tmp_path / f"{name}_{kind}.nii.gz")
             nib.save(nib.Nifti1Image(array, affine), paths[-1])
         out = tmp_path / f"{name}_map.nii.gz"
-        code, text = trm_bench("risk-map", "--checkpoint", checkpoint, "--image", paths[0], "--label", paths[1],
-                               "--out", out, "--device", "cpu")  # fmt: skip
+        code, text = trm_bench(
+            "risk-map",
+            "--checkpoint",
+            checkpoint,
+            "--image",
+            paths[0],
+            "--label",
+            paths[1],
+            "--out",
+            out,
+            "--device",
+            "cpu",
+        )
         assert code == 0 and "LEEP" in text
         found = nib.load(out)
         np.testing.assert_allclose(found.affine, affine)
@@ -201,16 +238,18 @@ def test_risk_map_mistakes(
 
 @pytest.mark.slow
 def test_peak_memory_of_a_method_is_not_that_of_the_calling_process() -> None:
-    config = TrainingConfig(steps=1, batch=1, patch=(16, 16, 16))
-    before = benching._peak_of_process("finetune", config)
+    config = TrainingConfig(steps=1, batch=1, patch=(16, 16, 16), precision="fp32")
+    before = step_time._peak_of_process("finetune", config)
     ballast = np.ones(2**27, np.float64)  # 1 GiB in this process
-    after = benching._peak_of_process("finetune", config)
+    after = step_time._peak_of_process("finetune", config)
     assert ballast.all() and abs(after - before) < 2**27
 
 
 @pytest.mark.slow
 def test_bench_prints_ratios_beside_the_bare_step(trm_bench: Run) -> None:
-    code, text = trm_bench("bench", "--patch", "16,16,16", "--steps", 1, "--rounds", 3, "--device", "cpu")
+    code, text = trm_bench(
+        "bench", "--patch", "16,16,16", "--steps", 1, "--rounds", 3, "--device", "cpu"
+    )
     assert code == 0
     for said in ("bare network step", "finetune", "trm", "peak MiB"):
         assert said in text
@@ -218,10 +257,13 @@ def test_bench_prints_ratios_beside_the_bare_step(trm_bench: Run) -> None:
 
 
 def test_summary_is_json_without_nan(trm_bench: Run, file: Path, tmp_path: Path) -> None:
-    trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "trm")  # no finetune: no gains
+    # no finetune: no gains
+    trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "trm")
 
     def refuse(name: str) -> None:
         raise ValueError(name)
 
-    summary = json.loads((tmp_path / "out" / "toy" / "summary.json").read_text(), parse_constant=refuse)
+    summary = json.loads(
+        (tmp_path / "out" / "toy" / "summary.json").read_text(), parse_constant=refuse
+    )
     assert summary["metrics"]["dice"]["trm"]["gain_points"] is None

@@ -1,11 +1,13 @@
-"""What the documentation shows works: recipes run, links lead somewhere, tables name what there is."""
+"""What the documentation shows works.
+
+Recipes run, links lead somewhere, tables name what there is.
+"""
 
 from __future__ import annotations
 
 import importlib
 import re
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -15,48 +17,46 @@ import torch
 import toy
 from typer.testing import CliRunner
 
-from trm_bench import benchmark, cli, datasets, protocol, registry
+from trm_bench import cli, datasets, pipeline
+from trm_bench.methods.registry import REGISTRY
+from trm_bench.protocol import bundled, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/reference/**/*.md")]
 
 
 def recipe(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """The code block of CONTRIBUTING.md that follows a marker, as a module in a folder on the path."""
-    found = re.search(rf"<!-- recipe: {name} -->\n```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    """The code block of CONTRIBUTING.md that follows a marker, as a module on the path."""
+    found = re.search(
+        rf"<!-- recipe: {name} -->\n```python\n(.*?)```",
+        (ROOT / "CONTRIBUTING.md").read_text(),
+        re.S,
+    )
     assert found, name
     (folder / f"recipe_{name}.py").write_text(found[1])
     monkeypatch.syspath_prepend(folder)
     return importlib.import_module(f"recipe_{name}")
 
 
-@pytest.fixture
-def fresh_registry() -> Iterator[None]:
-    registry.known.cache_clear()
-    registry.get.cache_clear()
-    yield
-    registry.known.cache_clear()
-    registry.get.cache_clear()
-
-
 def test_the_recipe_of_a_method(
-    tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch, fresh_registry: None
+    tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = recipe("method", tmp_path, monkeypatch)
-    monkeypatch.setitem(registry.BUILTIN, "weight_norm", f"{module.__name__}:WeightNorm")
-    loaded = protocol.parse(toy.protocol(toy_data, methods=["finetune", "weight_norm"]), "test")
-    outcome = benchmark.run(loaded, tmp_path, device=torch.device("cpu"), jobs=1, pages=False)
+    monkeypatch.setitem(REGISTRY.builtin, "weight_norm", f"{module.__name__}:WeightNorm")
+    loaded = parse(toy.protocol(toy_data, methods=["finetune", "weight_norm"]), "test")
+    outcome = pipeline.run(loaded, tmp_path, device=torch.device("cpu"), jobs=1, pages=False)
     assert outcome.states == {"finished": 2}
 
 
 def test_the_recipe_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = recipe("dataset", tmp_path, monkeypatch)
-    monkeypatch.setitem(datasets.BUILTIN, "twins", f"{module.__name__}:Twins")
+    monkeypatch.setitem(datasets.REGISTRY.builtin, "twins", f"{module.__name__}:Twins")
     draws = np.random.default_rng(0)
     for name in ("castor", "pollux"):
         mask = (draws.random((4, 4, 4)) > 0.5).astype(np.uint8)
         nib.save(
-            nib.Nifti1Image(draws.normal(size=mask.shape).astype(np.float32), np.eye(4)), tmp_path / f"{name}_t1.nii.gz"
+            nib.Nifti1Image(draws.normal(size=mask.shape).astype(np.float32), np.eye(4)),
+            tmp_path / f"{name}_t1.nii.gz",
         )
         nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / f"{name}_mask.nii.gz")
     twins = datasets.open_dataset("twins", tmp_path)
@@ -73,7 +73,7 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_readme_names_what_there_is() -> None:
     text = (ROOT / "README.md").read_text()
-    for name in [*protocol.bundled(), *registry.known()]:
+    for name in [*bundled(), *REGISTRY.names()]:
         assert f"`{name}`" in text, name
     runner = CliRunner()
     for command in re.findall(r"^trm-bench ([a-z-]+)", text, re.M):

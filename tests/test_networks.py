@@ -1,4 +1,7 @@
-"""Networks: their parts by autograd, source weights under audit, seeded, and checked on paper before a run."""
+"""Networks.
+
+Their parts by autograd, source weights under audit, seeded, and checked on paper before a run.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from helpers import CPU
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trm_bench import networks, runs
+from trm_bench import networks
 from trm_bench.errors import UserError
-from trm_bench.protocol import NetworkConfig, TrainingConfig
+from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
+from trm_bench.runs import execute, store
 
 UNET = {"name": "UNet", "channels": [4, 8, 16], "strides": [2, 2]}
 DYNUNET = {
@@ -26,11 +30,22 @@ DYNUNET = {
 }
 SWIN = {"name": "SwinUNETR", "feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
 SEGRESNET = {"name": "SegResNet", "init_filters": 8, "blocks_down": [1, 2, 1], "blocks_up": [1, 1]}
-# a network, the side of a patch, the head's module, and the modules whose outputs the way up starts from
+# a network, the side of a patch, the head's module, and the modules whose outputs the way up starts
+# from
 KNOWN: dict[str, tuple[dict[str, Any], int, str, tuple[str, ...]]] = {
     "UNet": (UNET, 16, "model.2.conv", ("model.1.submodule.1.submodule",)),
-    "UNet-residual": ({**UNET, "num_res_units": 2}, 16, "model.2", ("model.1.submodule.1.submodule",)),
-    "UNet-batchnorm": ({**UNET, "norm": "batch"}, 16, "model.2.conv", ("model.1.submodule.1.submodule",)),
+    "UNet-residual": (
+        {**UNET, "num_res_units": 2},
+        16,
+        "model.2",
+        ("model.1.submodule.1.submodule",),
+    ),
+    "UNet-batchnorm": (
+        {**UNET, "norm": "batch"},
+        16,
+        "model.2.conv",
+        ("model.1.submodule.1.submodule",),
+    ),
     "UNet-two-levels": (
         {"name": "UNet", "channels": [4, 8], "strides": [2], "num_res_units": 2},
         16,
@@ -51,9 +66,19 @@ KNOWN: dict[str, tuple[dict[str, Any], int, str, tuple[str, ...]]] = {
         ("model.1.submodule.1.submodule",),
     ),
     "DynUNet": (DYNUNET, 16, "output_block.conv.conv", ("bottleneck",)),
-    "DynUNet-residual": ({**DYNUNET, "res_block": True}, 16, "output_block.conv.conv", ("bottleneck",)),
+    "DynUNet-residual": (
+        {**DYNUNET, "res_block": True},
+        16,
+        "output_block.conv.conv",
+        ("bottleneck",),
+    ),
     "SegResNet": (SEGRESNET, 16, "conv_final.2.conv", ("down_layers.2",)),
-    "BasicUNet": ({"name": "BasicUNet", "features": [4, 4, 4, 8, 8, 4]}, 32, "final_conv", ("down_4",)),
+    "BasicUNet": (
+        {"name": "BasicUNet", "features": [4, 4, 4, 8, 8, 4]},
+        32,
+        "final_conv",
+        ("down_4",),
+    ),
     "SwinUNETR": (SWIN, 64, "out.conv.conv", tuple(f"encoder{n}" for n in (1, 2, 3, 4, 10))),
 }
 IN_2D_AND_3D = pytest.mark.parametrize("dims", [2, 3])
@@ -71,47 +96,72 @@ def random(name: str, dims: int) -> Tensor:
 
 def members(network: nn.Module) -> dict[str, Tensor]:
     """Name to the parameter or buffer itself, under each of its names."""
-    return {**dict(network.named_parameters(remove_duplicate=False)), **dict(network.named_buffers())}
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers()),
+    }
 
 
-# --------------------------------------------------------------------------------------------------------------- parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 @IN_2D_AND_3D
 @EVERY_NETWORK
 def test_the_parts_divide_the_network(name: str, dims: int) -> None:
-    network, parts = networks.build(config(name), 1, 2, dims, 0), networks.parts(config(name), 1, dims)
+    network, parts = (
+        networks.build(config(name), 1, 2, dims, 0),
+        networks.parts(config(name), 1, dims),
+    )
     assert parts.head == KNOWN[name][2]
     head = [n for n in network.state_dict() if parts.in_head(n)]
     assert head and parts.encoder
-    assert bool(parts.decoder) == (name != "UNet-two-levels"), "with two levels, the head is all of the way up"
+    assert bool(parts.decoder) == (name != "UNet-two-levels"), (
+        "with two levels, the head is all of the way up"
+    )
     assert sorted([*head, *parts.encoder, *parts.decoder]) == sorted(network.state_dict())
     held = members(network)
     pieces = [{id(held[n]) for n in names} for names in (head, parts.encoder, parts.decoder)]
-    assert len(set.union(*pieces)) == sum(map(len, pieces)), "one tensor, under two names, lies in two parts"
+    assert len(set.union(*pieces)) == sum(map(len, pieces)), (
+        "one tensor, under two names, lies in two parts"
+    )
     assert network.get_submodule(parts.head)
 
 
 @IN_2D_AND_3D
 @EVERY_NETWORK
 def test_the_encoder_is_what_the_way_up_starts_from(name: str, dims: int) -> None:
-    """Exactly the encoder's weights have a gradient of what the deepest layers, and a Swin's skips, put out."""
+    """Exactly the encoder's weights have a gradient of what the deepest layers, and a Swin's skips,
+    put out.
+    """
     network = networks.build(config(name), 1, 2, dims, 0)
     outputs: list[Tensor] = []
     for module in KNOWN[name][3]:
-        network.get_submodule(module).register_forward_hook(lambda _, inputs, output: outputs.append(output))
+        network.get_submodule(module).register_forward_hook(
+            lambda _, inputs, output: outputs.append(output)
+        )
     network(random(name, dims))
     assert len(outputs) == len(KNOWN[name][3])
     parameters = dict(network.named_parameters())
-    found = torch.autograd.grad(sum(o.square().sum() for o in outputs), [*parameters.values()], allow_unused=True)
-    reached = {id(p) for p, gradient in zip(parameters.values(), found, strict=True) if gradient is not None}
+    found = torch.autograd.grad(
+        sum(o.square().sum() for o in outputs), [*parameters.values()], allow_unused=True
+    )
+    reached = {
+        id(p)
+        for p, gradient in zip(parameters.values(), found, strict=True)
+        if gradient is not None
+    }
     encoder, held = set(networks.parts(config(name), 1, dims).encoder), members(network)
     if name == "SwinUNETR":  # the deepest hidden state but one goes up without a layer of its own
         reached |= {id(p) for n, p in parameters.items() if n.startswith("swinViT.")}
     weights = {id(held[n]) for n in encoder if isinstance(held[n], nn.Parameter)}
     assert weights == reached
-    for path, module in network.named_modules():  # moving statistics go with the weights of their layer
-        own = {f"{path}.{n}" for n in (*module._parameters, *module._buffers) if f"{path}.{n}" in held}
+    for (
+        path,
+        module,
+    ) in network.named_modules():  # moving statistics go with the weights of their layer
+        own = {
+            f"{path}.{n}" for n in (*module._parameters, *module._buffers) if f"{path}.{n}" in held
+        }
         assert own <= encoder or not own & encoder
 
 
@@ -123,12 +173,14 @@ def test_networks_without_known_parts() -> None:
         networks.parts(NetworkConfig(name="BasicUNetPlusPlus", features=[4, 4, 4, 8, 8, 4]), 1, 2)
 
 
-# --------------------------------------------------------------------------------------------------------------- build
+# -------------------------------------------------------------------------------------------- build
 
 
 def test_weights_come_from_the_seed_and_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
-    one, same, other = (networks.build(config("UNet"), 1, 3, 3, seed).state_dict() for seed in (0, 0, 1))
+    one, same, other = (
+        networks.build(config("UNet"), 1, 3, 3, seed).state_dict() for seed in (0, 0, 1)
+    )
     torch.manual_seed(5)
     again = networks.build(config("UNet"), 1, 3, 3, 0).state_dict()
     torch.set_rng_state(before)
@@ -156,18 +208,22 @@ def test_weights_come_from_the_seed_and_the_global_generator_is_left_alone() -> 
         ({**SWIN, "feature_size": 13}, "network", "refuses its arguments"),
     ],
 )
-def test_wrong_names_and_arguments_are_said(arguments: dict[str, Any], where: str, message: str) -> None:
+def test_wrong_names_and_arguments_are_said(
+    arguments: dict[str, Any], where: str, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         networks.build(NetworkConfig(**arguments), 1, 2, 3, 0)
     assert caught.value.where == where and message in str(caught.value) and caught.value.fix
 
 
-# -------------------------------------------------------------------------------------------------------- load_source
+# -------------------------------------------------------------------------------------- load_source
 
 
 class TestLoadSource:
     @staticmethod
-    def both(classes: int, name: str = "UNet") -> tuple[nn.Module, dict[str, Tensor], networks.Parts]:
+    def both(
+        classes: int, name: str = "UNet"
+    ) -> tuple[nn.Module, dict[str, Tensor], networks.Parts]:
         source = networks.build(config(name), 1, classes, 3, 1).state_dict()
         return networks.build(config(name), 1, 2, 3, 0), source, networks.parts(config(name), 1, 3)
 
@@ -191,7 +247,9 @@ class TestLoadSource:
 
     @pytest.mark.parametrize("with_head", [False, True])
     @pytest.mark.parametrize("fault", ["missing", "unexpected", "reshaped"])
-    def test_what_does_not_fit_is_named_and_nothing_is_loaded(self, fault: str, with_head: bool) -> None:
+    def test_what_does_not_fit_is_named_and_nothing_is_loaded(
+        self, fault: str, with_head: bool
+    ) -> None:
         network, source, parts = self.both(2)
         before = {k: v.clone() for k, v in network.state_dict().items()}
         wrong = "model.0.conv.weight" if fault != "unexpected" else "model.7.conv.weight"
@@ -212,11 +270,13 @@ class TestLoadSource:
             networks.load_source(network, source, parts, with_head=True)
 
 
-# ---------------------------------------------------------------------------------------------------- forward, backward
+# -------------------------------------------------------------------------------- forward, backward
 
 
 @IN_2D_AND_3D
-@pytest.mark.parametrize("name", ["UNet", "UNet-residual", "AttentionUnet", "DynUNet", "SegResNet", "SwinUNETR"])
+@pytest.mark.parametrize(
+    "name", ["UNet", "UNet-residual", "AttentionUnet", "DynUNet", "SegResNet", "SwinUNETR"]
+)
 def test_a_step_reaches_every_weight(name: str, dims: int) -> None:
     network, image = networks.build(config(name), 1, 3, dims, 0), random(name, dims)
     logits = network(image)
@@ -232,24 +292,32 @@ def test_a_dynunet_lives_through_source_checkpoint_and_run(toy_data: Path, tmp_p
         save_file(shared, tmp_path / "shared.safetensors")
     once = {"steps": 1, "batch": 1, "patch": [16, 16, 16]}
     made = helpers.plan(
-        toy_data, tmp_path, network=DYNUNET, training={"source": once, "target": once}, methods=["finetune"]
+        toy_data,
+        tmp_path,
+        network=DYNUNET,
+        training={"source": once, "target": once},
+        methods=["finetune"],
     )
-    assert runs.do(made.sources[0], CPU, lambda *at: None) == "finished"
-    state, about = runs.load_checkpoint(made.sources[0].result)
-    assert about["id"] == made.sources[0].id and about["classes"] == ["background", "whole"]
+    assert execute.do(made.sources[0], CPU, lambda *at: None) == "finished"
+    about, state = store.read_checkpoint(made.sources[0].result)
+    assert about.config == made.sources[0].config and about.id == made.sources[0].id
     network = networks.build(config("DynUNet"), 1, 2, 3, 7)
     network.load_state_dict(state)
     assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
     assert torch.equal(
-        state["skip_layers.upsample.transp_conv.conv.weight"], state["upsamples.1.transp_conv.conv.weight"]
+        state["skip_layers.upsample.transp_conv.conv.weight"],
+        state["upsamples.1.transp_conv.conv.weight"],
     )
-    assert not torch.equal(state["input_block.conv1.conv.weight"], shared["input_block.conv1.conv.weight"])
-    assert runs.do(made.runs[0], CPU, lambda *at: None) == "finished"
-    record = runs.read_record(made.runs[0].result)
-    assert record is not None and record["loading"]["skipped"] == [
+    assert not torch.equal(
+        state["input_block.conv1.conv.weight"], shared["input_block.conv1.conv.weight"]
+    )
+    assert execute.do(made.runs[0], CPU, lambda *at: None) == "finished"
+    record = store.read_record(made.runs[0].result)
+    assert record is not None and record.loading is not None
+    assert record.loading.skipped == (
         "output_block.conv.conv.weight",
         "output_block.conv.conv.bias",
-    ]
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])
@@ -260,10 +328,10 @@ def test_what_is_no_checkpoint_is_said(content: bytes | None, tmp_path: Path) ->
     else:
         file.write_bytes(content)
     with pytest.raises(UserError, match="not a checkpoint of trm-bench"):
-        runs.load_checkpoint(file)
+        store.read_checkpoint(file)
 
 
-# -------------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 def training(patch: tuple[int, ...] = (16, 16, 16), **more: Any) -> TrainingConfig:
@@ -274,19 +342,29 @@ def training(patch: tuple[int, ...] = (16, 16, 16), **more: Any) -> TrainingConf
 @pytest.mark.parametrize("name", ["UNet-residual", "DynUNet", "SegResNet", "SwinUNETR"])
 def test_memory_is_weights_and_layers_times_the_batch(name: str, dims: int) -> None:
     patch = (KNOWN[name][1],) * dims
-    one, two, four = (networks.training_bytes(config(name), training(patch, batch=batch), 1, 3) for batch in (1, 2, 4))
+    one, two, four = (
+        networks.training_bytes(config(name), training(patch, batch=batch), 1, 3)
+        for batch in (1, 2, 4)
+    )
     assert two - one > 0 and four - two == 2 * (two - one)
     weights = sum(p.numel() for p in networks.build(config(name), 1, 3, dims, 0).parameters())
     assert one - (two - one) == 4 * 4 * weights, "weights, gradients and two moments in float32"
-    sgd = networks.training_bytes(config(name), training(patch, batch=1, optimizer={"name": "sgd"}), 1, 3)
+    sgd = networks.training_bytes(
+        config(name), training(patch, batch=1, optimizer={"name": "sgd"}), 1, 3
+    )
     assert one - sgd == 4 * weights
     half = networks.training_bytes(config(name), training(patch, batch=1), 1, 3, bytes_per_number=2)
     assert one - half == (two - one) // 2
 
 
 def test_memory_of_ten_more_classes_by_hand() -> None:
-    """The head is a 3x3x3 transposed convolution of 8 channels: its weights and its output grow, and nothing else."""
-    few, many = (networks.training_bytes(config("UNet"), training(), 1, classes) for classes in (2, 12))
+    """The head is a 3x3x3 transposed convolution of 8 channels.
+
+    Its weights and its output grow, and nothing else.
+    """
+    few, many = (
+        networks.training_bytes(config("UNet"), training(), 1, classes) for classes in (2, 12)
+    )
     weights, voxels = 10 * (8 * 27 + 1), 2 * 10 * 16**3
     assert many - few == 4 * 4 * weights + 2 * 4 * voxels
 
@@ -301,7 +379,9 @@ def test_memory_of_ten_more_classes_by_hand() -> None:
         (SWIN, (48, 64, 64), "does not take a patch"),
     ],
 )
-def test_networks_that_do_not_map_the_patch_to_logits_are_refused(network, patch, message: str) -> None:
+def test_networks_that_do_not_map_the_patch_to_logits_are_refused(
+    network, patch, message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         networks.training_bytes(NetworkConfig(**network), training(patch), 1, 2)
     assert message in str(caught.value) and caught.value.fix

@@ -18,7 +18,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return e / e.sum(0, keepdims=True)
 
 
-def leep_by_hand(theta: list[np.ndarray], y: list[np.ndarray], kt: int) -> tuple[np.ndarray, list[np.ndarray], float]:
+def leep_by_hand(
+    theta: list[np.ndarray], y: list[np.ndarray], kt: int
+) -> tuple[np.ndarray, list[np.ndarray], float]:
     """Voxel by voxel, as the formulas read: conditional, EEP maps, LEEP."""
     ks = theta[0].shape[0]
     joint = np.zeros((kt, ks))
@@ -28,8 +30,12 @@ def leep_by_hand(theta: list[np.ndarray], y: list[np.ndarray], kt: int) -> tuple
             joint[labels[v]] += t[(slice(None), *v)]
             n += 1
     joint /= n
-    conditional = np.array([[joint[k, c] / joint[:, c].sum() if joint[:, c].sum() > 0 else 0.0 for c in range(ks)]
-                            for k in range(kt)])  # fmt: skip
+    conditional = np.array(
+        [
+            [joint[k, c] / joint[:, c].sum() if joint[:, c].sum() > 0 else 0.0 for c in range(ks)]
+            for k in range(kt)
+        ]
+    )
     maps = []
     for t, labels in zip(theta, y, strict=True):
         p = np.zeros(labels.shape)
@@ -40,7 +46,9 @@ def leep_by_hand(theta: list[np.ndarray], y: list[np.ndarray], kt: int) -> tuple
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**31), kt=st.integers(2, 4), ks=st.integers(1, 4), dims=st.integers(2, 3))
+@given(
+    seed=st.integers(0, 2**31), kt=st.integers(2, 4), ks=st.integers(1, 4), dims=st.integers(2, 3)
+)
 def test_leep_agrees_with_independent_float64(seed: int, kt: int, ks: int, dims: int) -> None:
     """Including target classes that no voxel has and source classes without any probability."""
     draws = np.random.default_rng(seed)
@@ -59,16 +67,23 @@ def test_leep_agrees_with_independent_float64(seed: int, kt: int, ks: int, dims:
         statistics.update(torch.from_numpy(t)[None], torch.from_numpy(labels)[None])
     risk_map, summary = RiskMap(statistics.conditional()), RiskSummary(kt)
     seen = [c for c in range(ks) if sum(t[c].sum() for t in theta) > 0]
-    np.testing.assert_allclose(statistics.conditional().numpy()[:, seen], conditional[:, seen], atol=1e-9)
+    np.testing.assert_allclose(
+        statistics.conditional().numpy()[:, seen], conditional[:, seen], atol=1e-9
+    )
     for t, labels, expected in zip(theta, y, maps, strict=True):
         tensors = torch.from_numpy(t)[None], torch.from_numpy(labels)[None]
-        np.testing.assert_allclose(risk_map.expected_prediction(*tensors)[0].numpy(), expected, atol=1e-9)
+        np.testing.assert_allclose(
+            risk_map.expected_prediction(*tensors)[0].numpy(), expected, atol=1e-9
+        )
         np.testing.assert_allclose(risk_map(*tensors)[0].numpy(), -np.log(expected), atol=1e-9)
         summary.update(risk_map(*tensors), risk_map.transferability(*tensors), tensors[1])
     assert summary.result()["leep"] == pytest.approx(leep, abs=1e-9)
     assert statistics.joint().sum() == pytest.approx(1, abs=1e-12)
-    np.testing.assert_allclose(statistics.prior().numpy(), np.bincount(np.concatenate([a.ravel() for a in y]),
-                               minlength=kt) / sum(a.size for a in y), atol=1e-12)  # fmt: skip
+    np.testing.assert_allclose(
+        statistics.prior().numpy(),
+        np.bincount(np.concatenate([a.ravel() for a in y]), minlength=kt) / sum(a.size for a in y),
+        atol=1e-12,
+    )
 
 
 def test_float32_probabilities_are_accumulated_in_float64() -> None:
@@ -101,7 +116,9 @@ def test_scopes() -> None:
     torch.testing.assert_close(inside.joint(), alone.joint())
     balanced = LeepStatistics(4, 2, "class_balanced")  # class 3 never occurs
     balanced.update(theta, y)
-    torch.testing.assert_close(balanced.prior(), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0], dtype=torch.float64))
+    torch.testing.assert_close(
+        balanced.prior(), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0], dtype=torch.float64)
+    )
     means = torch.stack([theta[0][:, y[0] == k].mean(1) for k in range(3)]) / 3
     torch.testing.assert_close(balanced.joint()[:3], means)
 
@@ -110,7 +127,10 @@ def test_a_perfect_source_has_no_risk_and_a_useless_one_has_the_prior() -> None:
     y = torch.tensor([[0, 0, 0, 1]])
     perfect = torch.nn.functional.one_hot(y, 2).movedim(-1, 1).double()
     useless = torch.full((1, 2, 4), 0.5, dtype=torch.float64)
-    for theta, expected in ((perfect, [0, 0, 0, 0]), (useless, [-math.log(0.75)] * 3 + [-math.log(0.25)])):
+    for theta, expected in (
+        (perfect, [0, 0, 0, 0]),
+        (useless, [-math.log(0.75)] * 3 + [-math.log(0.25)]),
+    ):
         statistics = LeepStatistics(2, 2)
         statistics.update(theta, y)
         risk = RiskMap(statistics.conditional())(theta, y)
@@ -144,7 +164,9 @@ def test_one_minus() -> None:
     theta = torch.tensor([[[0.7, 0.2], [0.3, 0.8]]], dtype=torch.float64)
     y = torch.tensor([[0, 1]])
     maps = RiskMap(torch.tensor([[0.9, 0.4], [0.1, 0.6]]), risk="one_minus")
-    expected = 1 - torch.tensor([[0.9 * 0.7 + 0.4 * 0.3, 0.1 * 0.2 + 0.6 * 0.8]], dtype=torch.float64)
+    expected = 1 - torch.tensor(
+        [[0.9 * 0.7 + 0.4 * 0.3, 0.1 * 0.2 + 0.6 * 0.8]], dtype=torch.float64
+    )
     torch.testing.assert_close(maps(theta, y), expected, atol=1e-7, rtol=0)
 
 
@@ -154,7 +176,9 @@ def test_a_label_never_seen_has_a_finite_risk() -> None:
 
 
 @pytest.mark.parametrize("over", ["all", "foreground"])
-@pytest.mark.parametrize("denominator", ["label_foreground", "image_foreground", "weights", "voxels"])
+@pytest.mark.parametrize(
+    "denominator", ["label_foreground", "image_foreground", "weights", "voxels"]
+)
 @pytest.mark.parametrize("shape", [(5, 4), (3, 4, 2)])
 def test_loss_against_numpy(denominator: str, over: str, shape: tuple[int, ...]) -> None:
     draws = np.random.default_rng(1)
@@ -184,14 +208,22 @@ def test_dice_term_is_added() -> None:
     from monai.losses import DiceLoss
 
     logits, y = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
-    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(logits, y[:, None])
-    plain, both = (RiskWeightedLoss(with_dice=w)(logits, y, torch.ones(2, 4, 4)) for w in (0.0, 0.5))
+    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(
+        logits, y[:, None]
+    )
+    plain, both = (
+        RiskWeightedLoss(with_dice=w)(logits, y, torch.ones(2, 4, 4)) for w in (0.0, 0.5)
+    )
     torch.testing.assert_close(both - plain, 0.5 * dice)
 
 
-@pytest.mark.parametrize("denominator", ["label_foreground", "image_foreground", "weights", "voxels"])
+@pytest.mark.parametrize(
+    "denominator", ["label_foreground", "image_foreground", "weights", "voxels"]
+)
 @pytest.mark.parametrize("over", ["all", "foreground"])
-def test_a_patch_without_foreground_gives_a_finite_loss_and_gradient(denominator: str, over: str) -> None:
+def test_a_patch_without_foreground_gives_a_finite_loss_and_gradient(
+    denominator: str, over: str
+) -> None:
     logits = torch.randn(1, 2, 4, 4, requires_grad=True)
     y, brain = torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(1, 4, 4, dtype=torch.bool)
     loss = RiskWeightedLoss(denominator, over, with_dice=1.0)(logits, y, torch.ones(1, 4, 4), brain)  # type: ignore[arg-type]
@@ -206,7 +238,9 @@ def test_class_explained_variance_against_numpy() -> None:
     risk = y * 1.5 + draws.normal(size=500)
     summary = RiskSummary(3)
     for part in (slice(0, 200), slice(200, 500)):
-        summary.update(torch.from_numpy(risk[part]), torch.from_numpy(-risk[part]), torch.from_numpy(y[part]))
+        summary.update(
+            torch.from_numpy(risk[part]), torch.from_numpy(-risk[part]), torch.from_numpy(y[part])
+        )
     between = sum((y == k).mean() * (risk[y == k].mean() - risk.mean()) ** 2 for k in range(3))
     assert summary.result()["class_explained"] == pytest.approx(between / risk.var(), rel=1e-9)
     assert summary.result()["leep"] == pytest.approx(-risk.mean(), rel=1e-12)
@@ -230,10 +264,19 @@ def test_the_prior_is_explained_by_the_class_alone() -> None:
         (lambda: RiskMap(torch.eye(2), base=0.0), "base"),
         (lambda: RiskWeightedLoss("pixels"), "denominator"),  # type: ignore[arg-type]
         (lambda: LeepStatistics(2, 2).joint(), "no voxel"),
-        (lambda: LeepStatistics(2, 3).update(torch.rand(1, 2, 4), torch.zeros(1, 4)), "source channels"),
+        (
+            lambda: LeepStatistics(2, 3).update(torch.rand(1, 2, 4), torch.zeros(1, 4)),
+            "source channels",
+        ),
         (lambda: LeepStatistics(2, 2).update(torch.rand(1, 2, 4), torch.zeros(1, 5)), "do not fit"),
-        (lambda: LeepStatistics(2, 2).update(torch.rand(1, 2, 4), torch.full((1, 4), 2)), "target_classes"),
-        (lambda: LeepStatistics(2, 2, "brain").update(torch.rand(1, 2, 4), torch.zeros(1, 4)), "brain mask"),
+        (
+            lambda: LeepStatistics(2, 2).update(torch.rand(1, 2, 4), torch.full((1, 4), 2)),
+            "target_classes",
+        ),
+        (
+            lambda: LeepStatistics(2, 2, "brain").update(torch.rand(1, 2, 4), torch.zeros(1, 4)),
+            "brain mask",
+        ),
         (lambda: RiskWeightedLoss("image_foreground")(*[torch.rand(1, 2, 4)] * 3), "brain mask"),
     ],
 )

@@ -1,4 +1,7 @@
-"""A toy benchmark: a dozen 16^3 volumes with a two-part ball, and a protocol that trains on them in seconds."""
+"""A toy benchmark.
+
+A dozen 16^3 volumes with a two-part ball, and a protocol that trains on them in seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ SIDE = 16
 
 
 def write_dataset(root: Path, subjects: int = 9, seed: int = 0) -> Path:
-    """A Decathlon folder: noise with a bright ball, its lower half class 1 and its upper half class 2."""
+    """A Decathlon folder.
+
+    Noise with a bright ball, its lower half class 1 and its upper half class 2.
+    """
     names = [f"toy_{i:03d}" for i in range(subjects)]
     for i, name in enumerate(names):
         draws = np.random.default_rng([seed, i])
@@ -22,7 +28,9 @@ def write_dataset(root: Path, subjects: int = 9, seed: int = 0) -> Path:
         grid = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"), axis=-1)
         ball = np.linalg.norm(grid - centre, axis=-1) < radius
         label = (ball * np.where(grid[..., 2] < centre[2], 1, 2)).astype(np.uint8)
-        image = draws.normal(100, 10, label.shape).astype(np.float32) + 40 * ball + 20 * (label == 2)
+        image = (
+            draws.normal(100, 10, label.shape).astype(np.float32) + 40 * ball + 20 * (label == 2)
+        )
         for folder, array in (("imagesTr", image), ("labelsTr", label)):
             (root / folder).mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(array, np.eye(4)), root / folder / f"{name}.nii.gz")
@@ -30,7 +38,9 @@ def write_dataset(root: Path, subjects: int = 9, seed: int = 0) -> Path:
         "name": "Toy",
         "modality": {"0": "MRI"},
         "labels": {"0": "background", "1": "lower", "2": "upper"},
-        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],
+        "training": [
+            {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names
+        ],
     }
     (root / "dataset.json").write_text(json.dumps(about))
     return root
@@ -38,10 +48,19 @@ def write_dataset(root: Path, subjects: int = 9, seed: int = 0) -> Path:
 
 def protocol(root: Path, **changes: Any) -> dict[str, Any]:
     """The toy protocol as a mapping; `changes` replace top-level keys."""
-    training = {"steps": 6, "batch": 2, "patch": [16, 16, 16], "optimizer": {"name": "adamw", "lr": 0.01}}
+    training = {
+        "steps": 6,
+        "batch": 2,
+        "patch": [16, 16, 16],
+        "optimizer": {"name": "adamw", "lr": 0.01},
+    }
     return {
         "name": "toy",
-        "data": {"dataset": "decathlon", "root": str(root), "volume": {"crop": "none", "intensity": "zscore"}},
+        "data": {
+            "dataset": "decathlon",
+            "root": str(root),
+            "volume": {"crop": "none", "intensity": "zscore"},
+        },
         "split": {"source": 3, "target": {"train": 2, "val": 1, "test": "rest"}},
         "transfers": {"kind": "cross_task", "pairs": [["whole", "lower_upper"]]},
         "network": {"name": "UNet", "channels": [4, 8], "strides": [2]},

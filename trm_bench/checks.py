@@ -1,4 +1,4 @@
-"""What can be found out without training: whether a protocol would run, whether data are sound, what a machine has."""
+"""What can be known without training: would a protocol run, are data sound, what has a machine?"""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import torch
 
-from trm_bench import benchmark, datasets, environment, registry
+from trm_bench import datasets, environment, pipeline
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError
-from trm_bench.protocol import Protocol, data_root
-from trm_bench.runs import Plan
+from trm_bench.methods.registry import create
+from trm_bench.protocol import Protocol
+from trm_bench.protocol.load import data_root
+from trm_bench.runs.plan import Plan
+from trm_bench.runs.store import ResultsFolder
 
 
 def check(
@@ -28,32 +31,51 @@ def check(
     """
     yield "schema", f"{protocol.name}: {len(protocol.methods)} methods, {len(protocol.seeds)} seeds"
     for index, chosen in enumerate(protocol.methods):
-        registry.create(chosen.name, chosen.parameters, f"methods.{index}")
+        create(chosen.name, chosen.parameters, f"methods.{index}")
     yield "methods", ", ".join(m.label for m in protocol.methods)
-    data, plan = benchmark.planned(protocol, output, stand_in, (), 1, display)
+    folder = ResultsFolder(output).protocol(protocol.name)
+    with display:
+        data, plan = pipeline.planned(protocol, folder, stand_in, (), device, 1, display)
     left_out = f", {len(data.left_out)} left out" if data.left_out else ""
-    yield "data", f"{data.dataset.name}: {len(data.subjects)} subjects readable and prepared{left_out}"
-    parts = plan.runs[0].subjects
-    yield "split", ", ".join(f"{part} {len(ids)}" for part, ids in parts.items()) + "; no patient on two sides"
+    yield (
+        "data",
+        f"{data.dataset.name}: {len(data.subjects)} subjects readable and prepared{left_out}",
+    )
+    parts = {part: len(members) for part, members in plan.runs[0].config.subjects.parts().items()}
+    if plan.sources:
+        parts["source"] = len(plan.sources[0].config.subjects.train)
+    sizes = ", ".join(f"{part} {size}" for part, size in parts.items())
+    yield "split", f"{sizes}; no patient on two sides"
     done = sum(job.is_done() for job in (*plan.sources, *plan.runs))
-    yield "plan", f"{len(plan.sources)} source networks and {len(plan.runs)} runs, {done} of them done"
-    needed = benchmark.check_networks(protocol, plan, device)
+    yield (
+        "plan",
+        f"{len(plan.sources)} source networks and {len(plan.runs)} runs, {done} of them done",
+    )
+    needed = pipeline.check_networks(protocol, plan)
     subjects = _store_bytes(plan, data)
     available = _memory(device)
-    text = f"about {_gib(needed)} a training step and {_gib(subjects)} of voxels, of {_gib(available)} on {device}"
+    needs = f"about {_gib(needed)} a training step and {_gib(subjects)} of voxels"
+    text = f"{needs}, of {_gib(available)} on {device}"
     if needed + subjects > available:
-        raise UserError(f"memory does not suffice: {text}", "training", "lower batch or patch, or raise the spacing")
+        raise UserError(
+            f"memory does not suffice: {text}",
+            "training",
+            "lower batch or patch, or raise the spacing",
+        )
     yield "memory", text
 
 
-def _store_bytes(plan: Plan, data: benchmark.Data) -> int:
-    """Voxels that the largest run keeps on the device: 2 bytes a channel, 2 for label and mask, 4 for a weight map."""
-    by_path = {p.path: p for p in data.prepared.values()}
+def _store_bytes(plan: Plan, data: pipeline.Data) -> int:
+    """Voxels that the largest run keeps on the device.
+
+    2 bytes a channel, 2 for label and mask, 4 for a weight map.
+    """
     largest = 0
-    for job in plan.runs:
-        per_voxel = 2 * len(job.domain.images) + 2 + 4
-        paths = {path for part, found in job.subjects.items() if part != "source" for path in found}
-        largest = max(largest, sum(math.prod(by_path[path].shape) * per_voxel for path in paths))
+    for config in (job.config for job in plan.runs):
+        per_voxel = 2 * len(config.domain.images) + 2 + 4
+        members = (m for part in config.subjects.parts().values() for m in part)
+        voxels = sum(math.prod(data.prepared[member.subject].shape) for member in members)
+        largest = max(largest, voxels * per_voxel)
     return largest
 
 
@@ -92,8 +114,8 @@ def doctor() -> Iterator[tuple[str, str, bool]]:
     """Yields (name, what was found, whether it suffices)."""
     yield "Python", sys.version.split()[0], sys.version_info >= (3, 11)
     for name in ("torch", "monai", "nibabel", "nilearn", "numpy", "scipy", "pandas", "matplotlib"):
-        found = environment.package_version(name)
-        yield name, found or "-", bool(found)
+        installed = environment.package_version(name)
+        yield name, installed or "-", bool(installed)
     mlflow = environment.package_version("mlflow") or environment.package_version("mlflow-skinny")
     yield "mlflow", mlflow or "- (runs work without it: --set tracking=off)", True
     for index in range(torch.cuda.device_count()):

@@ -29,13 +29,18 @@ ProtocolName = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the protocol; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Override a key of the protocol; repeatable."
+    ),
 ]
-Phantom = Annotated[bool, typer.Option("--phantom", help="Use the stand-in data instead of the real ones.")]
+Phantom = Annotated[
+    bool, typer.Option("--phantom", help="Use the stand-in data instead of the real ones.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", min=1, help="Trainings at a time; by default one a CPU core or GPU.")
+    int | None,
+    typer.Option("--jobs", min=1, help="Trainings at a time; by default one a CPU core or GPU."),
 ]
 Names = Annotated[str | None, typer.Option(metavar="A,B", help="Comma-separated choice.")]
 
@@ -60,16 +65,24 @@ def main() -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         err.print(
-            f"error: {where}{error.strerror or error}", style="red", markup=False, highlight=False, soft_wrap=True
+            f"error: {where}{error.strerror or error}",
+            style="red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
-        err.print("  mend this and give the same command again: what is done stays done", style="red")
+        err.print(
+            "  fix this and give the same command again: what is done stays done", style="red"
+        )
         sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+    ] = False,
 ) -> None:
     if version:
         from trm_bench import __version__
@@ -79,16 +92,15 @@ def _root(
 
 
 def _load(
-    name: str, settings: list[str] | None, phantom: bool, methods: str | None = None, seeds: str | None = None
+    name: str,
+    settings: list[str] | None,
+    phantom: bool,
+    methods: str | None = None,
+    seeds: str | None = None,
 ) -> Any:
-    from trm_bench import protocol
+    from trm_bench import pipeline
 
-    loaded = protocol.load(name, settings or [], phantom)
-    if methods:
-        loaded = protocol.choose_methods(loaded, _split(methods))
-    if seeds:
-        loaded = protocol.choose_seeds(loaded, _split(seeds))
-    return loaded
+    return pipeline.load(name, settings or [], phantom, _split(methods), _split(seeds))
 
 
 def _split(text: str | None) -> list[str]:
@@ -106,21 +118,26 @@ def run(
     out_dir: Out = Path("results"),
     phantom: Phantom = False,
     jobs: Jobs = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")
+    ] = False,
 ) -> None:
     """Run a protocol: train what is missing, then write the table. The same command resumes."""
-    from trm_bench import benchmark, environment, execution
+    from trm_bench import environment, pipeline
     from trm_bench.display import Display
+    from trm_bench.runs.store import ResultsFolder
 
     loaded = _load(protocol, settings, phantom, methods, seeds)
     chosen = environment.device_of(device)
     if dry_run:
-        _, plan = benchmark.planned(
-            loaded, out_dir, phantom, _split(transfers), jobs or execution.default_jobs(chosen), Display()
-        )
+        folder = ResultsFolder(out_dir).protocol(loaded.name)
+        with Display() as display:
+            _, plan = pipeline.planned(
+                loaded, folder, phantom, _split(transfers), chosen, jobs, display
+            )
         _print_plan(plan)
         return
-    outcome = benchmark.run(
+    outcome = pipeline.run(
         loaded,
         out_dir,
         stand_in=phantom,
@@ -143,21 +160,23 @@ def _print_plan(plan: Any) -> None:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from trm_bench import tracking
+    from trm_bench.report import mlflow
 
     folder = outcome.folder
-    out.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
-    out.print(", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items())), highlight=False)
-    uri = tracking.store_uri(folder.parent)
+    table = folder.report("table.md").read_text(encoding="utf-8")
+    out.print(table, markup=False, highlight=False, soft_wrap=True)
+    states = ", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items()))
+    out.print(states, highlight=False)
+    uri = mlflow.store_uri(folder)
     for name, where in (
-        ("report", folder / "report.html"),
-        ("table", folder / "table.md"),
-        ("figures", folder / "figures"),
-        ("records", folder / "records"),
-        ("all numbers", folder / "metrics.csv"),
+        ("report", folder.report("report.html")),
+        ("table", folder.report("table.md")),
+        ("figures", folder.figures),
+        ("records", folder.records),
+        ("all numbers", folder.report("metrics.csv")),
+        ("MLflow", f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"),
     ):
         out.print(f"{name:12} {where}", soft_wrap=True, highlight=False)
-    out.print(f"{'MLflow':12} mlflow ui --backend-store-uri {uri} --host 127.0.0.1", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -175,14 +194,18 @@ def check(
     from trm_bench.display import Display
 
     loaded = _load(protocol, settings, phantom, methods, seeds)
-    for name, text in checks.check(loaded, out_dir, phantom, environment.device_of(device), Display()):
+    for name, text in checks.check(
+        loaded, out_dir, phantom, environment.device_of(device), Display()
+    ):
         out.print(f"[green]ok[/green]  {name:12} ", end="")
         out.print(text, markup=False, highlight=False)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")]) -> None:
-    """Write tables, charts and report.html anew from the records of a results folder."""
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
+) -> None:
+    """Write tables, charts and report.html again from the records of a results folder."""
     from trm_bench import report
 
     for path in report.write_pages(folder):
@@ -191,10 +214,17 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder 
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of results.")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Where to write compare.html and its tables.")] = Path(),
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of results.")
+    ],
+    out_dir: Annotated[
+        Path, typer.Option("--out", help="Where to write compare.html and its tables.")
+    ] = Path(),
 ) -> None:
-    """Put several results side by side: one page, one table; phantom and real data never together."""
+    """Put several results side by side: one page, one table.
+
+    Phantom and real data never together.
+    """
     from trm_bench import report
 
     for path in report.compare(folders, out_dir):
@@ -202,11 +232,14 @@ def compare(
 
 
 @app.command()
-def verdict(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")]) -> None:
+def verdict(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
+) -> None:
     """Judge the claim of each protocol in DIR by its records, and print the rule.
 
-    Exit code 0: every claim is `reproduced` or `direction reproduced`, in each reading of its unit. 1: one is not, or
-    there is no verdict (no claim, stand-in data, no numbers). 2: there are no results to judge.
+    Exit code 0: every claim is `reproduced` or `direction reproduced`, in each reading of its unit.
+    1: one is not, or there is no verdict (no claim, stand-in data, no numbers). 2: there are no
+    results to judge.
     """
     from trm_bench import report
 
@@ -217,21 +250,23 @@ def verdict(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder
 
 
 @app.command()
-def methods(name: Annotated[str | None, typer.Argument(help="Show one method's documentation.")] = None) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show one method's documentation.")] = None,
+) -> None:
     """List the methods, or describe one."""
     import inspect
 
-    from trm_bench import registry
+    from trm_bench.methods.registry import REGISTRY
 
     if name:
-        kind = registry.get(name)
+        kind = REGISTRY.get(name)
         out.print(f"{name}  ({kind.paper})\n", highlight=False, markup=False)
         out.print(inspect.cleandoc(kind.__doc__ or ""), highlight=False, markup=False)
         out.print(_parameters(kind))
         return
     table = Table("method", "what", "parameters", "source")
-    for known in registry.known():
-        kind = registry.get(known)
+    for known in REGISTRY.names():
+        kind = REGISTRY.get(known)
         first = inspect.cleandoc(kind.__doc__ or "").splitlines()[0]
         table.add_row(known, first, ", ".join(kind.Parameters.model_fields) or "-", kind.paper)
     out.print(table)
@@ -244,7 +279,9 @@ def _parameters(kind: Any) -> Table:
         search = space.get("search")
         text = "-"
         if search:
-            joined = " .. ".join(map(str, search)) if space["range"] else " | ".join(map(str, search))
+            joined = (
+                " .. ".join(map(str, search)) if space["range"] else " | ".join(map(str, search))
+            )
             text = joined + (" (log)" if space["log"] else "")
         table.add_row(name, str(field.default), text, field.description or "")
     return table
@@ -253,11 +290,11 @@ def _parameters(kind: Any) -> Table:
 @app.command()
 def protocols() -> None:
     """List the bundled protocols."""
-    from trm_bench import protocol
+    from trm_bench.protocol import bundled, load_protocol
 
     table = Table("protocol", "dataset", "what", "methods", "seeds")
-    for name in protocol.bundled():
-        p = protocol.load(name)
+    for name in bundled():
+        p = load_protocol(name)
         table.add_row(name, p.data.dataset, p.description, str(len(p.methods)), str(len(p.seeds)))
     out.print(table)
 
@@ -275,7 +312,9 @@ def data_phantom(
     from trm_bench.display import Display
 
     with Display() as display, display.stage("making the phantom", subjects) as stage:
-        root = phantom.write_phantom(layout, out_dir, subjects, spacing, seed, lambda done, total: stage.advance(done))
+        root = phantom.write_phantom(
+            layout, out_dir, subjects, spacing, seed, lambda done, total: stage.advance(done)
+        )
     out.print(f"use it with --set data.root={root}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -287,7 +326,9 @@ def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
 
     usable, bad = checks.check_data(_load(protocol, settings, False), Display())
     for error in bad:
-        err.print(f"{error.subject}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(
+            f"{error.subject}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
     out.print(f"{usable} subjects can be used, {len(bad)} cannot", highlight=False)
     if bad:
         raise typer.Exit(2)
@@ -295,22 +336,27 @@ def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
 
 @app.command("risk-map")
 def risk_map(
-    checkpoint: Annotated[Path, typer.Option(help="A source network: RESULTS/sources/ID.safetensors.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="A source network: RESULTS/sources/ID.safetensors.")
+    ],
     image: Annotated[
-        list[Path], typer.Option(help="NIfTI image; once per modality that the network sees, in its order.")
+        list[Path],
+        typer.Option(help="NIfTI image; once per modality that the network sees, in its order."),
     ],
     label: Annotated[Path, typer.Option(help="NIfTI label of the target task.")],
-    out_file: Annotated[Path, typer.Option("--out", help="Where to write the map (.nii or .nii.gz).")] = Path(
-        "map.nii.gz"
-    ),
+    out_file: Annotated[
+        Path, typer.Option("--out", help="Where to write the map (.nii or .nii.gz).")
+    ] = Path("map.nii.gz"),
     risk: Annotated[str, typer.Option(help="neg_log or one_minus.")] = "neg_log",
     device: Device = "auto",
 ) -> None:
     """Write the transfer risk map of one subject as NIfTI, in the image's own space."""
-    from trm_bench import environment, riskmap
+    from trm_bench import environment, risk_map
 
-    about = riskmap.write(checkpoint, image, label, out_file, risk, environment.device_of(device))
-    out.print(f"{out_file}  LEEP {about['leep']:.4f}, class-explained variance {about['class_explained']:.3f}")
+    chosen = environment.device_of(device)
+    about = risk_map.write(checkpoint, image, label, out_file, risk, chosen)
+    explained = f"class-explained variance {about['class_explained']:.3f}"
+    out.print(f"{out_file}  LEEP {about['leep']:.4f}, {explained}")
 
 
 @app.command()
@@ -318,18 +364,31 @@ def bench(
     methods: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "finetune,trm",
     device: Device = "auto",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a method in a round.")] = 10,
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds; every method has a turn in each.")] = 7,
-    patch: Annotated[str, typer.Option(help="Patch size, e.g. 48,64,48 (or 128,128 for a 2D network).")] = "48,64,48",
+    rounds: Annotated[
+        int, typer.Option(min=3, help="Rounds; every method has a turn in each.")
+    ] = 7,
+    patch: Annotated[
+        str, typer.Option(help="Patch size, e.g. 48,64,48 (or 128,128 for a 2D network).")
+    ] = "48,64,48",
     batch: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
-    """Time a training step of methods beside the bare network step, in turn, and print ratios and peak memory."""
-    from trm_bench import benching, environment
+    """Time a training step of methods beside the bare network step, in turn, and print ratios and
+    peak memory.
+    """
+    from trm_bench import environment, step_time
 
     sizes = _split(patch)
     if not all(size.isdigit() for size in sizes):
         raise UserError(f"'{patch}' is not a patch size", "--patch", "for example 48,64,48")
     out.print(
-        benching.bench(_split(methods), environment.device_of(device), steps, rounds, [int(s) for s in sizes], batch)
+        step_time.bench(
+            _split(methods),
+            environment.device_of(device),
+            steps,
+            rounds,
+            [int(s) for s in sizes],
+            batch,
+        )
     )
 
 
@@ -338,11 +397,11 @@ def doctor() -> None:
     """Say what this machine has, and whether it suffices."""
     from trm_bench import checks
 
-    table = Table("", "found", "verdict")
+    table = Table("", "here", "verdict")
     fine = True
-    for name, found, good in checks.doctor():
+    for name, here, good in checks.doctor():
         fine = fine and good
-        table.add_row(name, found, "[green]ok[/green]" if good else "[red]missing[/red]")
+        table.add_row(name, here, "[green]ok[/green]" if good else "[red]missing[/red]")
     out.print(table)
     if not fine:
         raise typer.Exit(1)

@@ -1,4 +1,7 @@
-"""What a person sees while a benchmark works: bars on a terminal, one line per finished step elsewhere."""
+"""What a person sees while a benchmark works.
+
+Bars on a terminal, one line per finished step elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,16 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
-from trm_bench.execution import Event
+from trm_bench.runs.executors import Event
 
 LINES = 20  # at most about so many progress lines for a stage without a terminal
 
@@ -40,7 +50,10 @@ class Display:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.bars.stop()
 
@@ -50,7 +63,9 @@ class Display:
 
     def warn(self, text: str) -> None:
         """A message that should not be missed."""
-        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(
+            f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Stage]:
@@ -68,13 +83,15 @@ class Stage:
     def __init__(self, display: Display, name: str, total: int) -> None:
         self.display, self.name, self.total, self.done = display, name, total, 0
         self.bar = display.bars.add_task(name, total=total, note="")
-        self.running: dict[int, TaskID] = {}
+        self.running: dict[str, TaskID] = {}
 
     def advance(self, done: int | None = None) -> None:
         """One more thing is done, or `done` things are."""
         self.done = self.done + 1 if done is None else done
         self.display.bars.update(self.bar, completed=self.done)
-        if not self.display.live and (self.done % max(1, self.total // LINES) == 0 or self.done == self.total):
+        if not self.display.live and (
+            self.done % max(1, self.total // LINES) == 0 or self.done == self.total
+        ):
             self.display.say(f"{self.name}: {self.done} of {self.total}")
 
     def hear(self, event: Event, title: str) -> None:
@@ -87,7 +104,8 @@ class Stage:
             note = "" if loss is None else f"loss {loss:.3f}"
             bars.update(self.running[event.task], completed=step, total=steps, note=note)
         else:
-            bars.remove_task(self.running.pop(event.task))
+            if (bar := self.running.pop(event.task, None)) is not None:
+                bars.remove_task(bar)
             self.done += 1
             bars.update(self.bar, completed=self.done)
             state = event.value if event.kind == "done" else f"failed: {event.value}"

@@ -1,22 +1,50 @@
-"""The machine a run happens on: what is recorded of it, determinism, threads and memory."""
+"""The machine a run happens on: what a record says of it, its devices and its memory."""
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from trm_bench import __version__
 from trm_bench.errors import UserError
+from trm_bench.seeds import CPU_THREADS
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "safetensors")
-CPU_THREADS = 1  # of a training: sums run in the same order, so numbers do not depend on how many run side by side
+
+
+class Environment(BaseModel):
+    """What a record says of the machine.
+
+    Attributes:
+        trm_bench: Version of this package.
+        python: Version.
+        platform: Operating system.
+        packages: Name to version, of those that can change a number.
+        device: cpu, or cuda:N.
+        device_name: As the maker calls it.
+        threads: Of a training on a CPU.
+        compute_capability: Of a GPU, with `cuda` and `cudnn`, the versions that ran there.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    trm_bench: str
+    python: str
+    platform: str
+    packages: dict[str, str]
+    device: str
+    device_name: str
+    threads: int | None = None
+    compute_capability: str = ""
+    cuda: str = ""
+    cudnn: str = ""
 
 
 def device_of(name: str) -> torch.device:
@@ -33,28 +61,18 @@ def device_of(name: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"'{name}' is not a device", "--device", "choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"this machine has no {device}", "--device", "choose cpu; `trm-bench doctor` lists the devices")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= there:
+        fix = "choose cpu; `trm-bench doctor` lists the devices"
+        raise UserError(f"this machine has no {device}", "--device", fix)
     return device
 
 
-def deterministic(device: torch.device) -> None:
-    """Sets PyTorch to repeat itself bit for bit on a CPU, and as far as its kernels can on a GPU."""
-    if device.type == "cpu":
-        torch.set_num_threads(CPU_THREADS)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; bf16 is what makes GPUs fast here
-    # warn_only: trilinear upsampling and cross-entropy over volumes have no deterministic CUDA kernel
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-
-
 @cache
-def describe(device: torch.device) -> dict[str, Any]:
-    """What a record says of the machine."""
+def describe(device: torch.device) -> Environment:
+    """The machine, seen from a device."""
     about: dict[str, Any] = {
-        "trm-bench": __version__,
+        "trm_bench": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "packages": {name: package_version(name) for name in PACKAGES},
@@ -66,12 +84,13 @@ def describe(device: torch.device) -> dict[str, Any]:
         about |= {
             "device_name": torch.cuda.get_device_name(index),
             "compute_capability": f"{major}.{minor}",
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),
         }
     else:
-        about |= {"device_name": platform.processor() or platform.machine(), "threads": CPU_THREADS}
-    return about
+        processor = platform.processor() or platform.machine()
+        about |= {"device_name": processor, "threads": CPU_THREADS}
+    return Environment.model_validate(about)
 
 
 def package_version(name: str) -> str:
@@ -83,14 +102,22 @@ def package_version(name: str) -> str:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts the count of peak memory anew, where the device can."""
+    """Starts the count of peak memory again, where the device can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at most: of the GPU's tensors since `reset_peak_memory`; on a CPU of this process since it began."""
+    """Bytes at most: of a GPU's tensors since `reset_peak_memory`, or of this process on a CPU.
+
+    On Linux that is the kernel's high-water mark of this program (VmHWM). Elsewhere it is
+    getrusage's, which in a child process also holds the peak of its parent, from before exec.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = status.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

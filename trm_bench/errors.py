@@ -38,7 +38,7 @@ class BadSubject(UserError):
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """Returns "did you mean X?" for the known name closest to `name`, else the list of known names."""
+    """Returns "did you mean X?" for the known name closest to `name`, else all known names."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -1,23 +1,28 @@
-"""MONAI networks by name: built from a seed, their head and encoder named, source weights loaded under audit."""
+"""MONAI networks by name.
+
+Built from a seed, their head and encoder named, source weights loaded under audit.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trm_bench.errors import UserError, nearest
-from trm_bench.protocol import NetworkConfig, TrainingConfig
+from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
 
-# Parameters of the encoder, by regular expression on their names. In MONAI's UNet `.2.` is the way up at each level;
-# DynUNet lists its modules a second time as nested skip_layers. `*+` keeps the repetition from giving levels back.
+# Parameters of the encoder, by regular expression on their names. In MONAI's UNet `.2.` is the way
+# up at each level; DynUNet lists its modules a second time as nested skip_layers. `*+` keeps the
+# repetition from giving levels back.
 ENCODERS = {
     "UNet": r"model(\.1\.submodule)*+\.(?!2\.)",
     "AttentionUnet": r"model\.0\.|model(\.1\.submodule)*+\.(?!\d+\.(attention|upconv|merge))",
@@ -29,7 +34,9 @@ ENCODERS = {
 }
 
 
-def build(config: NetworkConfig, in_channels: int, classes: int, spatial_dims: int, seed: int) -> nn.Module:
+def build(
+    config: NetworkConfig, in_channels: int, classes: int, spatial_dims: int, seed: int
+) -> nn.Module:
     """Builds the network with weights drawn from `seed`.
 
     Raises:
@@ -44,7 +51,9 @@ def build(config: NetworkConfig, in_channels: int, classes: int, spatial_dims: i
         try:
             return kind(**arguments)
         except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, KeyError) as error:
-            raise UserError(f"MONAI's {config.name} refuses its arguments: {error}", "network", "mend them") from error
+            raise UserError(
+                f"MONAI's {config.name} refuses its arguments: {error}", "network", "fix them"
+            ) from error
 
 
 def network_class(config: NetworkConfig) -> type[nn.Module]:
@@ -53,7 +62,11 @@ def network_class(config: NetworkConfig) -> type[nn.Module]:
 
     known = {n: c for n, c in vars(nets).items() if inspect.isclass(c) and issubclass(c, nn.Module)}
     if config.name not in known:
-        raise UserError(f"MONAI has no network '{config.name}'", "network.name", nearest(config.name, list(known)))
+        raise UserError(
+            f"MONAI has no network '{config.name}'",
+            "network.name",
+            nearest(config.name, list(known)),
+        )
     accepted = [p for p in inspect.signature(known[config.name]).parameters if p != "self"]
     reserved = ("in_channels", "out_channels", "spatial_dims")
     for key in config.arguments:
@@ -73,7 +86,8 @@ class Parts:
     """Names of the parts of a network.
 
     Attributes:
-        head: The module that turns features into class logits; its input is the penultimate features.
+        head: The module that turns features into class logits; its input is the penultimate
+            features.
         encoder: Parameter names of the encoder; empty where it is not known for this network.
         decoder: Parameter names of the rest.
     """
@@ -88,8 +102,12 @@ class Parts:
 
 
 def parts(config: NetworkConfig, in_channels: int, spatial_dims: int) -> Parts:
-    """Finds the head, as what changes shape with the number of classes, and the encoder by the network's own names."""
-    return _parts(config.name, json.dumps(config.arguments, sort_keys=True), in_channels, spatial_dims)
+    """Finds the head, as what changes shape with the number of classes, and the encoder by the
+    network's own names.
+    """
+    return _parts(
+        config.name, json.dumps(config.arguments, sort_keys=True), in_channels, spatial_dims
+    )
 
 
 @lru_cache(maxsize=16)
@@ -98,19 +116,31 @@ def _parts(name: str, arguments: str, in_channels: int, spatial_dims: int) -> Pa
     two, three = (build(config, in_channels, n, spatial_dims, seed=0).state_dict() for n in (2, 3))
     changing = [k.split(".") for k, v in two.items() if k not in three or three[k].shape != v.shape]
     if not changing:
-        raise UserError(f"{name} has no layer that depends on the number of classes", "network.name", "choose another")
+        raise UserError(
+            f"{name} has no layer that depends on the number of classes",
+            "network.name",
+            "choose another",
+        )
     shared = 0
     while all(len(path) > shared + 1 and path[shared] == changing[0][shared] for path in changing):
         shared += 1
     head = ".".join(changing[0][:shared])
     if not head:
-        raise UserError(f"{name} has several heads", "network.name", "choose a network with one output")
+        raise UserError(
+            f"{name} has several heads", "network.name", "choose a network with one output"
+        )
     pattern = ENCODERS.get(network_class(config).__name__)  # MONAI has aliases, such as Unet
     inside = [k for k in two if pattern and re.match(pattern, k) and not k.startswith(head + ".")]
-    return Parts(head, tuple(inside), tuple(k for k in two if k not in set(inside) and not k.startswith(head + ".")))
+    return Parts(
+        head,
+        tuple(inside),
+        tuple(k for k in two if k not in set(inside) and not k.startswith(head + ".")),
+    )
 
 
-def load_source(network: nn.Module, source: Mapping[str, Tensor], parts: Parts, with_head: bool) -> dict[str, Any]:
+def load_source(
+    network: nn.Module, source: Mapping[str, Tensor], parts: Parts, with_head: bool
+) -> dict[str, Any]:
     """Copies source weights into the network; everything but a replaced head must match.
 
     Args:
@@ -129,19 +159,30 @@ def load_source(network: nn.Module, source: Mapping[str, Tensor], parts: Parts, 
     skipped = [] if with_head else [k for k in own if parts.in_head(k)]
     wanted = {k: v for k, v in own.items() if k not in set(skipped)}
     given = {k: v for k, v in source.items() if with_head or not parts.in_head(k)}
-    wrong = sorted(set(wanted) ^ set(given)) + [k for k in wanted if k in given and wanted[k].shape != given[k].shape]
+    wrong = sorted(set(wanted) ^ set(given)) + [
+        k for k in wanted if k in given and wanted[k].shape != given[k].shape
+    ]
     if wrong:
-        raise ValueError(f"source checkpoint and network do not fit: {', '.join(wrong[:5])} ({len(wrong)} in all)")
+        raise ValueError(
+            "source checkpoint and network do not fit: "
+            f"{', '.join(wrong[:5])} ({len(wrong)} in all)"
+        )
     network.load_state_dict({**own, **given})
     return {"loaded": len(given), "skipped": skipped}
 
 
 def training_bytes(
-    config: NetworkConfig, training: TrainingConfig, in_channels: int, classes: int, bytes_per_number: int = 4
+    config: NetworkConfig,
+    training: TrainingConfig,
+    in_channels: int,
+    classes: int,
+    bytes_per_number: int = 4,
 ) -> int:
-    """An estimate of a training step's memory, from a forward pass without computing (on PyTorch's meta device).
+    """An estimate of a training step's memory, from a forward pass without computing (on PyTorch's
+    meta device).
 
-    Weights, gradients and the optimiser's state, all layers' outputs, and as much again for gradients on the way back.
+    Weights, gradients and the optimiser's state, all layers' outputs, and as much again for
+    gradients on the way back.
 
     Args:
         config: The network.
@@ -151,7 +192,8 @@ def training_bytes(
         bytes_per_number: Of activations: 4, or 2 under bf16.
 
     Raises:
-        UserError: The network refuses its arguments, or does not map this patch to logits of the same size.
+        UserError: The network refuses its arguments, or does not map this patch to logits of the
+            same size.
     """
     network = build(config, in_channels, classes, len(training.patch), seed=0)
     states = 4 if training.optimizer.name == "adamw" else 3
@@ -179,7 +221,9 @@ def training_bytes(
     if problem:
         what = f"{config.name} does not take a patch of {list(training.patch)}: {problem}"
         raise UserError(
-            what, "training.*.patch", "patch sizes must be divisible by all that the network's strides make"
+            what,
+            "training.*.patch",
+            "patch sizes must be divisible by all that the network's strides make",
         )
     return weights + 2 * numbers * bytes_per_number
 
@@ -190,3 +234,37 @@ def _tensors(output: Any) -> Iterable[Tensor]:
     elif isinstance(output, list | tuple):
         for item in output:
             yield from _tensors(item)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Puts the network into eval mode, and every module back into the mode it had.
+
+    So a layer that a method keeps frozen stays frozen.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def resolved_precision(
+    device: torch.device, precision: Literal["auto", "fp32", "bf16"]
+) -> Literal["fp32", "bf16"]:
+    """What a precision setting means on a device.
+
+    `auto` is bf16 on GPUs that have it, else fp32.
+    """
+    if precision != "auto":
+        return precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
+
+
+def autocast(device: torch.device, precision: Literal["auto", "fp32", "bf16"]) -> torch.autocast:
+    """The autocast context of a precision setting; losses are in float32 all the same."""
+    bf16 = resolved_precision(device, precision) == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)

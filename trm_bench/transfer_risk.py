@@ -2,15 +2,16 @@
 
 Three objects, usable in any PyTorch or MONAI training loop without the rest of this package:
 
-    statistics = LeepStatistics(target_classes=2, source_classes=2)
-    for image, label in target_training_set:                      # one pass of the frozen source network
+    statistics = LeepStatistics(target_classes=2, source_classes=2) for image, label in
+    target_training_set:                      # one pass of the frozen source network
         statistics.update(source(image).softmax(1), label)
-    risk_map = RiskMap(statistics.conditional())
-    weights = risk_map.weights([risk_map(source(image).softmax(1), label) for image, label in target_training_set])
-    loss = RiskWeightedLoss()(network(image), label, weight)      # in the training loop
+    risk_map = RiskMap(statistics.conditional()) weights =
+    risk_map.weights([risk_map(source(image).softmax(1), label) for image, label in
+    target_training_set]) loss = RiskWeightedLoss()(network(image), label, weight)      # in the
+    training loop
 
-With the source softmax theta(x) over classes c and target labels y in {0..Kt-1} (LEEP: Nguyen et al., ICML 2020,
-arXiv:2002.12462; per pixel: Duan et al., ICASSP 2025, arXiv:2502.02340):
+With the source softmax theta(x) over classes c and target labels y in {0..Kt-1} (LEEP: Nguyen et
+al., ICML 2020, arXiv:2002.12462; per pixel: Duan et al., ICASSP 2025, arXiv:2502.02340):
 
     joint          P(k, c)  = 1/N sum_i sum_v [y_iv = k] theta(x_i)_cv
     conditional    P(k | c) = P(k, c) / sum_k' P(k', c)
@@ -19,8 +20,8 @@ arXiv:2002.12462; per pixel: Duan et al., ICASSP 2025, arXiv:2502.02340):
     risk map       R_iv     = -T_iv
     loss           sum_v w(R_iv) CE_iv / |foreground|
 
-The paper does not say how the map becomes a weight: every reading is an option here, none is "the paper's".
-LEEP needs labels: compute the statistics and the maps from target *training* labels only.
+The paper does not say how the map becomes a weight: every reading is an option here, none is "the
+paper's". LEEP needs labels: compute the statistics and the maps from target *training* labels only.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ Denominator = Literal["label_foreground", "image_foreground", "weights", "voxels
 Over = Literal["all", "foreground"]
 
 LARGEST_WEIGHT = 1e12  # of weight=power: a sum of weighted losses stays finite in float32
-SMALLEST_PROBABILITY = 1e-12  # a label that the statistics never saw has p = 0; the map stays finite (R <= 27.7)
+# a label that the statistics never saw has p = 0; the map stays finite (R <= 27.7)
+SMALLEST_PROBABILITY = 1e-12
 
 
 def _known(value: str, option: object, name: str) -> None:
@@ -55,8 +57,8 @@ class LeepStatistics:
     Args:
         target_classes: Kt, the number of target classes, background included.
         source_classes: Ks, the number of channels of the source softmax.
-        scope: Which voxels count: `all`; `brain`, those under the mask given to `update`; `class_balanced`, all, with
-            every target class that occurs given the same total mass.
+        scope: Which voxels count: `all`; `brain`, those under the mask given to `update`;
+            `class_balanced`, all, with every target class that occurs given the same total mass.
     """
 
     def __init__(self, target_classes: int, source_classes: int, scope: Scope = "all") -> None:
@@ -73,14 +75,19 @@ class LeepStatistics:
             brain: Bool mask, shape (B, *spatial); needed for the scope `brain`.
 
         Raises:
-            ValueError: The shapes do not fit, a label is not below Kt, or the brain mask is missing.
+            ValueError: The shapes do not fit, a label is not below Kt, or the brain mask is
+                missing.
         """
-        if probabilities.shape[1] != self._mass.shape[1]:
-            raise ValueError(f"{probabilities.shape[1]} source channels, but source_classes={self._mass.shape[1]}")
+        target_classes, source_classes = self._mass.shape
+        if probabilities.shape[1] != source_classes:
+            channels = probabilities.shape[1]
+            raise ValueError(f"{channels} source channels, but source_classes={source_classes}")
         if probabilities.shape[:1] + probabilities.shape[2:] != label.shape:
-            raise ValueError(f"probabilities {tuple(probabilities.shape)} and label {tuple(label.shape)} do not fit")
-        if int(label.max()) >= len(self._mass) or int(label.min()) < 0:
-            raise ValueError(f"labels {int(label.min())}..{int(label.max())}, but target_classes={len(self._mass)}")
+            shapes = f"probabilities {tuple(probabilities.shape)} and label {tuple(label.shape)}"
+            raise ValueError(f"{shapes} do not fit")
+        lowest, highest = int(label.min()), int(label.max())
+        if highest >= target_classes or lowest < 0:
+            raise ValueError(f"labels {lowest}..{highest}, but target_classes={target_classes}")
         if self.scope == "brain" and brain is None:
             raise ValueError("scope='brain' needs the brain mask")
         per_class = probabilities.movedim(1, 0).flatten(1)
@@ -99,7 +106,9 @@ class LeepStatistics:
         mass = self._mass
         if self.scope == "class_balanced":
             per_label = mass.sum(1, keepdim=True)
-            mass = torch.where(per_label > 0, mass / per_label.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+            mass = torch.where(
+                per_label > 0, mass / per_label.clamp(min=torch.finfo(torch.float64).tiny), 0.0
+            )
         total = mass.sum()
         if total <= 0:
             raise ValueError("the LEEP statistics have seen no voxel")
@@ -110,7 +119,10 @@ class LeepStatistics:
         return self.joint().sum(1)
 
     def conditional(self) -> Tensor:
-        """P(k | c), float64, shape (Kt, Ks); a source class that never occurs gets the prior P(k)."""
+        """P(k | c), float64, shape (Kt, Ks).
+
+        A source class that never occurs gets the prior P(k).
+        """
         joint = self.joint()
         per_source = joint.sum(0, keepdim=True)
         seen = joint / per_source.clamp(min=torch.finfo(torch.float64).tiny)
@@ -118,13 +130,15 @@ class LeepStatistics:
 
 
 class RiskMap:
-    """Turns the source softmax and the target labels into a per-voxel risk, and risks into loss weights.
+    """Turns the source softmax and the target labels into a per-voxel risk, and risks into loss
+    weights.
 
     Args:
         conditional: P(k | c), shape (Kt, Ks), of `LeepStatistics.conditional`.
         risk: `neg_log`, R = -log p; `one_minus`, R = 1 - p.
-        normalise: What is done to the risks of the training set before weighting: `none`; `max`, divided by the largest
-            risk of the set; `minmax_per_image`, each image to [0, 1]; `mean_one`, divided by the mean over the set.
+        normalise: What is done to the risks of the training set before weighting: `none`; `max`,
+            divided by the largest risk of the set; `minmax_per_image`, each image to [0, 1];
+            `mean_one`, divided by the mean over the set.
         weight: `risk`, w = R; `affine`, w = 1 + strength R; `power`, w = base^R.
         strength: Of `affine`.
         base: Of `power`; above 0.
@@ -159,7 +173,10 @@ class RiskMap:
         return per_label.gather(1, label.long().unsqueeze(1)).squeeze(1)
 
     def transferability(self, probabilities: Tensor, label: Tensor) -> Tensor:
-        """T = log p (nats, <= 0), float64, shape (B, *spatial); its mean over the training set is LEEP."""
+        """T = log p (nats, <= 0), float64, shape (B, *spatial).
+
+        Its mean over the training set is LEEP.
+        """
         return self.expected_prediction(probabilities, label).clamp(min=SMALLEST_PROBABILITY).log()
 
     def __call__(self, probabilities: Tensor, label: Tensor) -> Tensor:
@@ -172,7 +189,8 @@ class RiskMap:
         """Loss weights of the whole training set.
 
         Args:
-            risks: One risk map per image, all of the training set, since `max` and `mean_one` are taken over the set.
+            risks: One risk map per image, all of the training set, since `max` and `mean_one` are
+                taken over the set.
 
         Returns:
             One weight map per image, of the same shape.
@@ -186,7 +204,8 @@ class RiskMap:
         if self.normalise == "max":
             scale = max(float(r.max()) for r in risks)
         elif self.normalise == "mean_one":
-            scale = math.fsum(float(r.double().sum()) for r in risks) / sum(r.numel() for r in risks)
+            total = math.fsum(float(r.double().sum()) for r in risks)
+            scale = total / sum(r.numel() for r in risks)
         else:
             return list(risks)
         return [r / max(scale, smallest) for r in risks]
@@ -200,26 +219,34 @@ class RiskMap:
 
 
 class RiskWeightedLoss(nn.Module):
-    """sum_v w_v CE_v / denominator + with_dice * soft Dice loss, over a batch.
+    """cross_entropy * sum_v w_v CE_v / denominator + with_dice * soft Dice loss, over a batch.
 
     Args:
-        denominator: `label_foreground`, voxels with y > 0; `image_foreground`, brain voxels; `weights`, sum of w;
-            `voxels`, all voxels summed over. Counted per batch and at least 1, so that patches without foreground give
-            a finite loss.
+        denominator: `label_foreground`, voxels with y > 0; `image_foreground`, brain voxels;
+            `weights`, sum of w; `voxels`, all voxels summed over. Counted per batch and at least 1,
+            so that patches without foreground give a finite loss.
         over: Which voxels the sum runs over: `all`, or `foreground` (y > 0).
         with_dice: Weight of an added soft Dice term over the foreground classes of the batch.
+        cross_entropy: Weight of the cross-entropy term.
     """
 
     def __init__(
-        self, denominator: Denominator = "label_foreground", over: Over = "all", with_dice: float = 0.0
+        self,
+        denominator: Denominator = "label_foreground",
+        over: Over = "all",
+        with_dice: float = 0.0,
+        cross_entropy: float = 1.0,
     ) -> None:
         super().__init__()
         _known(denominator, Denominator, "denominator")
         _known(over, Over, "over")
-        self.denominator, self.over, self.with_dice = denominator, over, with_dice
+        self.denominator, self.over = denominator, over
+        self.with_dice, self.cross_entropy = with_dice, cross_entropy
         self.dice = soft_dice() if with_dice else None
 
-    def forward(self, logits: Tensor, label: Tensor, weight: Tensor, brain: Tensor | None = None) -> Tensor:
+    def forward(
+        self, logits: Tensor, label: Tensor, weight: Tensor, brain: Tensor | None = None
+    ) -> Tensor:
         """The loss, a scalar.
 
         Args:
@@ -241,38 +268,56 @@ class RiskWeightedLoss(nn.Module):
         if self.denominator == "weights":
             count = weight.sum().clamp(min=SMALLEST_PROBABILITY)
         elif self.denominator == "voxels":
-            count = foreground.sum() if self.over == "foreground" else torch.tensor(label.numel(), device=label.device)
+            count = (
+                foreground.sum()
+                if self.over == "foreground"
+                else torch.tensor(label.numel(), device=label.device)
+            )
             count = count.clamp(min=1)
         else:
             count = (
-                (foreground if self.denominator == "label_foreground" or brain is None else brain).sum().clamp(min=1)
+                (foreground if self.denominator == "label_foreground" or brain is None else brain)
+                .sum()
+                .clamp(min=1)
             )
-        loss = weighted / count
-        return loss if self.dice is None else loss + self.with_dice * self.dice(logits, label.unsqueeze(1))
+        loss = self.cross_entropy * weighted / count
+        return (
+            loss
+            if self.dice is None
+            else loss + self.with_dice * self.dice(logits, label.unsqueeze(1))
+        )
 
 
 def soft_dice() -> nn.Module:
-    """Soft Dice loss on logits (B, K, *spatial) and labels (B, 1, *spatial), over a batch's foreground classes."""
+    """Soft Dice loss on logits (B, K, *spatial) and labels (B, 1, *spatial), over a batch's
+    foreground classes.
+    """
     from monai.losses import DiceLoss
 
     return DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
 
 class RiskSummary:
-    """What a set of risk maps says, streamed: LEEP, mean risk per class, and how much the class label explains.
+    """What a set of risk maps says, streamed: LEEP, mean risk per class, and how much the class
+    label explains.
 
-    `class_explained` is eta squared, the between-class share of the risk's variance over all voxels seen. At 1 the map
-    is constant within each class: it is class weighting, and says nothing about where the risk lies.
+    `class_explained` is eta squared, the between-class share of the risk's variance over all voxels
+    seen. At 1 the map is constant within each class: it is class weighting, and says nothing about
+    where the risk lies.
 
     Args:
         target_classes: Kt.
     """
 
     def __init__(self, target_classes: int) -> None:
-        self._count, self._sum, self._squares = (torch.zeros(target_classes, dtype=torch.float64) for _ in range(3))
+        self._count, self._sum, self._squares = (
+            torch.zeros(target_classes, dtype=torch.float64) for _ in range(3)
+        )
         self._transferability = 0.0
 
-    def update(self, risk: Tensor, transferability: Tensor, label: Tensor, where: Tensor | None = None) -> None:
+    def update(
+        self, risk: Tensor, transferability: Tensor, label: Tensor, where: Tensor | None = None
+    ) -> None:
         """Adds maps of one shape; `where` is a bool mask of the voxels that count."""
         keep = torch.ones_like(label, dtype=torch.bool) if where is None else where
         r, t, y = risk[keep].double(), transferability[keep].double(), label[keep].long()
@@ -284,7 +329,10 @@ class RiskSummary:
             self._squares[k] += float(values.square().sum())
 
     def result(self) -> dict[str, float | list[float | None]]:
-        """`leep` (nats), `risk_mean`, `risk_per_class`, `class_explained` (in [0, 1]; 1 where the map is constant)."""
+        """`leep` (nats), `risk_mean`, `risk_per_class`, `class_explained` (in [0, 1].
+
+        1 where the map is constant).
+        """
         n, total = float(self._count.sum()), float(self._sum.sum())
         variance = float(self._squares.sum()) / n - (total / n) ** 2
         means = self._sum / self._count.clamp(min=1)
@@ -293,6 +341,8 @@ class RiskSummary:
         return {
             "leep": self._transferability / n,
             "risk_mean": total / n,
-            "risk_per_class": [float(m) if c > 0 else None for m, c in zip(means, self._count, strict=True)],
+            "risk_per_class": [
+                float(m) if c > 0 else None for m, c in zip(means, self._count, strict=True)
+            ],
             "class_explained": 1.0 if constant else min(1.0, max(0.0, between / variance)),
         }

@@ -3,16 +3,20 @@
 from torch import Tensor
 from torch.nn import functional
 
+from trm_bench.data.patches import Batch
 from trm_bench.methods import Context, Method, Parameters, hyper
-from trm_bench.patches import Batch
 
 
 class LabelSmoothingParameters(Parameters):
-    share: float = hyper(0.1, "probability spread over all classes", search=(0.01, 0.5), log=True, ge=0, lt=1)
+    share: float = hyper(
+        0.1, "probability spread over all classes", search=(0.01, 0.5), log=True, ge=0, lt=1
+    )
 
 
 class LabelSmoothing(Method):
-    """Fine-tuning on the cross-entropy with smoothed labels (Szegedy et al., CVPR 2016, arXiv:1512.00567)."""
+    """Fine-tuning on the cross-entropy with smoothed labels (Szegedy et al., CVPR 2016,
+    arXiv:1512.00567).
+    """
 
     name = "label_smoothing"
     paper = "Szegedy et al., CVPR 2016, arXiv:1512.00567"

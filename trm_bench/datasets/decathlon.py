@@ -16,28 +16,35 @@ MOST_NAMES_IN_ALIAS = 3
 class Decathlon(NiftiDataset):
     """One task's folder: ``dataset.json``, ``imagesTr``, ``labelsTr``.
 
-    Modalities are those of ``modality`` in lower case (FLAIR: flair, T1gd: t1gd). A task with several keeps them on the
-    fourth axis of one file per subject. Only ``training`` is used: the test images have no public labels.
+    Modalities are those of ``modality`` in lower case (FLAIR: flair, T1gd: t1gd). A task with
+    several keeps them on the fourth axis of one file per subject. Only ``training`` is used: the
+    test images have no public labels.
 
-    Label maps: ``all`` (each label its class), ``whole`` (every label as one class), and a binary map for each label,
-    under its name in lower case. With at most three labels their joined names (Task04: ``anterior_posterior``) are
-    another name of ``all``. A label that is itself called "all" or "whole" has no binary map.
+    Label maps: ``all`` (each label its class), ``whole`` (every label as one class), and a binary
+    map for each label, under its name in lower case. With at most three labels their joined names
+    (Task04: ``anterior_posterior``) are another name of ``all``. A label that is itself called
+    "all" or "whole" has no binary map.
 
-    The ids are the images' names. Nothing in a task says which of them come from one person, so each is its own
-    patient: the hippocampus task, whose source is 195 scans, publishes 394 volumes.
+    The ids are the images' names. Nothing in a task says which of them come from one person, so
+    each is its own patient: the hippocampus task, whose source is 195 scans, publishes 394 volumes.
 
     Attributes:
         task: The task's name, from ``name``; "" where it has none.
 
     Raises:
-        UserError: ``dataset.json`` is missing, is no JSON, lacks a key, or lists a path outside the root.
+        UserError: ``dataset.json`` is missing, is no JSON, lacks a key, or lists a path outside the
+            root.
 
-    Source: M. Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 13:4128, 2022.
+    Source: M. Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications
+    13:4128, 2022.
     """
 
     name = "decathlon"
     licence = "CC-BY-SA 4.0"
-    citation = "M. Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13:4128, 2022"
+    citation = (
+        "M. Antonelli et al., The Medical Segmentation Decathlon, "
+        "Nature Communications 13:4128, 2022"
+    )
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -81,15 +88,19 @@ class Decathlon(NiftiDataset):
         return content
 
     def _numbered(self, content: dict[str, Any], key: str) -> dict[int, str]:
-        """The object under `key`, number to name, e.g. ``{"0": "FLAIR"}``, in the order of the numbers."""
+        """The object under `key`, number to name, e.g. ``{"0": "FLAIR"}``, by ascending number."""
         entries = content.get(key)
         if not isinstance(entries, dict) or not entries:
-            raise self._error(f"'{key}' is not an object that numbers names, such as {{\"0\": ...}}")
+            raise self._error(
+                f"'{key}' is not an object that numbers names, such as {{\"0\": ...}}"
+            )
         numbered: dict[int, str] = {}
         for number, name in entries.items():
             clean = _sanitised(name) if isinstance(name, str) else ""
             if not re.fullmatch(r"\d{1,3}", number, re.ASCII) or int(number) > 255 or not clean:
-                raise self._error(f"'{key}' has the entry {number!r}: {name!r}, not a number up to 255 and a name")
+                raise self._error(
+                    f"'{key}' has the entry {number!r}: {name!r}, not a number up to 255 and a name"
+                )
             if int(number) in numbered or clean in numbered.values():
                 raise self._error(f"'{key}' has {number!r}: {name!r} twice")
             numbered[int(number)] = clean
@@ -99,10 +110,12 @@ class Decathlon(NiftiDataset):
         if 0 not in labels or len(labels) < 2:
             raise self._error("'labels' needs 0 (the background) and at least one more")
         names = [name for value, name in labels.items() if value > 0]
-        everything = LabelMap(("background", *names), {value: index for index, value in enumerate(labels)})
-        maps = {"all": everything, "whole": LabelMap(("background", "whole"), {v: int(v > 0) for v in labels})}
+        everything = LabelMap(("background", *names), {v: i for i, v in enumerate(labels)})
+        whole = LabelMap(("background", "whole"), {v: int(v > 0) for v in labels})
+        maps = {"all": everything, "whole": whole}
         for name in names:
-            maps.setdefault(name, LabelMap(("background", name), {v: int(n == name) for v, n in labels.items()}))
+            values = {v: int(n == name) for v, n in labels.items()}
+            maps.setdefault(name, LabelMap(("background", name), values))
         if len(names) <= MOST_NAMES_IN_ALIAS:
             maps.setdefault("_".join(names), everything)
         return maps
@@ -116,7 +129,9 @@ class Decathlon(NiftiDataset):
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 raise self._error(f"'training[{index}]' is not an object with image and label")
-            image, label = (self._path(entry.get(key), f"training[{index}].{key}") for key in ("image", "label"))
+            image, label = (
+                self._path(entry.get(key), f"training[{index}].{key}") for key in ("image", "label")
+            )
             if image.name.startswith("."):  # macOS' "._" companions, which some archives list
                 continue
             name = image.name.removesuffix(".gz").removesuffix(".nii")

@@ -14,32 +14,42 @@ DEPTH = 4
 
 
 class Fets2021(NiftiDataset):
-    """The training data of the Federated Tumor Segmentation challenge, and of BraTS, which it comes from.
+    """The training data of the Federated Tumor Segmentation challenge, and of its source, BraTS.
 
-    FeTS2021 has 341 subjects with four co-registered, skull-stripped volumes of 240x240x155 voxels of 1 mm. Raw label
-    values: 1 necrotic and non-enhancing core (NCR), 2 oedema (ED), 4 enhancing tumour (ET).
+    FeTS2021 has 341 subjects with four co-registered, skull-stripped volumes of 240x240x155 voxels
+    of 1 mm. Raw label values: 1 necrotic and non-enhancing core (NCR), 2 oedema (ED), 4 enhancing
+    tumour (ET).
 
-    A subject is a folder NAME with ``NAME_{t1,t1ce,t2,flair,seg}.nii.gz`` (or ``.nii``), for example
-    ``MICCAI_FeTS2021_TrainingData/FeTS21_Training_001``, ``FeTS2022_01341``, ``BraTS20_Training_001`` or
-    ``BraTS2021_00000``. The root is the training folder or one above it. A folder without ``NAME_seg`` is listed (and
-    fails to be read) where folders beside it have theirs; elsewhere it is unlabelled validation data and left out.
+    A subject is a folder NAME with ``NAME_{t1,t1ce,t2,flair,seg}.nii.gz`` (or ``.nii``), for
+    example ``MICCAI_FeTS2021_TrainingData/FeTS21_Training_001``, ``FeTS2022_01341``,
+    ``BraTS20_Training_001`` or ``BraTS2021_00000``. The root is the training folder or one above
+    it. A folder without ``NAME_seg`` is listed (and fails to be read) where folders beside it have
+    theirs; elsewhere it is unlabelled validation data and left out.
 
-    ``partitioning_1.csv`` (columns Partition_ID, Subject_ID) names each subject's institution. It is read from the
-    training folder, the root and the folder that holds the root; where they disagree, the first of these counts.
+    ``partitioning_1.csv`` (columns Partition_ID, Subject_ID) names each subject's institution. It
+    is read from the training folder, the root and the folder that holds the root; where they
+    disagree, the first of these counts.
 
     Source: S. Pati et al., "The Federated Tumor Segmentation (FeTS) Challenge", arXiv:2105.05874.
     """
 
     name = "fets2021"
-    licence = "On registration with the challenge's organisers, under their terms of use; not redistributable here"
-    citation = "S. Pati et al., The Federated Tumor Segmentation (FeTS) Challenge, arXiv:2105.05874, 2021"
+    licence = (
+        "On registration with the challenge's organisers, under their terms of use; "
+        "not redistributable here"
+    )
+    citation = (
+        "S. Pati et al., The Federated Tumor Segmentation (FeTS) Challenge, arXiv:2105.05874, 2021"
+    )
     modalities = ("t1", "t1ce", "t2", "flair")
     label_maps: Mapping[str, LabelMap] = {
         "whole_tumor": LabelMap(("background", "whole_tumor"), {0: 0, 1: 1, 2: 1, 4: 1}),
         "tumor_core": LabelMap(("background", "tumor_core"), {0: 0, 1: 1, 2: 0, 4: 1}),
         "enhancing": LabelMap(("background", "enhancing"), {0: 0, 1: 0, 2: 0, 4: 1}),
         "subregions": LabelMap(
-            ("background", "NCR", "ED", "ET"), {0: 0, 1: 1, 2: 2, 4: 3}, {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
+            ("background", "NCR", "ED", "ET"),
+            {0: 0, 1: 1, 2: 2, 4: 3},
+            {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)},
         ),
     }
 
@@ -47,16 +57,15 @@ class Fets2021(NiftiDataset):
         """Lists the subjects, sorted by id.
 
         Raises:
-            UserError: No subject is below the root, two folders have the same name, or the csv is malformed.
+            UserError: No subject is below the root, two folders have the same name, or the csv is
+                malformed.
         """
         folders: dict[str, Path] = {}
         for folder in self._folders():
             if folder.name in folders:
-                raise UserError(
-                    f"the subject {folder.name} is in two folders, here and in {folders[folder.name].parent}",
-                    folder,
-                    "point data.root at one training folder",
-                )
+                other = folders[folder.name].parent
+                what = f"the subject {folder.name} is in two folders, here and in {other}"
+                raise UserError(what, folder, "point data.root at one training folder")
             folders[folder.name] = folder
         if not folders:
             raise UserError(
@@ -67,8 +76,8 @@ class Fets2021(NiftiDataset):
         institutions = self._institutions({folder.parent for folder in folders.values()})
         subjects = []
         for name, folder in sorted(folders.items()):
-            files = {modality: _nifti(folder / f"{name}_{modality}") for modality in self.modalities}
-            images = {modality: file for modality, file in files.items() if file.is_file()}
+            files = {m: _nifti(folder / f"{name}_{m}") for m in self.modalities}
+            images = {m: file for m, file in files.items() if file.is_file()}
             label = _nifti(folder / f"{name}_seg")
             subjects.append(Subject(name, images, label, institution=institutions.get(name, "")))
         return subjects
@@ -78,20 +87,24 @@ class Fets2021(NiftiDataset):
         return subject.label.with_name(subject.label.name.replace("_seg.nii", f"_{modality}.nii"))
 
     def _folders(self) -> list[Path]:
-        """The subjects' folders: those with images, in a folder where at least one has a label file."""
-        found: list[Path] = []
+        """The subjects' folders: those with images, where at least one beside them has a label."""
+        folders: list[Path] = []
         level = [self.root]
         for _ in range(DEPTH):
             below: list[Path] = []
             for parent in level:
-                children = sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
-                imaged = [c for c in children if any(_nifti(c / f"{c.name}_{m}").is_file() for m in self.modalities)]
+                inside = sorted(parent.iterdir())
+                children = [c for c in inside if c.is_dir() and not c.name.startswith(".")]
+                imaged = [c for c in children if self._has_an_image(c)]
                 labelled = [c for c in children if _nifti(c / f"{c.name}_seg").is_file()]
                 if labelled:
-                    found += sorted({*imaged, *labelled})
+                    folders += sorted({*imaged, *labelled})
                 below += sorted({*children} - {*imaged, *labelled})
             level = below
-        return found
+        return folders
+
+    def _has_an_image(self, folder: Path) -> bool:
+        return any(_nifti(folder / f"{folder.name}_{m}").is_file() for m in self.modalities)
 
     def _institutions(self, training: set[Path]) -> dict[str, str]:
         """Subject to institution, from each csv there is."""
@@ -122,11 +135,14 @@ def _partitions(file: Path) -> dict[str, str]:
                 raise UserError(f"no column {' and no column '.join(sorted(missing))}", file, fix)
             for row in rows:
                 where = f"{file}:{rows.line_num}"
-                subject, partition = (row["Subject_ID"] or "").strip(), (row["Partition_ID"] or "").strip()
+                subject = (row["Subject_ID"] or "").strip()
+                partition = (row["Partition_ID"] or "").strip()
                 if not subject or not partition or None in row:
-                    raise UserError("the row is not one Partition_ID and one Subject_ID", where, fix)
+                    what = "the row is not one Partition_ID and one Subject_ID"
+                    raise UserError(what, where, fix)
                 if partitions.setdefault(subject, partition) != partition:
-                    raise UserError(f"{subject} is in the partitions {partitions[subject]} and {partition}", where, fix)
+                    what = f"{subject} is in the partitions {partitions[subject]} and {partition}"
+                    raise UserError(what, where, fix)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"the file is no csv table ({error})", file, fix) from error
     return partitions

@@ -15,16 +15,20 @@ SUFFIXES = (".hdr", ".nii.gz", ".nii")
 class Iseg2019(NiftiDataset):
     """The ten training subjects of the iSeg-2019 challenge; the others have no public labels.
 
-    Files ``subject-{n}-{T1,T2,label}.hdr`` and ``.img`` (Analyze; NIfTI is read as well) in the root or in its folder
-    ``iSeg-2019-Training``: 144x192x256x1 voxels of 1 mm, skull-stripped. Raw label values: 10 cerebrospinal fluid
-    (CSF), 150 grey matter (GM), 250 white matter (WM). Analyze states no orientation, so the voxels stay in file order.
+    Files ``subject-{n}-{T1,T2,label}.hdr`` and ``.img`` (Analyze; NIfTI is read as well) in the
+    root or in its folder ``iSeg-2019-Training``: 144x192x256x1 voxels of 1 mm, skull-stripped. Raw
+    label values: 10 cerebrospinal fluid (CSF), 150 grey matter (GM), 250 white matter (WM). Analyze
+    states no orientation, so the voxels stay in file order.
 
-    Source: Y. Sun et al., "Multi-Site Infant Brain Segmentation Algorithms: The iSeg-2019 Challenge", IEEE
-    Transactions on Medical Imaging 40(5), 2021.
+    Source: Y. Sun et al., "Multi-Site Infant Brain Segmentation Algorithms: The iSeg-2019
+    Challenge", IEEE Transactions on Medical Imaging 40(5), 2021.
     """
 
     name = "iseg2019"
-    licence = "On registration with the challenge's organisers, under their terms of use; not redistributable here"
+    licence = (
+        "On registration with the challenge's organisers, under their terms of use; "
+        "not redistributable here"
+    )
     citation = (
         "Y. Sun et al., Multi-Site Infant Brain Segmentation Algorithms: The iSeg-2019 Challenge, "
         "IEEE Transactions on Medical Imaging 40(5):1363-1376, 2021"
@@ -38,7 +42,7 @@ class Iseg2019(NiftiDataset):
     }
 
     def subjects(self) -> list[Subject]:
-        """Lists the subjects ``subject-{n}``, sorted by id; raises `UserError` where there are none."""
+        """Lists the subjects ``subject-{n}``, sorted by id; raises `UserError` for none."""
         nested = self.root / "iSeg-2019-Training"
         folder = nested if nested.is_dir() else self.root
         pattern = re.compile(r"(subject-\d+)-(?:T1|T2|label)\.(?:hdr|img|nii|nii\.gz)")
@@ -46,23 +50,29 @@ class Iseg2019(NiftiDataset):
         names = sorted({match[1] for match in matches if match})
         if not any(_file(folder / f"{name}-label") for name in names):
             raise UserError(
-                "no subject: no file subject-{n}-label.hdr", folder, "point data.root at the folder iSeg-2019-Training"
+                "no subject: no file subject-{n}-label.hdr",
+                folder,
+                "point data.root at the folder iSeg-2019-Training",
             )
         subjects = []
         for name in names:
-            files = {modality: _file(folder / f"{name}-{modality.upper()}") for modality in self.modalities}
-            images = {modality: file for modality, file in files.items() if file}
+            files = {m: _file(folder / f"{name}-{m.upper()}") for m in self.modalities}
+            images = {m: file for m, file in files.items() if file}
             label = _file(folder / f"{name}-label") or folder / f"{name}-label.hdr"
             subjects.append(Subject(name, images, label))
         return subjects
 
     def expected_file(self, subject: Subject, modality: str) -> Path:
         """The file's name in the format that the subject's label file has."""
-        return subject.label.with_name(subject.label.name.replace("-label.", f"-{modality.upper()}."))
+        name = subject.label.name.replace("-label.", f"-{modality.upper()}.")
+        return subject.label.with_name(name)
 
 
 def _file(stem: Path) -> Path | None:
-    """The file with that stem; the .hdr also where only its .img exists, so that `read` says what is missing."""
+    """The file with that stem.
+
+    It is the .hdr also where only its .img exists, so that `read` says what is missing.
+    """
     for suffix in SUFFIXES:
         file = stem.with_name(stem.name + suffix)
         if file.is_file() or (suffix == ".hdr" and file.with_suffix(".img").is_file()):

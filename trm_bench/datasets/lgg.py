@@ -18,30 +18,35 @@ _FIX = "extract the patient's folder from the archive again, or set data.on_bad_
 class Lgg(Dataset):
     """Lower-grade glioma patients of The Cancer Genome Atlas, one folder of TIFF slices each.
 
-    ``kaggle_3m/TCGA_<institution>_<id>_<date>/`` holds RGB slices ``<folder>_<n>.tif`` of 256x256 pixels, n = 1, 2 and
-    so on from the neck up, whose channels are pre-contrast T1, FLAIR and post-contrast T1, and a mask
-    ``<folder>_<n>_mask.tif`` of each (0 or 255, read as 0 or 1). The root is ``kaggle_3m`` or the folder that holds it.
+    ``kaggle_3m/TCGA_<institution>_<id>_<date>/`` holds RGB slices ``<folder>_<n>.tif`` of 256x256
+    pixels, n = 1, 2 and so on from the neck up, whose channels are pre-contrast T1, FLAIR and
+    post-contrast T1, and a mask ``<folder>_<n>_mask.tif`` of each (0 or 255, read as 0 or 1). The
+    root is ``kaggle_3m`` or the folder that holds it.
 
-    A subject is a whole patient. Its axes are x from columns and y from rows, both reversed, so that y points to the
-    front and, in the radiological convention, x to the right (the files do not state the side). The files do not state
-    the voxel size either: the affine is the identity, and distances are in voxels, not in millimetres.
+    A subject is a whole patient. Its axes are x from columns and y from rows, both reversed, so
+    that y points to the front and, in the radiological convention, x to the right (the files do not
+    state the side). The files do not state the voxel size either: the affine is the identity, and
+    distances are in voxels, not in millimetres.
 
-    Of the 110 patients, 9 have no post-contrast and 6 no pre-contrast image, as the dataset's README says: that channel
-    repeats FLAIR, and asking for it is a `BadSubject`.
+    Of the 110 patients, 9 have no post-contrast and 6 no pre-contrast image, as the dataset's
+    README says: that channel repeats FLAIR, and asking for it is a `BadSubject`.
 
-    Source: M. Buda, A. Saha, M. A. Mazurowski, "Association of genomic subtypes of lower-grade gliomas with shape
-    features automatically extracted by a deep learning algorithm", Computers in Biology and Medicine 109, 2019.
+    Source: M. Buda, A. Saha, M. A. Mazurowski, "Association of genomic subtypes of lower-grade
+    gliomas with shape features automatically extracted by a deep learning algorithm", Computers in
+    Biology and Medicine 109, 2019.
     """
 
     name = "lgg"
     licence = "CC BY-NC-SA 4.0"
     citation = (
-        "M. Buda, A. Saha, M. A. Mazurowski, Association of genomic subtypes of lower-grade gliomas with shape "
-        "features automatically extracted by a deep learning algorithm, Computers in Biology and Medicine "
-        "109:218-225, 2019"
+        "M. Buda, A. Saha, M. A. Mazurowski, Association of genomic subtypes of lower-grade "
+        "gliomas with shape features automatically extracted by a deep learning algorithm, "
+        "Computers in Biology and Medicine 109:218-225, 2019"
     )
     modalities = ("t1", "flair", "t1ce")
-    label_maps: Mapping[str, LabelMap] = {"abnormality": LabelMap(("background", "abnormality"), {0: 0, 1: 1})}
+    label_maps: Mapping[str, LabelMap] = {
+        "abnormality": LabelMap(("background", "abnormality"), {0: 0, 1: 1})
+    }
 
     def subjects(self) -> list[Subject]:
         """Lists the patients, sorted by id; raises `UserError` where there are none."""
@@ -52,9 +57,12 @@ class Lgg(Dataset):
             match = re.fullmatch(r"(TCGA_([A-Z0-9]+)_[A-Z0-9]+)_\d+", folder.name)
             if match:
                 images = dict.fromkeys(self.modalities, folder)
-                subjects.append(Subject(folder.name, images, folder, patient=match[1], institution=match[2]))
+                subjects.append(
+                    Subject(folder.name, images, folder, patient=match[1], institution=match[2])
+                )
         if not subjects:
-            raise UserError("no folder TCGA_<institution>_<id>_<date>", root, "point data.root at the folder kaggle_3m")
+            fix = "point data.root at the folder kaggle_3m"
+            raise UserError("no folder TCGA_<institution>_<id>_<date>", root, fix)
         return subjects
 
     def files(self, subject: Subject) -> list[Path]:
@@ -66,8 +74,8 @@ class Lgg(Dataset):
         """Reads and validates one patient; see `Dataset.read`.
 
         Raises:
-            BadSubject: Besides the usual faults: a slice or a mask is missing in 1, 2, ..., or a modality asked for is
-                a copy of FLAIR.
+            BadSubject: Besides the usual faults: a slice or a mask is missing in 1, 2, ..., or a
+                modality asked for is a copy of FLAIR.
         """
         self.check_modalities(modalities)
         folder = subject.label
@@ -83,18 +91,21 @@ class Lgg(Dataset):
         volume = np.empty((3, size[1], size[0], len(images)), np.float32)
         label = np.empty(volume.shape[1:], np.uint8)
         for n in sorted(images):
-            volume[..., n - 1] = _pixels(subject, images[n], "RGB", size)[::-1, ::-1].transpose(2, 1, 0)
+            pixels = _pixels(subject, images[n], "RGB", size)
+            volume[..., n - 1] = pixels[::-1, ::-1].transpose(2, 1, 0)
             mask = _pixels(subject, masks[n], "L", size)
             if not np.isin(mask, (0, 255)).all():
                 odd = mask[~np.isin(mask, (0, 255))][0]
-                raise BadSubject(subject.id, f"the mask holds {odd}, not only 0 and 255", masks[n], _FIX)
+                what = f"the mask holds {odd}, not only 0 and 255"
+                raise BadSubject(subject.id, what, masks[n], _FIX)
             label[..., n - 1] = mask[::-1, ::-1].T // 255
         flair = volume[self.modalities.index("flair")]
         for modality in modalities:
             channel = volume[self.modalities.index(modality)]
             if modality != "flair" and np.array_equal(channel, flair):
                 what = f"its {modality} channel is a copy of FLAIR: the sequence was not acquired"
-                raise BadSubject(subject.id, what, folder, "set data.on_bad_subject: skip to leave this patient out")
+                fix = "set data.on_bad_subject: skip to leave this patient out"
+                raise BadSubject(subject.id, what, folder, fix)
             self.check_image(subject, folder, channel)
         label = self.check_label(subject, folder, label)
         image = volume[[self.modalities.index(modality) for modality in modalities]]
@@ -113,16 +124,19 @@ def _slices(subject: Subject) -> tuple[dict[int, Path], dict[int, Path]]:
     return images, masks
 
 
-def _pixels(subject: Subject, file: Path, mode: str, size: tuple[int, ...] | None = None) -> np.ndarray:
-    """uint8, shape (rows, columns) or (rows, columns, 3); raises `BadSubject` where the file is not that."""
+def _pixels(
+    subject: Subject, file: Path, mode: str, size: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """uint8, shape (rows, columns) or (rows, columns, 3); raises `BadSubject` for another file."""
     try:
         with Image.open(file, formats=("TIFF",)) as image:
-            found, pixels = image.mode, np.asarray(image)
-    except Exception as error:  # Pillow raises many kinds for a damaged TIFF; the message keeps the kind
+            stored, pixels = image.mode, np.asarray(image)
+    except Exception as error:  # of many kinds for a damaged TIFF; the message keeps the kind
         what = f"the file cannot be read as TIFF ({type(error).__name__}: {error})"
         raise BadSubject(subject.id, what, file, _FIX) from error
-    if found != mode:
-        raise BadSubject(subject.id, f"the pixels are of mode {found}, not {mode}", file, _FIX)
+    if stored != mode:
+        raise BadSubject(subject.id, f"the pixels are of mode {stored}, not {mode}", file, _FIX)
     if size is not None and pixels.shape[:2] != size:
-        raise BadSubject(subject.id, f"the slice has {pixels.shape[:2]} pixels, the first has {size}", file, _FIX)
+        what = f"the slice has {pixels.shape[:2]} pixels, the first has {size}"
+        raise BadSubject(subject.id, what, file, _FIX)
     return pixels

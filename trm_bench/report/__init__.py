@@ -1,26 +1,26 @@
-"""Everything a person reads, computed from records alone: it may be written at any time, as often as one likes."""
+"""Everything a person reads, computed from records alone: it may be written again at any time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from trm_bench import statistics
+from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.errors import UserError
 from trm_bench.files import write_json, write_text
-from trm_bench.report import evidence, figures, tables
-from trm_bench.report.evidence import Evidence
+from trm_bench.report import figures, tables
+from trm_bench.report.evidence import Evidence, collect
 from trm_bench.report.provenance import provenance
-from trm_bench.results import folders, read
+from trm_bench.runs.store import ProtocolFolder, ResultsFolder, protocol_folders, read_results
 
 
-def write(folder: Path) -> list[Path]:
+def write(folder: ProtocolFolder) -> list[Path]:
     """Writes metrics.csv, table.{md,csv,tex}, the other CSV files, two JSON files and risk maps.
 
-    comparisons.csv holds all tests, negative_transfer.csv the gaps to scratch, voxel_rates.csv and voxel_auroc.csv the
-    voxel level, sensitivity.csv what the tests could have found and what the seed changes.
-    summary.json has the numbers that a script wants, provenance.json what they come from. Charts and pages take longer
-    to draw: `write_pages`.
+    comparisons.csv holds all tests, negative_transfer.csv the gaps to scratch, voxel_rates.csv and
+    voxel_auroc.csv the voxel level, sensitivity.csv what the tests could have found and what the
+    seed changes. summary.json has the numbers that a script wants, provenance.json what they come
+    from. Charts and pages take longer to draw: `write_pages`.
 
     Returns:
         The files written.
@@ -28,7 +28,8 @@ def write(folder: Path) -> list[Path]:
     Raises:
         UserError: The folder holds no results.
     """
-    return _write(evidence.collect(read(folder)))
+    evidence = collect(read_results(folder))
+    return [*_write(evidence), *figures.risk_overlays(evidence.results).values()]
 
 
 def write_pages(output: Path) -> list[Path]:
@@ -43,21 +44,23 @@ def write_pages(output: Path) -> list[Path]:
     Raises:
         UserError: There are no results.
     """
-    from trm_bench.report import charts, html
+    from trm_bench.report import charts, pages
 
-    written, pages = [], []
-    for folder in folders(output):
-        found = evidence.collect(read(folder))
-        files = _write(found)
-        drawn, absent = charts.draw(found)
-        overlays = [path for path in files if path.suffix == ".png"]
-        write_text(folder / "report.html", html.report(found, drawn, absent, overlays))
-        written += [*files, *(path for c in drawn for path in (c.png, c.svg)), folder / "report.html"]
-        if folder != output:
-            pages.append((f"{folder.name}/report.html", found))
-    if pages:
-        write_text(output / "index.html", html.index(pages))
-        written.append(output / "index.html")
+    written, listed = [], []
+    for folder in protocol_folders(output):
+        evidence = collect(read_results(folder))
+        page = folder.report("report.html")
+        written += _write(evidence)
+        overlays = figures.risk_overlays(evidence.results)
+        drawn, absent = charts.draw(evidence)
+        write_text(page, pages.report(evidence, drawn, absent, overlays))
+        written += [*overlays.values(), *(path for c in drawn for path in (c.png, c.svg)), page]
+        if folder.path != output:
+            listed.append((page.relative_to(output).as_posix(), evidence))
+    if listed:
+        index = ResultsFolder(output).index
+        write_text(index, pages.index(listed))
+        written.append(index)
     return written
 
 
@@ -74,24 +77,25 @@ def compare(several: Sequence[Path], output: Path) -> list[Path]:
     Raises:
         UserError: There are no results, fewer than two, or phantom beside real data.
     """
-    from trm_bench.report import html
+    from trm_bench.report import pages
 
-    paths = list(dict.fromkeys(found.resolve() for path in several for found in folders(path)))
-    found = [evidence.collect(read(path)) for path in paths]
-    if len(found) < 2:
+    paths = dict.fromkeys(f.path.resolve() for path in several for f in protocol_folders(path))
+    results = [collect(read_results(ProtocolFolder(path))) for path in paths]
+    if len(results) < 2:
         raise UserError("there is only one result here", several[0], "name two folders or more")
-    kinds = {e.results.plan["data"] for e in found}
-    if len(kinds) > 1:
-        listed = ", ".join(f"{e.results.folder} ({e.results.plan['data']})" for e in found)
-        raise UserError(f"phantom and real data never stand in one table: {listed}", fix="compare each kind by itself")
-    labelled = dict(zip(_labels(found), found, strict=True))
-    metrics = list(dict.fromkeys(m for e in found for m in e.scores))
-    made = [tables.compare(labelled, m) for m in metrics]
+    if len({e.phantom for e in results}) > 1:
+        listed = ", ".join(f"{e.results.folder.path} ({e.results.plan.data})" for e in results)
+        what = f"phantom and real data never stand in one table: {listed}"
+        raise UserError(what, fix="compare each kind by itself")
+    labelled = dict(zip(_labels(results), results, strict=True))
+    metrics = list(dict.fromkeys(m for e in results for m in e.scores))
+    by_metric = [tables.compare(labelled, m) for m in metrics]
+    lower = [not HIGHER_IS_BETTER[m] for m in metrics]
     texts = {
-        "md": "\n".join(t.markdown() for t in made),
-        "csv": made[0].csv(),
-        "tex": "\n".join(t.latex() for t in made),
-        "html": html.compare(labelled, made, [not statistics.HIGHER_IS_BETTER[m] for m in metrics]),
+        "md": "\n".join(t.markdown() for t in by_metric),
+        "csv": by_metric[0].csv(),
+        "tex": "\n".join(t.latex() for t in by_metric),
+        "html": pages.compare(labelled, by_metric, lower),
     }
     for suffix, text in texts.items():
         write_text(output / f"compare.{suffix}", text)
@@ -109,35 +113,43 @@ def verdict(output: Path) -> tuple[bool, str]:
     """
     from trm_bench.report import words
 
-    found = [evidence.collect(read(folder)) for folder in folders(output)]
-    return all(e.holds for e in found), "\n\n".join(words.verdict(e) for e in found)
+    several = [collect(read_results(folder)) for folder in protocol_folders(output)]
+    return all(e.holds for e in several), "\n\n".join(words.verdict(e) for e in several)
 
 
-def _labels(found: Sequence[Evidence]) -> list[str]:
-    """Each protocol's name; with the folder above it where a name comes twice; numbered where that does too."""
-    names = [e.name for e in found]
+def _labels(several: Sequence[Evidence]) -> list[str]:
+    """Each protocol's name, with the folder above it where it comes twice; numbered, likewise."""
+    names = [e.name for e in several]
     names = [
-        n if names.count(n) == 1 else f"{e.results.folder.parent.name}/{n}" for n, e in zip(names, found, strict=True)
+        n if names.count(n) == 1 else f"{e.results.folder.results.path.name}/{n}"
+        for n, e in zip(names, several, strict=True)
     ]
     return [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
 
 
-def _write(found: Evidence) -> list[Path]:
-    folder, table = found.results.folder, tables.build(found)
+def _write(evidence: Evidence) -> list[Path]:
+    """Writes tables and JSON files."""
+    folder, table = evidence.results.folder, tables.build(evidence)
+    frames = {
+        "metrics.csv": evidence.long.drop(columns="data"),
+        "negative_transfer.csv": evidence.gaps,
+        "voxel_rates.csv": evidence.rates,
+        "voxel_auroc.csv": evidence.findings,
+        "sensitivity.csv": evidence.sensitivity,
+    }
     texts = {
-        "metrics.csv": found.long.drop(columns="data").to_csv(index=False, lineterminator="\n"),
         "table.md": table.markdown(),
         "table.csv": table.csv(),
         "table.tex": table.latex(),
-        "comparisons.csv": tables.comparisons_csv(found),
-        "negative_transfer.csv": found.gaps.to_csv(index=False, lineterminator="\n"),
-        "voxel_rates.csv": found.rates.to_csv(index=False, lineterminator="\n"),
-        "voxel_auroc.csv": found.findings.to_csv(index=False, lineterminator="\n"),
-        "sensitivity.csv": found.sensitivity.to_csv(index=False, lineterminator="\n"),
+        "comparisons.csv": tables.comparisons_csv(evidence),
+    }
+    texts |= {name: f.to_csv(index=False, lineterminator="\n") for name, f in frames.items()}
+    jsons = {
+        "summary.json": tables.summary(evidence),
+        "provenance.json": provenance(evidence.results),
     }
     for name, text in texts.items():
-        write_text(folder / name, text)
-    write_json(folder / "summary.json", tables.summary(found))
-    write_json(folder / "provenance.json", provenance(found.results))
-    jsons = [folder / "summary.json", folder / "provenance.json"]
-    return [*(folder / name for name in texts), *jsons, *figures.risk_overlays(found.results)]
+        write_text(folder.report(name), text)
+    for name, content in jsons.items():
+        write_json(folder.report(name), content)
+    return [folder.report(name) for name in (*texts, *jsons)]

@@ -1,31 +1,35 @@
 """What a folder's records say, computed once: tables, charts and pages only show it.
 
-Nothing here raises on bad records: what cannot be computed is None or empty, and a sentence says why.
+Nothing here raises on bad records: what cannot be computed is None or empty, and a sentence says
+why.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-from trm_bench import negative_transfer, statistics, verdict
+from trm_bench.analysis import negative_transfer, table, tests, verdict
+from trm_bench.analysis.intervals import bootstrap_gain, seed_spread, smallest_detectable_gain
+from trm_bench.analysis.table import OVERALL, Grid, mean_over
 from trm_bench.errors import UserError
-from trm_bench.results import Results
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from numpy.typing import NDArray
+from trm_bench.protocol.schema import Claim, Protocol
+from trm_bench.runs.records import VoxelAudit
+from trm_bench.runs.store import Results
 
 NAMES = {"dice": "Dice", "hd95": "HD95", "surface_dice": "Surface Dice"}
 UNITS = {"dice": "%", "surface_dice": "%", "hd95": "mm"}
 GAIN_UNITS = {"dice": "points", "surface_dice": "points", "hd95": "mm"}
 SCALE = verdict.POINTS  # from a metric's own unit to the printed one
-OVERALL = statistics.OVERALL
 ALPHA = 0.05
 PHANTOM = "STAND-IN DATA (phantom): these numbers say nothing about the paper's claim."
+SENSITIVITY = ["transfer", "method", "n_subjects", "smallest_gain", "sd_over_seeds"]
 
 
 @dataclass(frozen=True)
@@ -35,38 +39,43 @@ class Scores:
     Attributes:
         metric: Its name.
         fault: Why there are no numbers; "" where there are.
-        grid: Values by method, transfer, subject and seed; None where the rows cannot stand in one table.
-        comparisons: `statistics.compare` of the whole family; empty where there is nothing to compare.
-        gains: `statistics.bootstrap_gain` of each method over the reference; empty without a reference.
+        grid: Values by method, transfer, subject and seed, in the metric's own unit; None where
+            the rows cannot stand in one table.
+        comparisons: `tests.compare` of the whole family; empty where there is nothing to compare.
+        gains: `intervals.bootstrap_gain` of each method over the reference; empty without one.
         incomplete: (transfer, method) to what is missing, e.g. "2 of 3 seeds".
     """
 
     metric: str
     fault: str
-    grid: statistics.Grid | None
+    grid: Grid | None
     comparisons: pd.DataFrame
     gains: pd.DataFrame
     incomplete: dict[tuple[str, str], str]
 
     def by_seed(self, transfer: str, method: str) -> NDArray[np.float64]:
         """The mean over subjects under each seed of the table; NaN where a seed has no numbers."""
-        if self.grid is None or method not in self.grid.methods or transfer not in self.grid.transfers:
-            return np.empty(0)
-        values = self.grid.of(method)[self.grid.transfers.index(transfer)]
-        there = np.isfinite(values)
-        total, count = np.where(there, values, 0).sum(axis=0), there.sum(axis=0)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan) * SCALE[self.metric]
+        return mean_over(self._values(transfer, method), axis=0) * SCALE[self.metric]
 
     def by_subject(self, transfer: str, method: str) -> dict[str, float]:
-        """Subject to its mean over seeds."""
-        if self.grid is None or method not in self.grid.methods or transfer not in self.grid.transfers:
-            return {}
-        values = self.grid.of(method)[self.grid.transfers.index(transfer)]
-        pairs = zip(self.grid.subjects, values, strict=True)
-        return {s: float(np.nanmean(v)) * SCALE[self.metric] for s, v in pairs if np.isfinite(v).any()}
+        """Subject to its mean over seeds, of the subjects that have numbers."""
+        means = mean_over(self._values(transfer, method), axis=1) * SCALE[self.metric]
+        subjects = self.grid.subjects if self.grid and len(means) else []
+        return {s: float(m) for s, m in zip(subjects, means, strict=True) if np.isfinite(m)}
+
+    def _values(self, transfer: str, method: str) -> NDArray[np.float64]:
+        """(subject, seed), in the metric's own unit; (0, 0) where there are none."""
+        grid = self.grid
+        if grid is None or method not in grid.methods or transfer not in grid.transfers:
+            return np.empty((0, 0))
+        return grid.of(method)[grid.transfers.index(transfer)]
 
     def gain(self, method: str, transfer: str = OVERALL) -> dict[str, float] | None:
-        """Gain over the reference: gain, low, high (printed units); relative, relative_low, relative_high (%)."""
+        """Gain over the reference, with its interval.
+
+        Returns:
+            gain, low, high (printed units); relative, relative_low, relative_high (%).
+        """
         if self.gains.empty:
             return None
         rows = self.gains[(self.gains.method == method) & (self.gains.transfer == transfer)]
@@ -77,15 +86,16 @@ class Scores:
 
     def comparison(self, transfer: str, method: str, versus: str) -> pd.Series | None:
         """The row of a test, if it was made."""
-        found = self._indexed.get((transfer, method, versus))
-        return None if found is None else self.comparisons.loc[found]
+        at = self._indexed.get((transfer, method, versus))
+        return None if at is None else self.comparisons.loc[at]
 
     @cached_property
     def _indexed(self) -> dict[tuple[str, str, str], Any]:
         if self.comparisons.empty:
             return {}
-        keys = zip(self.comparisons.transfer, self.comparisons.method, self.comparisons.versus, strict=True)
-        return dict(zip(keys, self.comparisons.index, strict=True))
+        rows = self.comparisons
+        keys = zip(rows.transfer, rows.method, rows.versus, strict=True)
+        return dict(zip(keys, rows.index, strict=True))
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class Evidence:
         results: The records.
         long: The long table.
         scores: By metric, the protocol's first one first.
-        problems: Faults that `statistics.check` names.
+        problems: Faults that `table.check` names.
         judgement: On the protocol's claim; None where there is none to be made.
         no_verdict: Why there is no verdict; "" where there is one.
         reference: The method that the others are compared with.
@@ -113,29 +123,34 @@ class Evidence:
     focus: str
 
     @property
+    def protocol(self) -> Protocol:
+        """As the last command resolved it."""
+        return self.results.plan.protocol
+
+    @property
     def name(self) -> str:
         """Of the protocol."""
-        return str(self.results.plan["protocol"]["name"])
+        return self.protocol.name
 
     @property
     def phantom(self) -> bool:
         """Whether the data are the stand-in."""
-        return bool(self.results.plan["data"] == "phantom")
+        return self.results.plan.data == "phantom"
 
     @property
     def methods(self) -> list[str]:
         """In the protocol's order."""
-        return list(dict.fromkeys(c["method"] for c in self.results.cells))
+        return list(dict.fromkeys(c.method for c in self.results.cells))
 
     @property
     def transfers(self) -> list[str]:
         """In the protocol's order."""
-        return list(dict.fromkeys(c["transfer"] for c in self.results.cells))
+        return list(dict.fromkeys(c.transfer for c in self.results.cells))
 
     @property
     def seeds(self) -> list[int]:
         """Sorted."""
-        return sorted({c["seed"] for c in self.results.cells})
+        return sorted({c.seed for c in self.results.cells})
 
     @property
     def main(self) -> Scores:
@@ -144,26 +159,29 @@ class Evidence:
 
     @property
     def words(self) -> list[str]:
-        """The verdict's word, or its two words where the claim leaves its unit open; none without a verdict."""
+        """The verdict's word, or two where the claim leaves its unit open; none without one."""
         if self.judgement is None or self.no_verdict:
             return []
-        return list(dict.fromkeys(word for word in self.judgement.gains["word"] if isinstance(word, str) and word))
+        words = self.judgement.gains["word"]
+        return list(dict.fromkeys(word for word in words if isinstance(word, str) and word))
 
     @property
     def holds(self) -> bool:
-        """Whether the claim is reproduced, at least in its direction, in every reading of its unit."""
-        return bool(self.words) and all(word in ("reproduced", "direction reproduced") for word in self.words)
+        """Whether the claim is reproduced, at least in its direction, in every reading."""
+        reproduced = ("reproduced", "direction reproduced")
+        return bool(self.words) and all(word in reproduced for word in self.words)
 
     @cached_property
     def gaps(self) -> pd.DataFrame:
-        """Negative transfer gaps of every metric, per transfer, method and class, in the metrics' own units."""
-        import pandas as pd
-
-        found = [negative_transfer.gaps(self.long, metric) for metric, s in self.scores.items() if s.grid is not None]
-        return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=negative_transfer.COLUMNS)
+        """Negative transfer gaps of every metric, per transfer, method and class, in its unit."""
+        metrics = [m for m, scores in self.scores.items() if scores.grid is not None]
+        if not metrics:
+            return pd.DataFrame(columns=negative_transfer.GAPS)
+        parts = [negative_transfer.gaps(self.long, metric) for metric in metrics]
+        return pd.concat(parts, ignore_index=True)
 
     @cached_property
-    def audits(self) -> list[dict[str, Any]]:
+    def audits(self) -> list[VoxelAudit]:
         """The voxel-level audits of the runs in the table."""
         return self.results.audits()
 
@@ -181,76 +199,76 @@ class Evidence:
     def sensitivity(self) -> pd.DataFrame:
         """What the tests could have found, and what the seed changes, in printed units.
 
-        One row per transfer and method, and with a transfer "mean": `smallest_gain` over the reference that one test
-        would find with power 0.8 (`statistics.smallest_detectable_gain`; for "mean" that of the subjects' means over
-        transfers), and `sd_over_seeds` of the method's own mean (`statistics.seed_spread`).
+        One row per transfer and method, and with a transfer "mean": `smallest_gain` over the
+        reference that one test would find with power 0.8 (`intervals.smallest_detectable_gain`;
+        for "mean" that of the subjects' means over transfers), and `sd_over_seeds` of the method's
+        own mean (`intervals.seed_spread`).
         """
-        import pandas as pd
-
         grid, scale = self.main.grid, SCALE[self.main.metric]
         if grid is None:
-            return pd.DataFrame(columns=["transfer", "method", "n_subjects", "smallest_gain", "sd_over_seeds"])
-        spread = statistics.seed_spread(self.long[self.long.metric == self.main.metric], self.main.metric)
-        gains = {m: grid.gain(m, self.reference) for m in grid.methods} if self.reference in grid.methods else {}
+            return pd.DataFrame(columns=SENSITIVITY)
+        rows = []
+        for spread in seed_spread(self._main_rows, self.main.metric).to_dict("records"):
+            transfer, method = spread["transfer"], spread["method"]
+            gains = self._gains_of_subjects(grid, transfer, method)
+            smallest = smallest_detectable_gain(gains) * scale
+            rows.append((transfer, method, len(gains), smallest, spread["sd"] * scale))
+        return pd.DataFrame(rows, columns=SENSITIVITY)
 
-        def smallest(transfer: str, method: str) -> tuple[int, float]:
-            if method not in gains or method == self.reference:
-                return 0, np.nan
-            gain = gains[method] if transfer == OVERALL else gains[method][[grid.transfers.index(transfer)]]
-            there = np.isfinite(gain)
-            count = there.sum(axis=(0, 2))
-            per_subject = np.where(there, gain, 0).sum(axis=(0, 2))[count > 0] / count[count > 0]
-            return len(per_subject), statistics.smallest_detectable_gain(per_subject) * scale
+    def _gains_of_subjects(self, grid: Grid, transfer: str, method: str) -> NDArray[np.float64]:
+        """Each subject's mean gain over the reference in one transfer, or over all of them."""
+        if method == self.reference or self.reference not in grid.methods:
+            return np.empty(0)
+        gain = grid.gain(method, self.reference)
+        if transfer != OVERALL:
+            gain = gain[[grid.transfers.index(transfer)]]
+        means = mean_over(gain, axis=(0, 2))
+        return means[np.isfinite(means)]
 
-        rows = [
-            (row["transfer"], row["method"], *smallest(row["transfer"], row["method"]), row["sd"] * scale)
-            for row in spread.to_dict("records")
-        ]
-        return pd.DataFrame(rows, columns=["transfer", "method", "n_subjects", "smallest_gain", "sd_over_seeds"])
+    @property
+    def _main_rows(self) -> pd.DataFrame:
+        return self.long[self.long.metric == self.main.metric]
 
     @cached_property
     def mixed_model(self) -> pd.DataFrame:
-        """`statistics.mixed_model` of the focus over the reference, in printed units; empty without both."""
-        import pandas as pd
-
-        grid = self.main.grid
+        """`tests.mixed_model` of focus over reference, in printed units; empty without both."""
+        grid, metric = self.main.grid, self.main.metric
         if grid is None or not {self.focus, self.reference} <= set(grid.methods):
             return pd.DataFrame()
-        rows = self.long[self.long.metric == self.main.metric]
-        found = statistics.mixed_model(rows, self.main.metric, self.reference, [self.focus])
-        names = ["gain", "standard_error", "low", "high", "sd_transfer", "sd_subject", "sd_residual"]
-        found[names] *= SCALE[self.main.metric]
-        return found
+        rows = tests.mixed_model(self._main_rows, metric, self.reference, [self.focus])
+        names = ["gain", "standard_error", "low", "high", "sd_transfer", "sd_subject"]
+        rows[[*names, "sd_residual"]] *= SCALE[metric]
+        return rows
 
     def states(self) -> dict[str, int]:
         """Number of cells in each state."""
-        found: dict[str, int] = {}
-        for cell in self.results.cells:
-            record = self.results.record(cell)
-            state = str(record["state"]) if record else "not run"
-            found[state] = found.get(state, 0) + 1
-        return found
+        records = map(self.results.record, self.results.cells)
+        return dict(Counter(record.state if record else "not run" for record in records))
 
 
 def collect(results: Results) -> Evidence:
     """Computes the statistics of a folder."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # the matrices are many and small: threads make them three times slower
+    with threadpool_limits(1):  # the matrices are many and small: threads slow them down
         return _collect(results)
 
 
 def _collect(results: Results) -> Evidence:
-    long = results.table().assign(data=results.plan["data"])
-    protocol = results.plan["protocol"]
-    claim = protocol.get("claim")
-    reference, focus = (claim["versus"], claim["method"]) if claim else ("finetune", _first_trm(protocol))
+    protocol = results.plan.protocol
+    long = table.long_table(results).assign(data=results.plan.data)
+    claim = protocol.claim
+    reference = claim.versus if claim else "finetune"
+    focus = claim.method if claim else _first_trm(protocol)
     judgement, no_verdict = _judge(long, claim)
+    scores: dict[str, Scores] = {}
+    for metric in protocol.metrics:
+        scores[metric] = _scores(results, long[long.metric == metric], metric, reference, focus)
     return Evidence(
         results=results,
         long=long,
-        scores={m: _scores(results, long[long.metric == m], m, reference, focus) for m in protocol["metrics"]},
-        problems=_problems(long, bool(protocol["split"].get("per_seed"))),
+        scores=scores,
+        problems=_problems(long, protocol.split.per_seed),
         judgement=judgement,
         no_verdict=no_verdict,
         reference=reference,
@@ -258,67 +276,64 @@ def _collect(results: Results) -> Evidence:
     )
 
 
-def _first_trm(protocol: dict[str, Any]) -> str:
+def _first_trm(protocol: Protocol) -> str:
     """What the table calls the paper's method, or the first of its readings."""
-    labels = [m["label"] for m in protocol["methods"] if m["name"] == "trm"]
-    return "trm" if "trm" in labels or not labels else str(labels[0])
+    labels = [m.label for m in protocol.methods if m.name == "trm"]
+    return "trm" if "trm" in labels or not labels else labels[0]
 
 
-def _judge(long: pd.DataFrame, claim: dict[str, Any] | None) -> tuple[verdict.Judgement | None, str]:
+def _judge(long: pd.DataFrame, claim: Claim | None) -> tuple[verdict.Judgement | None, str]:
     if not claim:
         return None, "no verdict: this protocol holds no claim to judge"
     try:
-        made = verdict.judge(long, claim)
+        judgement = verdict.judge(long, claim)
     except UserError as error:
         return None, f"no verdict: {error}"
-    return made, made.no_verdict
+    return judgement, judgement.no_verdict
 
 
-def _scores(results: Results, rows: pd.DataFrame, metric: str, reference: str, focus: str) -> Scores:
-    import pandas as pd
-
+def _scores(
+    results: Results, rows: pd.DataFrame, metric: str, reference: str, focus: str
+) -> Scores:
     none = pd.DataFrame()
     try:
-        grid = statistics.grid(rows, metric)
+        grid = table.grid(rows, metric)
     except UserError as error:
         fault = "no run has finished" if rows.empty else str(error)
         return Scores(metric, fault, None, none, none, {})
-    pairs = statistics.default_pairs(grid.methods, reference, focus)
-    comparisons = statistics.compare(rows, metric, pairs) if pairs else none
+    pairs = table.default_pairs(grid.methods, reference, focus)
+    comparisons = tests.compare(rows, metric, pairs) if pairs else none
     gains = none
     if over := [pair for pair in pairs if pair[1] == reference]:
-        gains = statistics.bootstrap_gain(rows, metric, over)
+        gains = bootstrap_gain(rows, metric, over)
         gains[["gain", "low", "high"]] *= SCALE[metric]
     return Scores(metric, "", grid, comparisons, gains, _incomplete(results, grid))
 
 
-def _incomplete(results: Results, grid: statistics.Grid) -> dict[tuple[str, str], str]:
-    """What each (transfer, method) lacks of its seeds, or of the subjects that another method has."""
+def _incomplete(results: Results, grid: Grid) -> dict[tuple[str, str], str]:
+    """What each (transfer, method) lacks: seeds, or subjects that another method has."""
     planned: dict[tuple[str, str], set[int]] = {}
     done: dict[tuple[str, str], set[int]] = {}
     for cell in results.cells:
-        key = (cell["transfer"], cell["method"])
-        record = results.record(cell)
-        planned.setdefault(key, set()).add(cell["seed"])
-        if record is not None and record["state"] == "finished":
-            done.setdefault(key, set()).add(cell["seed"])
-    found = {}
-    for key, seeds in planned.items():
-        transfer, method = key
-        if len(done.get(key, ())) < len(seeds):
-            found[key] = f"{len(done.get(key, ()))} of {len(seeds)} seeds"
+        planned.setdefault((cell.transfer, cell.method), set()).add(cell.seed)
+    for cell, _ in results.finished():
+        done.setdefault((cell.transfer, cell.method), set()).add(cell.seed)
+    lacks = {}
+    for (transfer, method), seeds in planned.items():
+        finished = len(done.get((transfer, method), ()))
+        if finished < len(seeds):
+            lacks[transfer, method] = f"{finished} of {len(seeds)} seeds"
         elif method in grid.methods and transfer in grid.transfers:
             t = grid.transfers.index(transfer)
             has, all_have = int(np.isfinite(grid.of(method)[t]).sum()), int(grid.cells[t].sum())
             if has < all_have:
-                found[key] = f"{has} of {all_have} scans"
-    return found
+                lacks[transfer, method] = f"{has} of {all_have} scans"
+    return lacks
 
 
 def _problems(long: pd.DataFrame, per_seed: bool) -> list[str]:
-    """Faults of the table; with a split a seed, each seed has its own subjects and is checked by itself."""
+    """Faults of the table; with a split a seed, each seed has its own subjects."""
     if long.empty:
         return []
     parts = [part for _, part in long.groupby("seed")] if per_seed else [long]
-    found = [problem for part in parts for problem in statistics.check(part)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(problem for part in parts for problem in table.check(part)))

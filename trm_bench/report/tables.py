@@ -1,4 +1,4 @@
-"""The paper-style table, one source for Markdown, CSV, LaTeX and HTML; comparisons.csv; summary.json."""
+"""The paper-style table, one source for Markdown, CSV, LaTeX and HTML; and summary.json."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trm_bench import statistics
-from trm_bench.evaluation import EMPTY_RULE
-from trm_bench.negative_transfer import ALL_VOXELS
-from trm_bench.report.evidence import ALPHA, GAIN_UNITS, NAMES, OVERALL, PHANTOM, UNITS, Evidence, Scores
+from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
+from trm_bench.analysis.voxels import ALL_VOXELS
+from trm_bench.report.evidence import ALPHA, GAIN_UNITS, NAMES, PHANTOM, UNITS, Evidence, Scores
+from trm_bench.training.evaluation import EMPTY_RULE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,29 +78,37 @@ class Table:
         def text(cell: Cell) -> str:
             left, right = around[cell.rank]
             mark = cell.mark.replace("*", r"\*")
-            return f"{left}{cell.number}{right}{mark}{cell.rest}" if cell.number else f"{MISSING}{cell.rest}"
+            number = f"{left}{cell.number}{right}{mark}" if cell.number else MISSING
+            return number + cell.rest
 
-        lines = [f"### {_md(self.title)}", "", f"| {self.corner} | {' | '.join(map(_md, self.columns))} |"]
-        lines.append("|---|" + "---:|" * len(self.columns))
+        header = f"| {self.corner} | {' | '.join(map(_md, self.columns))} |"
+        lines = [f"### {_md(self.title)}", "", header, "|---|" + "---:|" * len(self.columns)]
         lines += [f"| {_md(name)} | {' | '.join(map(text, cells))} |" for name, cells in self.rows]
         return "\n".join([*lines, "", *[f"{_md(note)}  " for note in self.notes]]) + "\n"
 
     def csv(self) -> str:
-        """All digits; a column of its own for each spread, interval end and p-value that there is."""
+        """All digits; a column of its own for each spread, interval end and p-value there is."""
         import csv
 
-        parts = {"value": "", "spread": " sd", "low": " low", "high": " high", "p": " p_holm", "lacks": " lacks"}
-        kept = [
-            [part for part in parts if part == "value" or any(getattr(cells[i], part) for _, cells in self.rows)]
-            for i in range(len(self.columns))
-        ]
+        parts = {
+            "value": "",
+            "spread": " sd",
+            "low": " low",
+            "high": " high",
+            "p": " p_holm",
+            "lacks": " lacks",
+        }
+
+        def is_used(i: int, part: str) -> bool:
+            return part == "value" or any(getattr(cells[i], part) for _, cells in self.rows)
+
+        columns = range(len(self.columns))
+        kept = [(i, part) for i in columns for part in parts if is_used(i, part)]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        header = [name + parts[part] for name, used in zip(self.columns, kept, strict=True) for part in used]
-        writer.writerow([self.corner, *header])
+        writer.writerow([self.corner, *(self.columns[i] + parts[part] for i, part in kept)])
         for name, cells in self.rows:
-            values = [getattr(cell, part) for cell, used in zip(cells, kept, strict=True) for part in used]
-            writer.writerow([name, *values])
+            writer.writerow([name, *(getattr(cells[i], part) for i, part in kept)])
         return out.getvalue()
 
     def latex(self) -> str:
@@ -126,7 +134,14 @@ class Table:
 
 def _tex(text: str) -> str:
     escapes = {c: rf"\{c}" for c in "&%$#_{}"}
-    escapes |= {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", ">": r"$>$", "<": r"$<$"}
+    escapes |= {
+        "\\": r"\textbackslash{}",
+        "^": r"\^{}",
+        "~": r"\~{}",
+        "±": r"$\pm$",
+        ">": r"$>$",
+        "<": r"$<$",
+    }
     escapes |= {"\N{DAGGER}": r"$\dagger$", "\N{EN DASH}": "--", "…": r"\ldots{}"}
     return "".join(escapes.get(c, c) for c in text.replace("->", "\0")).replace("\0", r"$\to$")
 
@@ -141,9 +156,12 @@ def build(evidence: Evidence, metric: str = "") -> Table:
     """The table of one metric (the protocol's first where not given)."""
     scores = evidence.scores[metric] if metric else evidence.main
     metric = scores.metric
-    columns = [[_value(evidence, scores, transfer, m) for m in evidence.methods] for transfer in evidence.transfers]
+    columns = [
+        [_value(evidence, scores, transfer, m) for m in evidence.methods]
+        for transfer in evidence.transfers
+    ]
     columns.append([_mean(evidence, scores, m) for m in evidence.methods])
-    ranked = [_ranked(column, statistics.HIGHER_IS_BETTER[metric]) for column in columns]
+    ranked = [_ranked(column, HIGHER_IS_BETTER[metric]) for column in columns]
     for names in (("gain", "low", "high"), ("relative", "relative_low", "relative_high")):
         ranked.append([_gain(scores.gain(m), names) for m in evidence.methods])
     return Table(
@@ -178,10 +196,10 @@ def _over_seeds(values: np.ndarray) -> Cell:
     return Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
 
 
-def _gain(found: dict[str, float] | None, names: tuple[str, str, str]) -> Cell:
-    if found is None or not np.isfinite(found[names[0]]):
+def _gain(gain: dict[str, float] | None, names: tuple[str, str, str]) -> Cell:
+    if gain is None or not np.isfinite(gain[names[0]]):
         return Cell(None)
-    value, low, high = (found[name] for name in names)
+    value, low, high = (gain[name] for name in names)
     known = np.isfinite(low) and np.isfinite(high)
     return Cell(value, low=low if known else None, high=high if known else None, signed=True)
 
@@ -200,32 +218,33 @@ def _ranked(column: list[Cell], higher_is_better: bool) -> list[Cell]:
 
 
 def caption(evidence: Evidence, scores: Scores) -> list[str]:
-    """What a reader must know of a table: data, n, seeds, spread, test, correction, selection, split, gaps."""
-    protocol = evidence.results.plan["protocol"]
-    split, target = protocol["split"], protocol["training"]["target"]
+    """What a reader must know of a table: data, n, seeds, spread, tests, split, what is missing."""
+    split, target = evidence.protocol.split, evidence.protocol.training.target
     notes = [PHANTOM] if evidence.phantom else []
     if scores.fault:
         notes.append(f"No numbers: {scores.fault}.")
     else:
         notes += [_what_is_shown(evidence, scores), *_how_it_is_tested(evidence, scores)]
-    drawn = "drawn anew for each seed" if split.get("per_seed") else f"seed {split['seed']}"
-    parts = ", ".join(f"{name} {split['target'][key]}" for key, name in _PARTS.items())
+    kept = "last step" if target.select == "last" else "best validation Dice"
+    drawn = "drawn again for each seed" if split.per_seed else f"seed {split.seed}"
+    sizes = split.target
+    parts = f"target train {sizes.train}, validation {sizes.val}, test {sizes.test}"
     both, one = EMPTY_RULE[scores.metric]
+    where_one = one if isinstance(one, str) else f"{one:g}"
     notes += [
-        f"Weights: those of the {'last step' if target['select'] == 'last' else 'best validation Dice'} of "
-        f"{target['steps']} steps; test subjects were read once, at the end.",
-        f"Split by patient, {drawn}: source {split['source']:g}, {parts}. "
-        f"Empty masks: {both:g} where both are empty, {one if isinstance(one, str) else f'{one:g}'} where one is.",
+        f"Weights: those of the {kept} of {target.steps} steps; test subjects were read once, at "
+        "the end.",
+        f"Split by patient, {drawn}: source {split.source:g}, {parts}. "
+        f"Empty masks: {both:g} where both are empty, {where_one} where one is.",
     ]
-    if evidence.results.plan["left_out"]:
-        notes.append(f"Left out: {_some([x['subject'] for x in evidence.results.plan['left_out']])}.")
+    if left_out := evidence.results.plan.left_out:
+        notes.append(f"Left out: {_some([x.subject for x in left_out])}.")
     if unfinished := evidence.results.unfinished():
-        cells = [f"{c['transfer']} {c['method']} seed {c['seed']} ({_first_line(why)})" for c, why in unfinished]
+        cells = [
+            f"{c.transfer} {c.method} seed {c.seed} ({_first_line(why)})" for c, why in unfinished
+        ]
         notes.append(f"Without numbers: {_some(cells)}.")
     return notes
-
-
-_PARTS = {"train": "target train", "val": "validation", "test": "test"}
 
 
 def _what_is_shown(evidence: Evidence, scores: Scores) -> str:
@@ -234,23 +253,31 @@ def _what_is_shown(evidence: Evidence, scores: Scores) -> str:
     classes = evidence.long[evidence.long.metric == scores.metric]["class"].nunique()
     seeds = len(evidence.seeds)
     spread = f"{seeds} seeds; ± is the standard deviation over the seeds of the mean over subjects"
+    if seeds == 1:
+        spread = "one seed, so no spread is given"
+    subjects = f"{n[0]}" if len(n) == 1 else f"{n[0]}-{n[-1]}"
     return (
-        f"Mean over {n[0] if len(n) == 1 else f'{n[0]}-{n[-1]}'} test subjects and {classes} class"
-        f"{'' if classes == 1 else 'es'}; {spread if seeds > 1 else 'one seed, so no spread is given'}. "
-        "Bold: best of a column; underlined: second."
+        f"Mean over {subjects} test subjects and {classes} class{'' if classes == 1 else 'es'}; "
+        f"{spread}. Bold: best of a column; underlined: second."
     )
 
 
 def _how_it_is_tested(evidence: Evidence, scores: Scores) -> list[str]:
+    reference = evidence.reference
     if scores.gains.empty:
-        return [f"No method '{evidence.reference}' beside others with numbers, so there are no gains and no tests."]
+        return [
+            f"No method '{reference}' beside others with numbers, so there are no gains and no "
+            "tests."
+        ]
     tests = int(scores.comparisons["p_holm"].notna().sum())
     left_out = int(scores.gains.loc[scores.gains.transfer == OVERALL, "left_out"].max())
     notes = [
-        f"{BETTER} better, {WORSE} worse than {evidence.reference}: p < {ALPHA:g}, two-sided Wilcoxon signed-rank test "
-        f"over subjects (means over seeds), Holm-corrected over the {tests} comparisons in comparisons.csv.",
-        f"Gain: over {evidence.reference}, paired by transfer, subject and seed, positive is better; in brackets its "
-        "95 % bootstrap interval (subjects and seeds resampled; not corrected for their number).",
+        f"{BETTER} better, {WORSE} worse than {reference}: p < {ALPHA:g}, two-sided Wilcoxon "
+        "signed-rank test over subjects (means over seeds), Holm-corrected over the "
+        f"{tests} comparisons in comparisons.csv.",
+        f"Gain: over {reference}, paired by transfer, subject and seed, positive is better; in "
+        "brackets its 95 % bootstrap interval (subjects and seeds resampled; not corrected for "
+        "their number).",
     ]
     if left_out:
         notes.append(f"Gains leave out up to {left_out} scans that one of the two methods lacks.")
@@ -265,31 +292,34 @@ def _first_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[0].rstrip(": ")[:100]
 
 
-def compare(found: dict[str, Evidence], metric: str) -> Table:
-    """Several results side by side: for each, the mean over transfers and the gain with its interval.
+def compare(several: dict[str, Evidence], metric: str) -> Table:
+    """Several results side by side: for each, mean over transfers, and gain with its interval.
 
     Args:
-        found: Label to evidence; those without the metric have no columns.
+        several: Label to evidence; those without the metric have no columns.
         metric: Which metric.
     """
-    found = {label: e for label, e in found.items() if metric in e.scores}
-    methods = list(dict.fromkeys(m for e in found.values() for m in e.methods))
+    several = {label: e for label, e in several.items() if metric in e.scores}
+    methods = list(dict.fromkeys(m for e in several.values() for m in e.methods))
     columns: dict[str, list[Cell]] = {}
-    for label, e in found.items():
+    for label, e in several.items():
         scores = e.scores[metric]
         means = [_mean(e, scores, m) if m in e.methods else Cell(None) for m in methods]
-        columns[f"{label}: mean"] = _ranked(means, statistics.HIGHER_IS_BETTER[metric])
+        columns[f"{label}: mean"] = _ranked(means, HIGHER_IS_BETTER[metric])
         gains = [_gain(scores.gain(m), ("gain", "low", "high")) for m in methods]
         columns[f"{label}: gain over {e.reference}"] = gains
-    notes = [PHANTOM] if any(e.phantom for e in found.values()) else []
+    notes = [PHANTOM] if any(e.phantom for e in several.values()) else []
     notes += [
-        "Mean over transfers, of methods that have all of them; ± is the standard deviation over seeds of the mean "
-        "over subjects. Bold: best of a column; underlined: second.",
-        f"Gain in {GAIN_UNITS[metric]}, positive is better; in brackets its 95 % bootstrap interval (subjects and "
-        "seeds resampled; not corrected for their number). Results are not pooled: each column stands for itself.",
+        "Mean over transfers, of methods that have all of them; ± is the standard deviation over "
+        "seeds of the mean over subjects. Bold: best of a column; underlined: second.",
+        f"Gain in {GAIN_UNITS[metric]}, positive is better; in brackets its 95 % bootstrap "
+        "interval (subjects and seeds resampled; not corrected for their number). Results are not "
+        "pooled: each column stands for itself.",
     ]
-    if len({e.results.plan["settings"] for e in found.values()}) > 1:
-        notes.append("The results differ in their settings (see each report), so compare gains, not means.")
+    if len({e.results.plan.settings for e in several.values()}) > 1:
+        notes.append(
+            "The results differ in their settings (see each report), so compare gains, not means."
+        )
     return Table(
         title=f"{NAMES[metric]} [{UNITS[metric]}]",
         columns=list(columns),
@@ -302,56 +332,66 @@ def comparisons_csv(evidence: Evidence) -> str:
     """Every test that was made, for every metric; gains in the metric's own unit."""
     import pandas as pd
 
-    parts = [s.comparisons.assign(metric=m) for m, s in evidence.scores.items() if len(s.comparisons)]
+    scores = evidence.scores.items()
+    parts = [s.comparisons.assign(metric=m) for m, s in scores if len(s.comparisons)]
     if not parts:
         return "metric,transfer,method,versus\n"
     table = pd.concat(parts, ignore_index=True)
-    return str(table[["metric", *table.columns.drop("metric")]].to_csv(index=False, lineterminator="\n"))
+    columns = ["metric", *table.columns.drop("metric")]
+    return str(table[columns].to_csv(index=False, lineterminator="\n"))
+
+
+# ------------------------------------------------------------------------------------------ summary
 
 
 def summary(evidence: Evidence) -> dict[str, Any]:
-    """summary.json: per metric and method mean, deviation over seeds, gain with interval, and n; and the verdict."""
-    metrics: dict[str, Any] = {}
-    for metric, scores in evidence.scores.items():
-        metrics[metric] = {}
-        for method in evidence.methods:
-            mean, gain = _mean(evidence, scores, method), scores.gain(method) or {}
-            subjects = {s for t in evidence.transfers for s in scores.by_subject(t, method)}
-            metrics[metric][method] = {
-                "mean": mean.value,
-                "sd_over_seeds": mean.spread,
-                "gain_points": _finite(gain.get("gain")),
-                "gain_interval": [_finite(gain.get("low")), _finite(gain.get("high"))],
-                "gain_relative_percent": _finite(gain.get("relative")),
-                "n_subjects": len(subjects),
-                "per_transfer": {t: _over_seeds(scores.by_seed(t, method)).value for t in evidence.transfers},
-            }
-            if method == evidence.reference:
-                metrics[metric][method] |= {"gain_points": 0.0, "gain_relative_percent": 0.0}
-    gaps = evidence.gaps
-    overall = gaps[(gaps["transfer"] == OVERALL) & (gaps["metric"] == evidence.main.metric)].drop_duplicates("method")
+    """summary.json: per metric and method mean, deviation over seeds, gain and n; the verdict."""
+    gaps, metric = evidence.gaps, evidence.main.metric
+    overall = gaps[(gaps["transfer"] == OVERALL) & (gaps["metric"] == metric)]
+    scores = evidence.scores.items()
     return {
         "protocol": evidence.name,
-        "data": evidence.results.plan["data"],
-        "units": {m: UNITS[m] for m in metrics},
+        "data": evidence.results.plan.data,
+        "units": {m: UNITS[m] for m in evidence.scores},
         "seeds": evidence.seeds,
         "states": evidence.states(),
         "verdict": {"words": evidence.words, "none_because": evidence.no_verdict},
         "problems": evidence.problems,
-        "left_out": evidence.results.plan["left_out"],
+        "left_out": [subject.model_dump() for subject in evidence.results.plan.left_out],
         "negative_transfer": {
             row["method"]: {
                 "gap": _finite(row["gap"]),
                 "interval": [_finite(row["low"]), _finite(row["high"])],
                 "present": bool(row["negative_transfer"]),
             }
-            for row in overall.to_dict("records")
+            # the rows over all classes come first
+            for row in overall.drop_duplicates("method").to_dict("records")
         },
         "voxel_level": {
             "net_transfer_rate": _overall(evidence.rates, "method", "net"),
             "auroc_of_lost_voxels": _overall(evidence.findings, "map", "auroc"),
         },
-        "metrics": metrics,
+        "metrics": {
+            m: {method: _summary_of(evidence, s, method) for method in evidence.methods}
+            for m, s in scores
+        },
+    }
+
+
+def _summary_of(evidence: Evidence, scores: Scores, method: str) -> dict[str, Any]:
+    """One method under one metric."""
+    mean, gain = _mean(evidence, scores, method), scores.gain(method) or {}
+    transfers = evidence.transfers
+    subjects = {s for t in transfers for s in scores.by_subject(t, method)}
+    is_reference = method == evidence.reference
+    return {
+        "mean": mean.value,
+        "sd_over_seeds": mean.spread,
+        "gain_points": 0.0 if is_reference else _finite(gain.get("gain")),
+        "gain_interval": [_finite(gain.get("low")), _finite(gain.get("high"))],
+        "gain_relative_percent": 0.0 if is_reference else _finite(gain.get("relative")),
+        "n_subjects": len(subjects),
+        "per_transfer": {t: _over_seeds(scores.by_seed(t, method)).value for t in transfers},
     }
 
 

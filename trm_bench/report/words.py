@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trm_bench.negative_transfer import ALL_VOXELS, LOST_OR_WON
-from trm_bench.report.evidence import GAIN_UNITS, NAMES, OVERALL, Evidence
+from trm_bench.analysis.table import OVERALL
+from trm_bench.analysis.verdict import RULES
+from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON
+from trm_bench.protocol.schema import Claim
+from trm_bench.report.evidence import GAIN_UNITS, NAMES, Evidence
 from trm_bench.report.tables import MISSING
-from trm_bench.verdict import RULES
 
 if TYPE_CHECKING:
     import pandas as pd
 
+ALL_TRANSFERS = "mean over transfers"
+
 
 def verdict(evidence: Evidence) -> str:
-    """A protocol's verdict for the terminal: the word, its rule, the controls, negative transfer."""
+    """A protocol's verdict for the terminal: word, rule, controls, negative transfer."""
     lines = [f"{evidence.name}: {' / '.join(evidence.words) or 'no verdict'}"]
     lines += [f"  {line}" for line in reasons(evidence)]
     judgement = evidence.judgement
     if judgement is None:
         return "\n".join(lines)
-    unit = GAIN_UNITS[judgement.claim["metric"]]
+    unit = GAIN_UNITS[judgement.claim.metric]
     lines += [
         "",
-        *_columns([("gain", "measured", "95 % interval", "claimed", "verdict"), *(r[:5] for r in gains(evidence))]),
+        *_columns(
+            [
+                ("gain", "measured", "95 % interval", "claimed", "verdict"),
+                *(r[:5] for r in gains(evidence)),
+            ]
+        ),
     ]
-    if found := list(controls(evidence)):
+    if over := list(controls(evidence)):
         head = (f"{evidence.focus} against", f"gain [{unit}]", "95 % interval", "survives")
-        lines += ["", *_columns([head, *found])]
-    if found := [row[1:] for row in gaps(evidence) if row[0] == "mean over transfers"]:
+        lines += ["", *_columns([head, *over])]
+    if overall := [row[1:] for row in gaps(evidence) if row[0] == ALL_TRANSFERS]:
         head = ("negative transfer", f"gap [{unit}]", "95 % interval", "present")
-        lines += ["", *_columns([head, *found]), f"  {gone(evidence)}"]
+        lines += ["", *_columns([head, *overall]), f"  {gone(evidence)}"]
     return "\n".join([*lines, *(f"  {note}" for note in notes(evidence))])
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(f"{x:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  " + "  ".join(f"{x:<{w}}" for x, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def reasons(evidence: Evidence) -> list[str]:
@@ -48,23 +60,23 @@ def reasons(evidence: Evidence) -> list[str]:
         lines = [_sentence(evidence.no_verdict.removeprefix("no verdict: "))]
     else:
         lines = [_sentence(RULES[word]) for word in evidence.words]
-    claim = evidence.results.plan["protocol"].get("claim")
-    if claim:
+    if claim := evidence.protocol.claim:
         lines.append(
-            f"Claim ({claim['source']}): {claim['method']} gains {claim['gain']:g} {_claim_unit(claim)} in "
-            f"{NAMES[claim['metric']]} over {claim['versus']}."
+            f"Claim ({claim.source}): {claim.method} gains {claim.gain:g} {_claim_unit(claim)} in "
+            f"{NAMES[claim.metric]} over {claim.versus}."
         )
-    elif found := evidence.main.gain(evidence.focus):
+    elif gain := evidence.main.gain(evidence.focus):
+        metric = evidence.main.metric
         lines.append(
-            f"Measured: {evidence.focus} gains {signed(found['gain'])} {GAIN_UNITS[evidence.main.metric]} "
-            f"{interval(found['low'], found['high'])} in {NAMES[evidence.main.metric]} over {evidence.reference}."
+            f"Measured: {evidence.focus} gains {signed(gain['gain'])} {GAIN_UNITS[metric]} "
+            f"{interval(gain['low'], gain['high'])} in {NAMES[metric]} over {evidence.reference}."
         )
     return lines
 
 
-def _claim_unit(claim: dict[str, Any]) -> str:
-    units = {"points": GAIN_UNITS[claim["metric"]], "relative": "% (relative)"}
-    return units.get(claim["unit"], "% (points or relative: the source does not say)")
+def _claim_unit(claim: Claim) -> str:
+    units = {"points": GAIN_UNITS[claim.metric], "relative": "% (relative)"}
+    return units.get(claim.unit, "% (points or relative: the source does not say)")
 
 
 def _sentence(text: str) -> str:
@@ -75,11 +87,14 @@ def gains(evidence: Evidence) -> Iterator[tuple[str, ...]]:
     """Unit, measured gain, interval, claimed gain, word, rule."""
     if evidence.judgement is None:
         return
-    unit = GAIN_UNITS[evidence.judgement.claim["metric"]]
+    unit = GAIN_UNITS[evidence.judgement.claim.metric]
     for name, row in evidence.judgement.gains.iterrows():
         label = unit if name == "points" else "% relative"
         claimed = f"{row['claimed']:+g}" if np.isfinite(row["claimed"]) else MISSING
-        judged = (row[key] if isinstance(row[key], str) and row[key] else MISSING for key in ("word", "rule"))
+        judged = (
+            row[key] if isinstance(row[key], str) and row[key] else MISSING
+            for key in ("word", "rule")
+        )
         yield label, signed(row["gain"]), interval(row["low"], row["high"]), claimed, *judged
 
 
@@ -87,24 +102,31 @@ def controls(evidence: Evidence) -> Iterator[tuple[str, ...]]:
     """Control, gain over it, interval, whether it survives."""
     if evidence.judgement is not None:
         for _, row in evidence.judgement.controls.iterrows():
-            yield row["control"], signed(row["gain"]), interval(row["low"], row["high"]), _yes(row["survives"])
+            yield (
+                row["control"],
+                signed(row["gain"]),
+                interval(row["low"], row["high"]),
+                _yes(row["survives"]),
+            )
 
 
 def gaps(evidence: Evidence) -> Iterator[tuple[str, ...]]:
-    """Transfer, method, negative transfer gap, interval, whether it is present; the means over transfers first."""
+    """Transfer, method, negative transfer gap, interval, whether it is present; means first."""
     if evidence.judgement is None:
         return
     rows = evidence.judgement.negative_transfer
-    order = [OVERALL, *evidence.transfers]
-    for transfer in order:
+    for transfer in [OVERALL, *evidence.transfers]:
         for _, row in rows[rows.transfer == transfer].iterrows():
-            place = "mean over transfers" if transfer == OVERALL else transfer
-            found = signed(row["gap"]), interval(row["low"], row["high"]), _yes(row["present"])
-            yield place, row["method"], *found
+            cells = signed(row["gap"]), interval(row["low"], row["high"]), _yes(row["present"])
+            yield _place(transfer), row["method"], *cells
+
+
+def _place(transfer: str) -> str:
+    return ALL_TRANSFERS if transfer == OVERALL else transfer
 
 
 def rates(evidence: Evidence) -> Iterator[tuple[str, ...]]:
-    """Transfer, method, class, negative and positive transfer rate, net rate, its interval (%); all voxels first."""
+    """Transfer, method, class, negative, positive and net rate, its interval (%)."""
     yield from _voxel_rows(
         evidence,
         evidence.rates,
@@ -139,13 +161,15 @@ def _voxel_rows(
     several = len(evidence.transfers) > 1
     for transfer in [*([OVERALL] if several else []), *evidence.transfers]:
         rows = table[table["transfer"] == transfer]
-        for place in sorted(rows["class"].unique(), key=lambda c: (ALL_VOXELS, LOST_OR_WON, c).index(c)):
+        places = rows["class"].unique()
+        # all voxels first, lost against won next, then the classes as they come
+        for place in sorted(places, key=lambda c: (ALL_VOXELS, LOST_OR_WON, c).index(c)):
             for _, row in rows[rows["class"] == place].iterrows():
-                yield "mean over transfers" if transfer == OVERALL else transfer, *cells(row)
+                yield _place(transfer), *cells(row)
 
 
 def sensitivity(evidence: Evidence) -> Iterator[tuple[str, ...]]:
-    """Method, gain, interval, smallest detectable gain over all transfers and in single ones, deviation over seeds."""
+    """Method, gain, interval, smallest detectable gain overall and in one, deviation over seeds."""
     table = evidence.sensitivity
     for method in evidence.methods:
         rows = {r["transfer"]: r for r in table[table["method"] == method].to_dict("records")}
@@ -153,11 +177,11 @@ def sensitivity(evidence: Evidence) -> Iterator[tuple[str, ...]]:
             continue
         overall = rows.pop(OVERALL)
         single = [r["smallest_gain"] for r in rows.values() if np.isfinite(r["smallest_gain"])]
-        found = evidence.main.gain(method)
+        gain = evidence.main.gain(method)
         yield (
             method,
-            signed(found["gain"]) if found else MISSING,
-            interval(found["low"], found["high"]) if found else MISSING,
+            signed(gain["gain"]) if gain else MISSING,
+            interval(gain["low"], gain["high"]) if gain else MISSING,
             _plain(overall["smallest_gain"]),
             f"{_plain(min(single))} to {_plain(max(single))}" if len(single) > 1 else MISSING,
             _plain(overall["sd_over_seeds"]),
@@ -169,7 +193,14 @@ def mixed_model(evidence: Evidence) -> Iterator[tuple[str, ...]]:
     for _, row in evidence.mixed_model.iterrows():
         p = f"{row['p']:.3g}" if np.isfinite(row["p"]) else MISSING
         deviations = (_plain(row[f"sd_{k}"]) for k in ("transfer", "subject", "residual"))
-        yield row["method"], signed(row["gain"]), interval(row["low"], row["high"]), p, *deviations, row["note"]
+        yield (
+            row["method"],
+            signed(row["gain"]),
+            interval(row["low"], row["high"]),
+            p,
+            *deviations,
+            row["note"],
+        )
 
 
 def _plain(value: float) -> str:
@@ -180,11 +211,16 @@ def gone(evidence: Evidence) -> str:
     """Whether there was negative transfer, and whether the focus avoids it."""
     if evidence.judgement is None:
         return ""
+    reference = evidence.reference
     if evidence.judgement.gone is None:
-        return f"Over all transfers, no negative transfer was found with {evidence.reference}: there is none to avoid."
+        return (
+            f"Over all transfers, no negative transfer was found with {reference}: there is none "
+            "to avoid."
+        )
     now = "is not found" if evidence.judgement.gone else "is still there"
     return (
-        f"Over all transfers, negative transfer is present with {evidence.reference} and {now} with {evidence.focus}."
+        f"Over all transfers, negative transfer is present with {reference} and {now} with "
+        f"{evidence.focus}."
     )
 
 

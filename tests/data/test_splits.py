@@ -1,0 +1,246 @@
+"""Splits: disjoint by patient, stratified, nested shots, deterministic, and leakage refused."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from collections import Counter
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+import toy
+from helpers import examples
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from trm_bench.data.splits import Split, refuse_leakage, split
+from trm_bench.datasets.base import Subject
+from trm_bench.errors import UserError
+from trm_bench.protocol.schema import SplitConfig, TargetSplit
+from trm_bench.runs import plan as planning
+
+
+def people(scans: list[int], institutions: list[str] | None = None) -> list[Subject]:
+    """Patient i with `scans[i]` scans; ids do not sort by patient."""
+    return [
+        Subject(
+            f"{k}-{i:03d}",
+            {},
+            Path("label"),
+            f"patient-{i:03d}",
+            institutions[i] if institutions else "",
+        )
+        for i, number in enumerate(scans)
+        for k in range(number)
+    ]
+
+
+def config(
+    source: float = 3, train: int = 2, val: int = 1, test: int | str = "rest", **more
+) -> SplitConfig:
+    return SplitConfig(source=source, target=TargetSplit(train=train, val=val, test=test), **more)
+
+
+def patients_of(ids: tuple[str, ...]) -> set[str]:
+    return {i.partition("-")[2] for i in ids}
+
+
+cohorts = st.lists(st.tuples(st.integers(1, 3), st.sampled_from("abc")), min_size=1, max_size=40)
+configs = st.builds(
+    config,
+    source=st.one_of(st.floats(0.05, 0.95), st.integers(1, 10)),
+    train=st.integers(1, 8),
+    val=st.integers(1, 5),
+    test=st.one_of(st.just("rest"), st.integers(0, 8)),
+    stratify=st.sampled_from([None, "institution"]),
+    seed=st.integers(0, 5),
+    per_seed=st.booleans(),
+)
+
+
+@examples(200)
+@given(
+    cohort=cohorts,
+    settings=configs,
+    seed=st.integers(0, 3),
+    order=st.randoms(use_true_random=False),
+)
+def test_any_split_is_right_or_refused(
+    cohort: list[tuple[int, str]], settings: SplitConfig, seed: int, order: random.Random
+) -> None:
+    subjects = people([n for n, _ in cohort], [i for _, i in cohort])
+    target, total = settings.target, len(cohort)
+    source = round(settings.source * total) if settings.source < 1 else int(settings.source)
+    left = total - source - target.train - target.val
+    test = left if target.test == "rest" else target.test
+    if source < 1 or test < 1 or test > left:
+        with pytest.raises(UserError, match=rf"{total} usable patients do not suffice") as caught:
+            split(subjects, settings, seed)
+        assert caught.value.where == "split" and caught.value.fix
+        return
+    division = split(subjects, settings, seed)
+    parts = division.parts()
+    assert {part: len(patients_of(ids)) for part, ids in parts.items()} == {
+        "source": source,
+        "train": target.train,
+        "val": target.val,
+        "test": test,
+    }
+    everything = [i for ids in parts.values() for i in ids]
+    assert len(everything) == len(set(everything))
+    for ids in parts.values():
+        assert {s.id for s in subjects if s.patient.partition("-")[2] in patients_of(ids)} == set(
+            ids
+        ), "patient split"
+    for shots in range(1, target.train + 1):
+        some, more = division.train_of(shots), division.train_of(shots + 1)
+        assert len(patients_of(some)) == shots and more[: len(some)] == some
+    assert division.train_of(target.train) == division.train
+    shuffled = list(subjects)
+    order.shuffle(shuffled)
+    assert split(shuffled, settings, seed) == division
+    assert (split(subjects, settings, seed + 1) == division) or settings.per_seed
+
+
+def test_shots_count_patients_not_scans() -> None:
+    division = split(people([2] * 10), config(source=3, train=4), 0)
+    for shots in (1, 2, 4):
+        assert (
+            len(division.train_of(shots)) == 2 * shots
+            and len(patients_of(division.train_of(shots))) == shots
+        )
+
+
+def test_the_seed_and_per_seed() -> None:
+    subjects = people([1] * 30)
+    shared, own = config(seed=1), config(seed=1, per_seed=True)
+    assert split(subjects, shared, 0) == split(subjects, shared, 7)
+    assert len({split(subjects, own, seed) for seed in range(5)}) == 5
+    assert len({split(subjects, config(seed=seed), 0) for seed in range(5)}) == 5
+
+
+def test_every_scan_is_in_some_part() -> None:
+    subjects = people([2] * 12)
+    assert sum(len(ids) for ids in split(subjects, config(source=0.5), 0).parts().values()) == 24
+
+
+class TestStrata:
+    SIZES = {"big": 60, "middle": 30, "small": 10}  # noqa: RUF012 (constant)
+
+    def farthest(self, stratify: str | None) -> float:
+        """The farthest that an institution's number in any part lies from its proportion, over 20
+        splits.
+        """
+        institutions = [name for name, n in self.SIZES.items() for _ in range(n)]
+        subjects = people([1] * 100, institutions)
+        of = {s.id: s.institution for s in subjects}
+        apart = 0.0
+        for seed in range(20):
+            division = split(
+                subjects, config(source=0.5, train=20, val=10, stratify=stratify, seed=seed), 0
+            )
+            for ids in division.parts().values():
+                counts = Counter(of[i] for i in ids)
+                apart = max(
+                    apart, *(abs(counts[k] - len(ids) * n / 100) for k, n in self.SIZES.items())
+                )
+        return apart
+
+    def test_every_part_holds_the_institutions_in_proportion(self) -> None:
+        assert self.farthest("institution") <= 2
+        assert self.farthest(None) > 4, "the test would not see a difference"
+
+    def test_every_institution_is_in_every_large_part(self) -> None:
+        subjects = people([1] * 40, [f"i{n % 10}" for n in range(40)])
+        of = {s.id: s.institution for s in subjects}
+        for seed in range(10):
+            parts = split(
+                subjects, config(source=0.5, train=1, val=1, stratify="institution", seed=seed), 0
+            ).parts()
+            assert (
+                len({of[i] for i in parts["source"]}) == len({of[i] for i in parts["test"]}) == 10
+            )
+
+
+class TestLeakage:
+    SUBJECTS = people([2, 1, 1, 1, 1])
+    CLEAN = Split(("0-000", "1-000"), (("0-001",), ("0-002",)), ("0-003",), ("0-004",))
+    CONTENTS = {s.id: s.id for s in SUBJECTS}  # noqa: RUF012 (constant)
+
+    def test_a_clean_split_passes(self) -> None:
+        refuse_leakage(self.CLEAN, self.SUBJECTS, self.CONTENTS)
+        refuse_leakage(
+            self.CLEAN, self.SUBJECTS, self.CONTENTS | {"1-000": "same", "0-000": "same"}
+        )
+
+    @given(
+        pair=st.lists(
+            st.sampled_from([s.id for s in SUBJECTS]), min_size=2, max_size=2, unique=True
+        )
+    )
+    @examples(30)
+    def test_the_same_voxels_in_two_parts_are_refused(self, pair: list[str]) -> None:
+        part = {i: name for name, ids in self.CLEAN.parts().items() for i in ids}
+        assume(part[pair[0]] != part[pair[1]])
+        with pytest.raises(UserError, match=r"leak: .* are the same content") as caught:
+            refuse_leakage(self.CLEAN, self.SUBJECTS, self.CONTENTS | dict.fromkeys(pair, "f" * 64))
+        assert all(i in str(caught.value) for i in pair)
+
+    @pytest.mark.parametrize("ends", ["train", "val", "test"])
+    def test_a_patient_in_two_parts_is_refused(self, ends: str) -> None:
+        parts = {"train": ("0-001",), "val": ("0-003",), "test": ("0-004",)}
+        parts[ends] = (*parts[ends], "1-000")
+        split_patient = Split(("0-000",), (parts["train"],), parts["val"], parts["test"])
+        with pytest.raises(UserError, match=r"leak: .* are the same patient patient-000"):
+            refuse_leakage(split_patient, self.SUBJECTS, self.CONTENTS)
+
+    def test_a_renamed_and_recompressed_copy_stops_the_benchmark(self, tmp_path: Path) -> None:
+        root = toy.write_dataset(tmp_path / "data")
+        for folder in ("imagesTr", "labelsTr"):
+            voxels = gzip.decompress((root / folder / "toy_000.nii.gz").read_bytes())
+            for copy in range(1, 9):  # whichever part toy_000 is in, a copy is in another
+                (root / folder / f"toy_{copy:03d}.nii.gz").write_bytes(gzip.compress(voxels, copy))
+        with pytest.raises(UserError, match=r"leak: .* are the same content"):
+            helpers.plan(root, tmp_path / "out")
+
+
+def test_the_order_of_training_subjects_is_part_of_the_run(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = helpers.plan(toy_data, tmp_path)
+    monkeypatch.setattr(planning, "split", lambda *args: _turned(split(*args)))
+    after = helpers.plan(toy_data, tmp_path)
+    assert [s.id for s in before.sources] == [s.id for s in after.sources], (
+        "the source's subjects have not changed"
+    )
+    assert {r.id for r in before.runs}.isdisjoint(r.id for r in after.runs)
+    old, new = (made.runs[0].config.subjects for made in (before, after))
+    assert old.train == new.train[::-1] and len(old.train) == 2 and old.test == new.test
+
+
+def _turned(division: Split) -> Split:
+    return Split(division.source, division.train_patients[::-1], division.val, division.test)
+
+
+@pytest.mark.parametrize("share, patients, sources", [(0.4, 7, 3), (0.4, 8, 3), (0.34, 10, 3)])
+def test_a_share_is_rounded_to_the_nearest_number(
+    share: float, patients: int, sources: int
+) -> None:
+    division = split(people([1] * patients), config(source=share, train=1, val=1), 0)
+    assert len(division.source) == sources
+
+
+def test_patients_are_shuffled_evenly() -> None:
+    """Over many seeds each patient is in the test part about as often as any other."""
+    subjects = people([1] * 10)
+    hits = Counter(
+        i for seed in range(300) for i in split(subjects, config(source=5, seed=seed), 0).test
+    )
+    expected = 300 * 2 / 10
+    # chi2, 0.1 %
+    assert (
+        len(hits) == 10
+        and np.sum((np.array(list(hits.values())) - expected) ** 2 / expected) < 27.9
+    )

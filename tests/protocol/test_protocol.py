@@ -1,0 +1,191 @@
+"""The schema.
+
+Bundled protocols are valid, mistakes are named with their key path, transfers expand as documented.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import yaml
+
+from trm_bench import datasets
+from trm_bench.errors import UserError
+from trm_bench.methods.registry import REGISTRY
+from trm_bench.protocol import Protocol, bundled, load_protocol, parse
+from trm_bench.protocol.choices import choose_methods, choose_seeds, transfers_of
+from trm_bench.protocol.load import data_root
+from trm_bench.protocol.schema import Transfer
+
+
+def load(path: Path, *overrides: str, phantom: bool = False, **changes: Any) -> Protocol:
+    file = toy.write_protocol(path / "p.yaml", path, **changes)
+    return load_protocol(str(file), overrides, phantom)
+
+
+@pytest.mark.parametrize("name", list(bundled()))
+def test_bundled_protocols_are_valid_by_name_and_by_path(name: str) -> None:
+    by_name = load_protocol(name)
+    assert by_name.name == name and by_name.description
+    assert load_protocol(str(bundled()[name])) == by_name
+    if by_name.phantom:
+        small = load_protocol(name, phantom=True)
+        assert small.training.target.steps < by_name.training.target.steps
+
+
+def test_the_paper_claims_are_carried() -> None:
+    claims = {n: load_protocol(n).claim for n in ("fets_cross_modality", "iseg_cross_modality")}
+    assert {n: c.gain for n, c in claims.items() if c} == {
+        "fets_cross_modality": 4.37,
+        "iseg_cross_modality": 1.81,
+    }
+    assert all(c and c.unit == "points-or-relative" for c in claims.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.target.stepz=3", r"training\.target\.stepz: unknown key; did you mean 'steps'"),
+        ("splt.seed=1", r"splt: unknown key; did you mean 'split'"),
+        (
+            "training.target.steps=0",
+            r"training\.target\.steps: input should be greater than or equal to 1",
+        ),
+        ("training.target.steps=many", r"training\.target\.steps: input should be a valid integer"),
+        ("training.target.optimizer.name=adam", r"training\.target\.optimizer\.name"),
+        ("training.target.loss={cross_entropy: 0, dice: 0}", "nothing would be learned"),
+        ("split.by=subject", r"split\.by: unknown key"),
+        ("training.target.patch=[16,16]", "both be 2D or both 3D"),
+        ("training.target.patch=[16,16,0]", "at least 1 voxel"),
+        ("data.volume.spacing=[1,1,-1]", "above 0 mm"),
+        ("methods=[trm, trm]", "listed twice"),
+        ("methods=[]", r"methods"),
+        ("seeds=[0,0]", "different numbers"),
+        ("transfers.pairs=[[whole,whole]]", "same"),
+        ("transfers.shots=[]", "shots"),
+        ("data.labels=whole", "cross_task"),
+        ("metrics=[iou]", r"metrics\.0"),
+        ("name=../evil", "name"),
+        ("nonsense", "not key.path=value"),
+        ("seeds=[1", "not YAML"),
+        ("methods.7.base=2", "not an index"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, override)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    found = load(
+        tmp_path, "training.target.steps=7", "seeds=[3, 4]", "methods.2.base=3.0", "tracking=off"
+    )
+    assert found.training.target.steps == 7 and found.training.source.steps == 6
+    assert found.seeds == (3, 4) and found.tracking == "off"
+    assert found.methods[2].name == "trm" and found.methods[2].parameters == {"base": 3.0}
+
+
+def test_phantom_overrides_come_before_set(tmp_path: Path) -> None:
+    block = {
+        "subjects": 5,
+        "spacing": 6,
+        "overrides": {"training.target.steps": 2, "training.source.steps": 2},
+    }
+    file = toy.write_protocol(tmp_path / "p.yaml", tmp_path, phantom=block)
+    found = load_protocol(str(file), ["training.target.steps=9"], phantom=True)
+    assert (found.training.source.steps, found.training.target.steps) == (2, 9)
+    with pytest.raises(UserError, match="no phantom"):
+        load(tmp_path, phantom=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not a YAML file"),
+        ("- a", "mapping"),
+        ("!!python/object/apply:os.system ['true']", "not a YAML file"),
+    ],
+)
+def test_files_that_are_not_protocols(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_protocol(str(file))
+
+
+def test_a_missing_protocol_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'hippocampus_cross_task'"):
+        load_protocol("hippocampus_crosstask")
+
+
+def test_data_root_needs_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load(tmp_path, "data.root=${TRM_TEST_ROOT}/x")
+    monkeypatch.delenv("TRM_TEST_ROOT", raising=False)
+    with pytest.raises(UserError, match="TRM_TEST_ROOT is not set"):
+        data_root(found)
+    monkeypatch.setenv("TRM_TEST_ROOT", "/data")
+    assert data_root(found) == Path("/data/x")
+
+
+class TestTransfers:
+    @pytest.fixture
+    def dataset(self, toy_data: Path) -> datasets.Dataset:
+        return datasets.open_dataset("decathlon", toy_data)
+
+    def expand(self, tmp_path: Path, dataset: datasets.Dataset, **transfers: Any) -> list[Transfer]:
+        return transfers_of(load(tmp_path, transfers={"kind": "cross_task", **transfers}), dataset)
+
+    def test_all_ordered_pairs(self, tmp_path: Path, dataset: datasets.Dataset) -> None:
+        found = self.expand(tmp_path, dataset, pairs="all")
+        n = len(dataset.label_maps)
+        assert len({t.name for t in found}) == len(found) == n * (n - 1)
+
+    def test_shots(self, tmp_path: Path, dataset: datasets.Dataset) -> None:
+        found = self.expand(tmp_path, dataset, pairs=[["whole", "lower"]], shots=[1, 2])
+        assert [(t.name, t.shots) for t in found] == [("whole->lower@1", 1), ("whole->lower@2", 2)]
+        with pytest.raises(UserError, match="3 shots"):
+            self.expand(tmp_path, dataset, pairs=[["whole", "lower"]], shots=[3])
+
+    def test_unknown_names(self, tmp_path: Path, dataset: datasets.Dataset) -> None:
+        with pytest.raises(UserError, match="did you mean 'whole'"):
+            self.expand(tmp_path, dataset, pairs=[["whol", "lower"]])
+        with pytest.raises(UserError, match="'mri'"):
+            transfers_of(load(tmp_path, "data.modalities=[mr]"), dataset)
+
+    def test_modalities(self) -> None:
+        fets = load_protocol("fets_cross_modality")
+
+        class Fets:
+            name, modalities = "fets2021", ("t1", "t1ce", "t2", "flair")
+            label_maps: dict[str, Any] = {}  # noqa: RUF012
+
+            def label_map(self, name: str) -> None:
+                assert name == "whole_tumor"
+
+        found = transfers_of(fets, Fets())  # type: ignore[arg-type]
+        assert len(found) == 12
+        assert all(t.source.labels == t.target.labels == "whole_tumor" for t in found)
+
+
+def test_protocols_survive_the_journey_into_a_record(tmp_path: Path) -> None:
+    """What plan.json holds can be read back as the same protocol."""
+    found = load(tmp_path, "methods.2.base=3.0")
+    assert parse(yaml.safe_load(yaml.safe_dump(found.model_dump(mode="json"))), "x") == found
+
+
+def test_choices(tmp_path: Path) -> None:
+    found = load(tmp_path, "methods=[scratch, {name: trm, label: trm3, base: 3.0}]")
+    chosen = choose_methods(found, ["trm3", "focal"], REGISTRY.names())
+    assert [(m.name, m.parameters) for m in chosen.methods] == [
+        ("trm", {"base": 3.0}),
+        ("focal", {}),
+    ]
+    with pytest.raises(UserError, match="did you mean 'focal'"):
+        choose_methods(found, ["fokal"], REGISTRY.names())
+    assert choose_seeds(found, ["5"]).seeds == (5,)
+    for wrong in (["a"], ["1", "1"]):
+        with pytest.raises(UserError, match="--seeds"):
+            choose_seeds(found, wrong)

@@ -1,0 +1,202 @@
+"""The results folder: what is written is read back, damage is a miss, another schema is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trm_bench.environment import Environment
+from trm_bench.errors import UserError
+from trm_bench.runs.plan import Plan
+from trm_bench.runs.records import Cell, Checkpoint, LeftOut, Record, StoredPlan, VoxelAudit
+from trm_bench.runs.store import (
+    ProtocolFolder,
+    ResultsFolder,
+    protocol_folders,
+    read_checkpoint,
+    read_model,
+    read_plan,
+    read_record,
+    read_results,
+    write_checkpoint,
+    write_model,
+    write_plan,
+)
+
+MACHINE = Environment(
+    trm_bench="0", python="3", platform="-", packages={}, device="cpu", device_name="-"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Plan:
+    return helpers.plan(toy_data, tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture
+def record(made: Plan) -> Record:
+    return Record(
+        id=made.runs[0].id,
+        state="finished",
+        config=made.runs[0].config,
+        environment=MACHINE,
+        metrics={"a": {"core": {"dice": 0.1 + 0.2}}},
+        manifest={"test": {"a": {"a.nii.gz": (10, "0" * 64)}}},
+        curves={"loss": [(10, 1 / 3)]},
+    )
+
+
+@pytest.fixture
+def stored(made: Plan) -> StoredPlan:
+    import toy
+
+    from trm_bench.protocol import parse
+
+    protocol = parse(toy.protocol(Path("/data")), "test")
+    cells = tuple(made.cells)
+    return StoredPlan(protocol=protocol, data="real", settings="a", cells=cells)
+
+
+def test_a_record_is_read_back_to_the_last_bit(record: Record, tmp_path: Path) -> None:
+    write_model(tmp_path / "r.json", record)
+    assert read_record(tmp_path / "r.json") == record
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda t: t[:100], lambda t: "", lambda t: "[1]", lambda t: "{}"]
+)
+def test_a_damaged_record_is_none(record: Record, tmp_path: Path, damage: Any) -> None:
+    path = tmp_path / "r.json"
+    write_model(path, record)
+    text = damage(path.read_text())
+    path.write_text(text)
+    if text == "{}":  # a record of the time before versions
+        with pytest.raises(UserError, match="schema version 1"):
+            read_record(path)
+    else:
+        assert read_record(path) is None
+    assert read_record(tmp_path / "absent.json") is None
+
+
+@pytest.mark.parametrize("version", [1, 3, "next"])
+def test_another_schema_version_is_named_and_not_misread(
+    record: Record, stored: StoredPlan, tmp_path: Path, version: Any
+) -> None:
+    folder = ProtocolFolder(tmp_path / "toy")
+    for kind, content, path in (
+        (Record, record, folder.record(record.id)),
+        (StoredPlan, stored, folder.plan),
+    ):
+        plain = content.model_dump(mode="json") | {"schema_version": version}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(plain))
+        with pytest.raises(UserError, match=f"schema version {version}; .* reads version 2") as e:
+            read_model(kind, path)
+        assert str(path) in str(e.value) and "--out" in str(e.value)
+    with pytest.raises(UserError, match="schema version"):
+        write_plan(folder, stored)
+
+
+def test_nan_is_refused(record: Record, tmp_path: Path) -> None:
+    bad = record.model_copy(update={"validation_dice": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        write_model(tmp_path / "r.json", bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_read_back(made: Plan, tmp_path: Path) -> None:
+    config = made.sources[0].config
+    about = Checkpoint(id=config.id, config=config, validation_dice=0.5, environment=MACHINE)
+    state = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor([1, 2])}
+    write_checkpoint(tmp_path / "c.safetensors", about, {**state, "a again": state["a"]})
+    read, tensors = read_checkpoint(tmp_path / "c.safetensors")
+    assert read == about and tensors.keys() == {"a", "a again", "b"}
+    assert torch.equal(tensors["a"], state["a"]) and torch.equal(tensors["b"], state["b"])
+    old = about.model_dump(mode="json") | {"schema_version": 1}
+    plain = {"b": state["b"]}
+    save_file(plain, tmp_path / "old.safetensors", metadata={"checkpoint": json.dumps(old)})
+    with pytest.raises(UserError, match="schema version 1"):
+        read_checkpoint(tmp_path / "old.safetensors")
+
+
+class TestPlan:
+    CELL = Cell(transfer="a->b", method="other", seed=0, run="0" * 16)
+
+    def test_cells_of_the_same_settings_are_joined(
+        self, stored: StoredPlan, tmp_path: Path
+    ) -> None:
+        folder = ProtocolFolder(tmp_path / "toy")
+        assert write_plan(folder, stored.model_copy(update={"cells": (self.CELL,)})) == (0, 0)
+        assert write_plan(folder, stored) == (1, 0)
+        assert set(read_plan(folder).cells) == {self.CELL, *stored.cells}
+        assert write_plan(folder, stored) == (1, 0), "a cell of this command is no earlier one"
+        other = stored.model_copy(update={"settings": "b"})
+        assert write_plan(folder, other) == (0, 1)
+        assert set(read_plan(folder).cells) == set(stored.cells)
+
+    def test_cells_stand_by_transfer_method_and_seed(
+        self, stored: StoredPlan, tmp_path: Path
+    ) -> None:
+        folder = ProtocolFolder(tmp_path / "toy")
+        order = [("x", "m", 1), ("y", "m", 0), ("x", "n", 0), ("x", "m", 0), ("y", "n", 0)]
+        cells = tuple(Cell(transfer=t, method=m, seed=s, run=f"{t}{m}{s}") for t, m, s in order)
+        write_plan(folder, stored.model_copy(update={"cells": cells}))
+        names = [c.run for c in read_plan(folder).cells]
+        assert names == ["xm0", "xm1", "xn0", "ym0", "yn0"]
+
+    def test_real_and_phantom_never_share_a_folder(
+        self, stored: StoredPlan, tmp_path: Path
+    ) -> None:
+        folder = ProtocolFolder(tmp_path / "toy")
+        write_plan(folder, stored)
+        with pytest.raises(UserError, match="never go beside"):
+            write_plan(folder, stored.model_copy(update={"data": "phantom"}))
+
+    def test_what_is_missing_or_unfinished_is_told(
+        self, stored: StoredPlan, record: Record, tmp_path: Path
+    ) -> None:
+        folder = ProtocolFolder(tmp_path / "toy")
+        left_out = (LeftOut(subject="s", reason="gone"),)
+        write_plan(folder, stored.model_copy(update={"left_out": left_out}))
+        write_model(folder.record(record.id), record)
+        second = stored.cells[1].run
+        bad = record.model_copy(update={"id": second, "state": "diverged", "reason": "nan"})
+        write_model(folder.record(second), bad)
+        results = read_results(folder)
+        assert [cell.run for cell, _ in results.finished()] == [record.id]
+        assert [why for _, why in results.unfinished()] == ["diverged: nan", "not run"]
+        assert results.plan.left_out == left_out
+
+
+def test_audits_of_other_runs_are_not_shown(
+    stored: StoredPlan, record: Record, tmp_path: Path
+) -> None:
+    folder = ProtocolFolder(tmp_path / "toy")
+    write_plan(folder, stored)
+    write_model(folder.record(record.id), record)
+    cell = stored.cells[0]
+    same: dict[str, Any] = {"classes": ("b",), "outcomes": {}, "auroc": {}, "roc": {}, "code": ""}
+    for run, shown in ((cell.run, 1), ("another", 0)):
+        judged = {cell.method: run}
+        audit = VoxelAudit(transfer=cell.transfer, seed=cell.seed, runs=judged, **same)
+        write_model(folder.audit(cell.transfer, cell.seed), audit)
+        assert len(read_results(folder).audits()) == shown
+
+
+def test_folders_are_found_by_themselves_and_below_others(
+    stored: StoredPlan, tmp_path: Path
+) -> None:
+    results = ResultsFolder(tmp_path)
+    for name in ("b", "a"):
+        write_plan(results.protocol(name), stored)
+    assert [f.path.name for f in protocol_folders(tmp_path)] == ["a", "b"]
+    assert protocol_folders(tmp_path / "a") == [results.protocol("a")]
+    assert results.protocol("a").results == results
+    with pytest.raises(UserError, match="no results"):
+        protocol_folders(tmp_path / "nowhere")

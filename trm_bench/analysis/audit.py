@@ -1,0 +1,218 @@
+"""The voxel level of a transfer: which voxels each method loses and wins, and whether the risk map
+knew them.
+
+Computed after the runs, from the predictions that they keep; one file per transfer and seed.
+Nothing here reaches a training: test labels are read for analysis alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trm_bench.analysis import voxels
+from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON, REFERENCE, SCRATCH
+from trm_bench.data.patches import SubjectStore
+from trm_bench.data.prepared import Prepared, open_prepared
+from trm_bench.errors import UserError
+from trm_bench.fingerprint import code_fingerprint
+from trm_bench.runs import compute, store
+from trm_bench.runs.records import Record, VoxelAudit
+from trm_bench.runs.store import ProtocolFolder, Results
+from trm_bench.seeds import deterministic
+from trm_bench.training.evaluation import predict, to_prepared
+from trm_bench.transfer_risk import RiskMap
+
+FOCUS, PRIOR = "trm", "trm_prior"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One transfer under one seed, all of whose finished runs are judged together.
+
+    Attributes:
+        folder: Of the protocol's results.
+        transfer: Its name.
+        seed: Of the runs.
+        records: Method, as the table calls it, to the record of its run.
+        code: Fingerprint of what computes the audit.
+        test: Prepared test subjects.
+    """
+
+    folder: ProtocolFolder
+    transfer: str
+    seed: int
+    records: Mapping[str, Record]
+    code: str
+    test: tuple[Path, ...]
+
+    @property
+    def result(self) -> Path:
+        """The file to write."""
+        return self.folder.audit(self.transfer, self.seed)
+
+    @property
+    def title(self) -> str:
+        """For progress."""
+        return f"{self.transfer} seed {self.seed}"
+
+    @property
+    def readings(self) -> dict[str, Record]:
+        """The methods that are readings of TRM, whose maps are held against the lost voxels.
+
+        Empty without the reference, whose lost voxels they should find.
+        """
+        if REFERENCE not in self.records:
+            return {}
+        return {m: r for m, r in self.records.items() if r.config.method.name == FOCUS}
+
+
+def pending(results: Results, prepared: Mapping[str, Prepared]) -> list[Audit]:
+    """The audits that the finished runs of a folder allow and that are not done yet.
+
+    A transfer needs `scratch` and one method more; runs whose predictions are gone are left out.
+
+    Args:
+        results: Of a protocol.
+        prepared: Subject to prepared volume.
+    """
+    code = code_fingerprint(__name__)
+    groups: dict[tuple[str, int], dict[str, Record]] = {}
+    for cell, record in results.finished():
+        subject = record.config.subjects.test[0].subject
+        if results.folder.prediction(cell.run, subject).is_file():
+            groups.setdefault((cell.transfer, cell.seed), {})[cell.method] = record
+    audits = []
+    for (transfer, seed), records in groups.items():
+        if SCRATCH not in records or len(records) < 2:
+            continue
+        done = store.read_model(VoxelAudit, results.folder.audit(transfer, seed))
+        runs = {method: record.id for method, record in records.items()}
+        if done and done.runs == runs and done.code == code:
+            continue
+        members = records[SCRATCH].config.subjects.test
+        test = tuple(prepared[m.subject].path for m in members if m.subject in prepared)
+        audits.append(Audit(results.folder, transfer, seed, records, code, test))
+    return audits
+
+
+def audit(work: Audit, device: torch.device, progress: Callable[[int, int, None], None]) -> str:
+    """Judges every test subject and writes the file.
+
+    Args:
+        work: From `pending`.
+        device: Where the source network runs.
+        progress: Called with the subjects done, and all.
+
+    Returns:
+        `finished`.
+    """
+    deterministic(device)
+    domain = work.records[SCRATCH].config.domain
+    volumes = [_opened(path) for path in work.test]
+    test_set = SubjectStore(volumes, domain.images, domain.label_map, device)
+    maps = _Maps(work, device)
+    outcomes: dict[str, dict[str, list[tuple[int, int, int]]]] = {}
+    areas: dict[str, dict[str, dict[str, float]]] = {}
+    curves: dict[str, list[np.ndarray]] = {}
+    for i, volume in enumerate(test_set.prepared):
+        image, label, _ = test_set.volume(i)
+        truth = label[0].cpu().numpy().astype(np.int64)
+        predictions = _predictions(work, volume.subject, tuple(truth.shape))
+        for method in [m for m in work.records if m != SCRATCH]:
+            pair = predictions[SCRATCH], predictions[method]
+            counts = voxels.outcomes(truth, *pair, len(domain.classes)).tolist()
+            outcomes.setdefault(method, {})[volume.subject] = [
+                (n, lost, won) for n, lost, won in counts
+            ]
+        for name, risk in maps(image, label).items():
+            rocs = _rocs(risk, truth, predictions, domain.classes)
+            of_map = areas.setdefault(name, {})
+            of_map |= (
+                {volume.subject: {place: area for place, (area, _) in rocs.items()}} if rocs else {}
+            )
+            if ALL_VOXELS in rocs:
+                curves.setdefault(name, []).append(rocs[ALL_VOXELS][1])
+        progress(i + 1, len(test_set), None)
+    finished = VoxelAudit(
+        transfer=work.transfer,
+        seed=work.seed,
+        runs={method: record.id for method, record in work.records.items()},
+        code=work.code,
+        classes=domain.classes,
+        outcomes=outcomes,
+        auroc={name: of_map for name, of_map in areas.items() if of_map},
+        roc={name: np.mean(of_map, axis=0).tolist() for name, of_map in curves.items()},
+    )
+    store.write_model(work.result, finished)
+    return "finished"
+
+
+def _rocs(
+    risk: np.ndarray,
+    truth: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+) -> dict[str, tuple[float, np.ndarray]]:
+    """Place to how well a map finds the reference's lost voxels there; see `voxels.roc`."""
+    lost = voxels.lost(truth, predictions[SCRATCH], predictions[REFERENCE])
+    won = voxels.lost(truth, predictions[REFERENCE], predictions[SCRATCH])
+    places = {ALL_VOXELS: np.ones(truth.shape, bool), LOST_OR_WON: lost | won}
+    places |= {name: truth == k for k, name in enumerate(classes)}
+    rocs = {place: voxels.roc(risk[at], lost[at]) for place, at in places.items()}
+    return {place: roc for place, roc in rocs.items() if roc is not None}
+
+
+def _predictions(work: Audit, subject: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Every method's prediction of a subject, on the prepared grid."""
+    predictions = {}
+    for method, record in work.records.items():
+        native = store.read_prediction(work.folder.prediction(record.id, subject))
+        predictions[method] = to_prepared(torch.from_numpy(native), shape).numpy()
+    return predictions
+
+
+class _Maps:
+    """The risk maps of a test subject: of each reading of TRM, and of the class prior."""
+
+    def __init__(self, work: Audit, device: torch.device) -> None:
+        self.readings = work.readings
+        self.networks: dict[str, nn.Module] = {}
+        for record in self.readings.values():
+            assert record.source is not None
+            if record.source.id not in self.networks:
+                path = work.folder.results.source(record.source.id)
+                about, state = store.read_checkpoint(path)
+                self.networks[about.id] = compute.source_network(about.config, state, device)
+
+    def __call__(self, image: Tensor, label: Tensor) -> dict[str, np.ndarray]:
+        maps: dict[str, np.ndarray] = {}
+        seen: dict[str, Tensor] = {}
+        for method, record in self.readings.items():
+            assert record.source is not None
+            source, config = record.source.id, record.config
+            if source not in seen:
+                network = self.networks[source]
+                seen[source] = predict(network, image, config.training, config.evaluation)
+            risk = config.method.parameters["risk"]
+            conditional, prior = (
+                torch.tensor(record.diagnostics[k], dtype=torch.float64)
+                for k in ("conditional", "prior")
+            )
+            maps[method] = RiskMap(conditional, risk)(seen[source], label)[0].cpu().numpy()
+            if PRIOR not in maps:
+                one = torch.ones_like(image[:, :1])  # one source class, so that P(y | c) = P(y)
+                maps[PRIOR] = RiskMap(prior[:, None], risk)(one, label)[0].cpu().numpy()
+        return maps
+
+
+def _opened(path: Path) -> Prepared:
+    prepared = open_prepared(path)
+    if prepared is None:
+        raise UserError("the prepared volume is gone or damaged", path, "delete it and run again")
+    return prepared

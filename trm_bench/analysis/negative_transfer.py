@@ -1,0 +1,187 @@
+"""Negative transfer, measured: how much better training from scratch would have been.
+
+Per subject, from scores, and per voxel, from the audits of predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from trm_bench.analysis.intervals import bootstrap_gain, mean_gains
+from trm_bench.analysis.table import COLUMNS, KEYS, OVERALL, Grid, grid, mean_over
+from trm_bench.analysis.voxels import ALL_VOXELS, SCRATCH
+
+if TYPE_CHECKING:
+    from trm_bench.runs.records import VoxelAudit
+
+ALL_CLASSES = "mean"  # the rows over all classes
+GAPS = [
+    "transfer",
+    "method",
+    "class",
+    "metric",
+    "gap",
+    "low",
+    "high",
+    "n_subjects",
+    "n_seeds",
+    "negative_transfer",
+]
+RATES = [
+    "transfer",
+    "method",
+    "class",
+    "negative_rate",
+    "positive_rate",
+    "net",
+    "low",
+    "high",
+    "n_subjects",
+    "n_seeds",
+]
+FINDINGS = [
+    "transfer",
+    "map",
+    "class",
+    "auroc",
+    "over_prior",
+    "low",
+    "high",
+    "n_subjects",
+    "n_seeds",
+]
+
+
+def gaps(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
+    """The negative transfer gap of every method that transfers, per transfer and class.
+
+    NTG = metric(scratch) - metric(transfer) for a metric of which more is better, with the other
+    sign for a distance, paired by subject and seed (after Wang et al., CVPR 2019,
+    arXiv:1811.09751). Positive is bad: negative transfer holds where the whole 95 % interval
+    (`intervals.bootstrap_gain`) lies above 0.
+
+    Args:
+        table: The long table of one protocol.
+        metric: Which metric.
+
+    Returns:
+        One row per transfer, method and class, with a class "mean" over all classes and a transfer
+        "mean" over all transfers; `gap`, `low` and `high` in the metric's own unit; no rows where
+        nothing was trained from scratch.
+    """
+    rows = table[table["metric"] == metric]
+    methods = list(dict.fromkeys(rows["method"]))
+    pairs = [(SCRATCH, method) for method in methods if method != SCRATCH]
+    if SCRATCH not in methods or not pairs:
+        return pd.DataFrame(columns=GAPS)
+    classes = sorted(rows["class"].unique())
+    parts = []
+    for name in [ALL_CLASSES, *classes] if len(classes) > 1 else classes:
+        of_class = rows if name == ALL_CLASSES else rows[rows["class"] == name]
+        over = bootstrap_gain(of_class, metric, pairs, relative=False)
+        parts.append(over.assign(**{"method": over["versus"], "gap": over["gain"], "class": name}))
+    joined = pd.concat(parts, ignore_index=True).assign(metric=metric)
+    return joined.assign(negative_transfer=joined["low"] > 0)[GAPS]
+
+
+# ------------------------------------------------------------------------------------ voxel level
+
+
+def rates(audits: Sequence[VoxelAudit]) -> pd.DataFrame:
+    """Negative and positive transfer rates: shares of a class's voxels that a method loses, wins.
+
+    A subject's rates are means over seeds, the rates here means over subjects. `net` is positive
+    minus negative rate, with its 95 % interval over subjects and seeds (`intervals.mean_gains`):
+    below 0, transfer costs voxels.
+
+    Args:
+        audits: Of one protocol.
+
+    Returns:
+        One row per transfer, method and class (and "all voxels"), and with a transfer "mean" over
+        all transfers; a class without voxels has none.
+    """
+    rows = [
+        ("", a.transfer, method, a.seed, subject, place, "share", *counts)
+        for a in audits
+        for method, subjects in a.outcomes.items()
+        for subject, of_classes in subjects.items()
+        for place, counts in [
+            *zip(a.classes, of_classes, strict=True),
+            (ALL_VOXELS, map(sum, zip(*of_classes, strict=True))),
+        ]
+    ]
+    table = pd.DataFrame(rows, columns=[*KEYS, "voxels", "lost", "won"])
+    table = table[table["voxels"] > 0]
+    parts = []
+    for place, part in table.groupby("class", sort=False):
+        lost, won = (part.assign(value=part[side] / part["voxels"]) for side in ("lost", "won"))
+        lost_cells, won_cells = grid(lost, "share"), grid(won, "share")
+        for method in part["method"].unique():
+            gain = won_cells.of(method) - lost_cells.of(method)
+            net = mean_gains(gain, won_cells.transfers, won_cells.cells)
+            negative, positive = (
+                net["transfer"].map(_means(side, method)) for side in (lost_cells, won_cells)
+            )
+            net = net.assign(negative_rate=negative, positive_rate=positive, net=net["gain"])
+            parts.append(net.assign(**{"method": method, "class": place}))
+    return _joined(parts, RATES)
+
+
+def findings(audits: Sequence[VoxelAudit], prior: str = "trm_prior") -> pd.DataFrame:
+    """How well each map finds the voxels that plain fine-tuning lost, and how much above the prior.
+
+    The area under the ROC curve of a subject, mean over seeds, then over subjects. Within a class
+    the prior is constant, so that its area is 0.5 there by construction: what a map adds to the
+    class label shows within classes. A map may also just mark what is hard for any network, such
+    as outlines. So "lost against won" takes only the voxels that exactly one of scratch and
+    fine-tuning has right: at 0.5 the map marks won voxels as much as lost ones, and knows nothing
+    of the direction of transfer.
+
+    Args:
+        audits: Of one protocol.
+        prior: The map of the class prior.
+
+    Returns:
+        One row per transfer, map and class (and "all voxels", "lost against won"), and with a
+        transfer "mean"; `over_prior` with its 95 % interval over subjects and seeds.
+    """
+    rows = [
+        ("", a.transfer, name, a.seed, subject, place, "auroc", area)
+        for a in audits
+        for name, subjects in a.auroc.items()
+        for subject, places in subjects.items()
+        for place, area in places.items()
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    parts = []
+    for place, part in table.groupby("class", sort=False):
+        areas = grid(part, "auroc")
+        for name in part["method"].unique():
+            versus = prior if prior in areas.methods else name
+            over = mean_gains(areas.gain(name, versus), areas.transfers, areas.cells)
+            over = over.rename(columns={"gain": "over_prior"})
+            if name == versus:  # no other map to be above
+                over[["over_prior", "low", "high"]] = np.nan
+            area = over["transfer"].map(_means(areas, name))
+            parts.append(over.assign(**{"map": name, "class": place, "auroc": area}))
+    return _joined(parts, FINDINGS)
+
+
+def _means(cells: Grid, method: str) -> dict[str, float]:
+    """Transfer to the mean over subjects of the mean over seeds; all transfers' mean as "mean"."""
+    by_transfer = mean_over(mean_over(cells.of(method), 2), 1)
+    return {
+        **dict(zip(cells.transfers, by_transfer, strict=True)),
+        OVERALL: float(mean_over(by_transfer, 0)),
+    }
+
+
+def _joined(parts: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(parts, ignore_index=True).reindex(columns=columns)

@@ -1,0 +1,358 @@
+"""Batches.
+
+Subjects kept on the compute device, and patches cut and augmented there, all of a batch at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trm_bench.data.volumes import to_classes
+from trm_bench.datasets.base import LabelMap
+from trm_bench.seeds import generator
+
+if TYPE_CHECKING:
+    from trm_bench.data.prepared import Prepared
+    from trm_bench.protocol.schema import AugmentConfig, TrainingConfig
+
+FOREGROUND_VOXELS = (
+    8192  # kept per subject and class to centre patches on; more would not make patches more varied
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of patches, spatial = the patch (2 or 3 axes).
+
+    Attributes:
+        image: float32, shape (B, C, *spatial).
+        label: int64 classes, shape (B, *spatial).
+        brain: bool, shape (B, *spatial).
+        fields: Per-voxel extras that a method has attached to the store, by name, shape (B,
+            *spatial).
+    """
+
+    image: Tensor
+    label: Tensor
+    brain: Tensor
+    fields: dict[str, Tensor]
+
+
+class SubjectStore:
+    """Subjects of one domain, their voxels end to end in flat tensors on one device.
+
+    Flat storage holds volumes of any shape without padding, and a batch of patches is one gather.
+
+    Args:
+        prepared: The subjects.
+        modalities: Channels to load.
+        label_map: Turns raw label values into classes.
+        device: Where the voxels live: 2 bytes a voxel and channel, and 2 more for label and brain
+            mask.
+    """
+
+    def __init__(
+        self,
+        prepared: Sequence[Prepared],
+        modalities: Sequence[str],
+        label_map: LabelMap,
+        device: torch.device,
+    ) -> None:
+        self.prepared, self.label_map, self.device = list(prepared), label_map, device
+        loaded = [p.load(modalities) for p in prepared]
+        self.shapes = [tuple(label.shape) for _, label, _ in loaded]
+        sizes = [math.prod(shape) for shape in self.shapes]
+        self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.image = torch.cat([image.flatten(1) for image, _, _ in loaded], dim=1).to(device)
+        self.label = torch.cat(
+            [to_classes(label, label_map).flatten() for _, label, _ in loaded]
+        ).to(device)
+        self.brain = torch.cat([brain.flatten() for _, _, brain in loaded]).to(device)
+        self.fields: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.label_map.classes)
+
+    def volume(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One subject.
+
+        Image (1, C, X, Y, Z) float32, label (1, X, Y, Z) int64, brain (1, X, Y, Z) bool.
+        """
+        start, shape = self.offsets[index], self.shapes[index]
+        part = slice(start, start + math.prod(shape))
+        image = self.image[:, part].reshape(1, -1, *shape).float()
+        label = self.label[part].reshape(1, *shape).long()
+        return image, label, self.brain[part].reshape(1, *shape)
+
+    def attach(self, name: str, maps: Sequence[Tensor]) -> None:
+        """Stores a per-voxel map of every subject, float32; batches then carry it, cropped as the
+        label is.
+
+        Args:
+            name: The field's name in `Batch.fields`.
+            maps: One map per subject, in order, shape (X, Y, Z) or (1, X, Y, Z).
+
+        Raises:
+            ValueError: Number or shapes of the maps do not fit the subjects.
+        """
+        batched = [m.ndim == 4 and len(m) == 1 for m in maps]
+        shapes = [tuple(m.shape[b:]) for m, b in zip(maps, batched, strict=True)]
+        if shapes != self.shapes:
+            raise ValueError(f"field '{name}': the maps do not fit the {len(self)} subjects")
+        self.fields[name] = torch.cat([m.detach().float().flatten() for m in maps]).to(self.device)
+
+
+class PatchSampler:
+    """Draws batches from a store. Batch `step` depends on the seed axes and `step` alone, not on
+    who asked before.
+
+    So every method sees the same patches and augmentations, and a method may replay or branch at
+    any step. Half of a 2D patch's meaning is that its third axis has length 1: 2D and 3D share all
+    code.
+
+    Args:
+        store: Where the voxels are.
+        config: Patch, batch, foreground share and augmentation.
+        axes: Seed axes of this stream, e.g. ("patches", transfer, seed).
+    """
+
+    def __init__(self, store: SubjectStore, config: TrainingConfig, *axes: object) -> None:
+        self.store, self.config, self.axes = store, config, axes
+        self.flat_slices = len(config.patch) == 2
+        self.patch = (*config.patch, 1) if self.flat_slices else tuple(config.patch)
+        # at least one, as a batch without foreground teaches little
+        at_least = 1 if config.foreground > 0 else 0
+        self.foreground_patches = max(at_least, round(config.batch * config.foreground))
+        self._shapes = torch.tensor(store.shapes)
+        self._offsets = torch.tensor(store.offsets)
+        self._candidates, self._starts, self._counts = _foreground(
+            store, generator(*axes, "foreground")
+        )
+
+    def batch(self, step: int) -> Batch:
+        """The batch of that step; whatever autocast the caller has on does not reach it."""
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(self.store.device.type, enabled=False),
+        ):
+            return self._batch(step)
+
+    def _batch(self, step: int) -> Batch:
+        draws = generator(*self.axes, step)
+        size = self.config.batch
+        subject = torch.randint(len(self.store), (size,), generator=draws)
+        start = self._start(subject, draws)
+        index, inside, image = self._cut(subject, start, draws)
+        label = torch.where(inside, self.store.label[index], 0).long()
+        brain = self.store.brain[index] & inside
+        fields = {
+            name: torch.where(inside, field[index], 0.0)
+            for name, field in self.store.fields.items()
+        }
+        batch = Batch(_intensity(image, self.config.augment, draws), label, brain, fields)
+        return _without_third_axis(batch) if self.flat_slices else batch
+
+    def _start(self, subject: Tensor, draws: torch.Generator) -> Tensor:
+        """First voxel of each patch, (B, 3): anywhere, or around a foreground voxel.
+
+        Inside the volume if it fits.
+        """
+        size, patch = len(subject), torch.tensor(self.patch)
+        slack = self._shapes[subject] - patch  # below 0 along axes where the patch does not fit
+        # Everything is drawn for every patch, whether it is used or not, so that the draws that
+        # follow do not depend on which subjects have foreground. Doubles, since float32 cannot
+        # name every voxel of a large volume.
+        share = torch.rand(size, 3, generator=draws, dtype=torch.float64)
+        somewhere = (share * (slack + 1).clamp(min=1)).long()
+        # a class that the subject has, each alike, then one of its voxels: a small class is
+        # trained on as often as a large one
+        counts = self._counts[subject]
+        weights = (counts > 0).double()
+        has = weights.sum(1) > 0
+        weights[~has] = 1.0  # multinomial refuses rows of zeros; what it draws there is not used
+        chosen = torch.multinomial(weights, 1, generator=draws)[:, 0]
+        rows = torch.arange(size)
+        pick = torch.rand(size, generator=draws, dtype=torch.float64) * counts[rows, chosen]
+        where = self._starts[subject, chosen] + pick.long()
+        if len(self._candidates):
+            # a subject without foreground may point one past the end
+            centre = self._candidates[where.clamp(max=len(self._candidates) - 1)]
+        else:
+            centre = torch.zeros(size, 3, dtype=torch.long)
+        # moved inwards where it would reach over the volume's edge
+        around = torch.minimum((centre - patch // 2).clamp(min=0), slack.clamp(min=0))
+        use = has & (rows < self.foreground_patches)
+        start = torch.where(use[:, None], around, somewhere)
+        # a volume that is smaller than the patch sits in its middle
+        return torch.where(slack < 0, slack.div(2, rounding_mode="floor"), start)
+
+    def _cut(
+        self, subject: Tensor, start: Tensor, draws: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Flat index of the voxel under each patch voxel (B, *patch), whether it is inside, and the
+        image.
+        """
+        augment, device = self.config.augment, self.store.device
+        flips = torch.rand(len(subject), 3, generator=draws) < 0.5
+        allowed = torch.tensor([axis in augment.flip for axis in range(3)])
+        flips &= allowed
+        shapes, offsets = self._shapes[subject].to(device), self._offsets[subject].to(device)
+        axes = []
+        for d in range(3):
+            steps = torch.arange(self.patch[d])
+            ramp = torch.where(flips[:, d : d + 1], steps.flip(0), steps)
+            axes.append((start[:, d : d + 1] + ramp).to(device))
+        if augment.rotate == 0 and augment.scale == 0:
+            index, inside = _flat_index([_along(a, d) for d, a in enumerate(axes)], shapes, offsets)
+            return index, inside, _gather(self.store.image, index, inside)
+        points = _affine(axes, augment, self.flat_slices, draws)
+        nearest, inside = _flat_index([p.round().long() for p in points], shapes, offsets)
+        image = _trilinear(self.store.image, points, shapes, offsets, self.flat_slices)
+        return nearest, inside, image
+
+
+def _along(values: Tensor, axis: int) -> Tensor:
+    """(B, n) to (B, n, 1, 1), (B, 1, n, 1) or (B, 1, 1, n)."""
+    shape = [len(values), 1, 1, 1]
+    shape[axis + 1] = values.shape[1]
+    return values.reshape(shape)
+
+
+def _flat_index(points: Sequence[Tensor], shapes: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Voxel coordinates (three tensors that broadcast to (B, *patch)) to positions in the flat
+    store.
+    """
+    # Positions are those of row-major order, built up axis by axis as i, then i * J + j, then
+    # (i * J + j) * K + k, so that no tensor of coordinates is ever stacked. A point outside is held
+    # at the edge, so that the gather that follows is always valid; `inside` then masks it.
+    index: Tensor | None = None
+    inside: Tensor | None = None
+    for d, point in enumerate(points):
+        size = shapes[:, d].reshape(-1, 1, 1, 1)
+        held = torch.minimum(point.clamp(min=0), size - 1)
+        within = point == held
+        inside = within if inside is None else inside & within
+        index = held if index is None else index * size + held
+    assert index is not None and inside is not None
+    return index + offsets.reshape(-1, 1, 1, 1), inside
+
+
+def _gather(image: Tensor, index: Tensor, inside: Tensor) -> Tensor:
+    """(C, voxels) at (B, *patch) to (B, C, *patch) float32, 0 outside."""
+    return torch.stack([channel[index].float() * inside for channel in image], dim=1)
+
+
+def _affine(
+    axes: list[Tensor], augment: AugmentConfig, in_plane: bool, draws: torch.Generator
+) -> list[Tensor]:
+    """Rotates and zooms the sampling points of each patch about its centre."""
+    size, device = len(axes[0]), axes[0].device
+    angles = (torch.rand(size, 3, generator=draws) * 2 - 1) * math.radians(augment.rotate)
+    zoom = 1 + (torch.rand(size, 1, 1, generator=draws) * 2 - 1) * augment.scale
+    if in_plane:
+        angles[:, :2] = 0
+    matrix = torch.eye(3).expand(size, 3, 3)
+    for d, (i, j) in enumerate(((1, 2), (0, 2), (0, 1))):
+        turn = torch.eye(3).repeat(size, 1, 1)
+        cos, sin = angles[:, d].cos(), angles[:, d].sin()
+        turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = cos, cos, -sin, sin
+        matrix = matrix @ turn
+    matrix = (matrix * zoom).to(device)
+    if in_plane:
+        matrix[:, 2, 2] = 1.0
+    centres = [a.float().mean(1, keepdim=True) for a in axes]
+    relative = [_along(a - c, d) for d, (a, c) in enumerate(zip(axes, centres, strict=True))]
+    return [
+        sum(matrix[:, d, e].reshape(-1, 1, 1, 1) * relative[e] for e in range(3))
+        + centres[d].reshape(-1, 1, 1, 1)
+        for d in range(3)
+    ]
+
+
+def _trilinear(
+    image: Tensor, points: list[Tensor], shapes: Tensor, offsets: Tensor, in_plane: bool
+) -> Tensor:
+    """Linear interpolation at points (three tensors (B, *patch)), 0 outside the volume.
+
+    With `in_plane`, slices are not mixed.
+    """
+    # per axis, the position and the weight of the voxel below and of the one above: a corner is
+    # then two sums
+    sides: list[list[tuple[Tensor, Tensor]]] = []
+    for d, point in enumerate(points):
+        size = shapes[:, d].reshape(-1, 1, 1, 1)
+        stride = shapes[:, d + 1 :].prod(1).reshape(-1, 1, 1, 1)
+        below = point.floor()
+        fraction = point - below
+        pairs = [(below.long(), 1 - fraction), (below.long() + 1, fraction)][
+            : 1 if in_plane and d == 2 else 2
+        ]
+        held = [(torch.minimum(at.clamp(min=0), size - 1), at, weight) for at, weight in pairs]
+        sides.append([(inner * stride, weight * (inner == at)) for inner, at, weight in held])
+    start = offsets.reshape(-1, 1, 1, 1)
+    total = torch.zeros(len(points[0]), len(image), *points[0].shape[1:], device=image.device)
+    for (i, u), (j, v) in itertools.product(sides[0], sides[1]):
+        plane, share = start + i + j, u * v
+        for k, w in sides[2]:
+            index, weight = plane + k, share * w
+            for c, channel in enumerate(image):
+                total[:, c].addcmul_(channel[index].float(), weight)
+    return total
+
+
+def _intensity(image: Tensor, augment: AugmentConfig, draws: torch.Generator) -> Tensor:
+    """Per patch and channel: gain, shift and Gaussian noise.
+
+    The padding and the background stay at 0.
+    """
+    if not (augment.contrast or augment.brightness or augment.noise):
+        return image
+    shape = (*image.shape[:2], *([1] * (image.ndim - 2)))
+    gain, shift, amount = (torch.rand(shape, generator=draws).to(image.device) for _ in range(3))
+    changed = image * (1 + augment.contrast * (2 * gain - 1)) + augment.brightness * (2 * shift - 1)
+    if augment.noise:
+        seed = int(torch.randint(2**62, (1,), generator=draws))
+        noise = torch.randn(
+            image.shape, device=image.device, generator=generator(seed, device=image.device)
+        )
+        changed = changed + augment.noise * amount * noise
+    return torch.where(image == 0, image, changed)
+
+
+def _without_third_axis(batch: Batch) -> Batch:
+    fields = {name: field.squeeze(-1) for name, field in batch.fields.items()}
+    return Batch(batch.image.squeeze(-1), batch.label.squeeze(-1), batch.brain.squeeze(-1), fields)
+
+
+def _foreground(store: SubjectStore, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinates of up to FOREGROUND_VOXELS voxels of every subject and foreground class, end to
+    end.
+
+    Returns:
+        Coordinates (M, 3), and first row and number of rows of each (subject, class), both (N, K -
+        1).
+    """
+    rows, counts = [], torch.zeros(len(store), store.classes - 1, dtype=torch.long)
+    for i in range(len(store)):
+        label = store.volume(i)[1][0].cpu()
+        for k in range(1, store.classes):
+            where = (label == k).nonzero()
+            if len(where) > FOREGROUND_VOXELS:
+                where = where[torch.randperm(len(where), generator=draws)[:FOREGROUND_VOXELS]]
+            counts[i, k - 1] = len(where)
+            rows.append(where)
+    starts = counts.flatten().cumsum(0).reshape(counts.shape) - counts
+    return torch.cat(rows) if rows else torch.zeros(0, 3, dtype=torch.long), starts, counts

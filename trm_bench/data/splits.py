@@ -1,0 +1,118 @@
+"""Subject-level splits: by patient, stratified, never leaking."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trm_bench.datasets.base import Subject
+from trm_bench.errors import UserError
+from trm_bench.protocol.schema import SplitConfig
+from trm_bench.seeds import seed_of
+
+
+@dataclass(frozen=True)
+class Split:
+    """Subject ids of each part; those of `train` patient by patient, since shots count patients."""
+
+    source: tuple[str, ...]
+    train_patients: tuple[tuple[str, ...], ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        """All target training subjects."""
+        return self.train_of(len(self.train_patients))
+
+    def train_of(self, shots: int) -> tuple[str, ...]:
+        """The training subjects of the first `shots` patients: 1 shot is among 5 shots."""
+        return tuple(subject for scans in self.train_patients[:shots] for subject in scans)
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The parts by name."""
+        return {"source": self.source, "train": self.train, "val": self.val, "test": self.test}
+
+
+def split(subjects: Sequence[Subject], config: SplitConfig, seed: int) -> Split:
+    """Divides patients into source, target train, validation and test; all scans of a patient go
+    along.
+
+    Args:
+        subjects: Usable subjects, in any order.
+        config: The protocol's `split`.
+        seed: The training seed; matters for `per_seed` alone.
+
+    Raises:
+        UserError: There are too few patients.
+    """
+    by_patient: dict[str, list[Subject]] = defaultdict(list)
+    for subject in sorted(subjects, key=lambda s: s.id):
+        by_patient[subject.patient].append(subject)
+    rng = np.random.default_rng(
+        seed_of("split", config.seed, seed if config.per_seed else "shared")
+    )
+    patients = _shuffled(by_patient, config.stratify is not None, rng)
+
+    total, target = len(patients), config.target
+    n_source = round(config.source * total) if config.source < 1 else int(config.source)
+    rest = total - n_source - target.train - target.val
+    n_test = rest if target.test == "rest" else target.test
+    if n_source < 1 or n_test < 1 or n_test > rest:
+        raise UserError(
+            f"{total} usable patients do not suffice for source {n_source}, train {target.train}, "
+            f"val {target.val}, test {target.test}",
+            "split",
+            "lower the numbers, or add subjects",
+        )
+    ends = np.cumsum([n_source, target.train, target.val, n_test])
+    source, train, val, test = (
+        [tuple(s.id for s in by_patient[str(patient)]) for patient in block]
+        for block in np.split(patients, ends)[:4]
+    )
+    return Split(sum(source, ()), tuple(train), sum(val, ()), sum(test, ()))
+
+
+def _shuffled(
+    by_patient: Mapping[str, list[Subject]], stratify: bool, rng: np.random.Generator
+) -> list[str]:
+    """A random order of the patients in which, if stratified, every block holds the institutions in
+    proportion.
+    """
+    strata: dict[str, list[str]] = defaultdict(list)
+    for patient, scans in by_patient.items():
+        strata[scans[0].institution if stratify else ""].append(patient)
+    ranked = []
+    for _, members in sorted(strata.items()):
+        order = rng.permutation(len(members))
+        ranked += [((i + rng.random()) / len(members), members[j]) for i, j in enumerate(order)]
+    return [patient for _, patient in sorted(ranked)]
+
+
+def refuse_leakage(
+    division: Split, subjects: Sequence[Subject], contents: Mapping[str, str]
+) -> None:
+    """Raises `UserError` where a patient, or a subject of the same content, lies in two parts of a
+    split.
+
+    Args:
+        division: The split.
+        subjects: All subjects.
+        contents: Subject id to the hash of its voxels.
+    """
+    by_id = {s.id: s for s in subjects}
+    seen: dict[str, tuple[str, str]] = {}
+    for part, ids in division.parts().items():
+        for subject in ids:
+            for key in (f"patient {by_id[subject].patient}", f"content {contents[subject]}"):
+                other_part, other = seen.setdefault(key, (part, subject))
+                if other_part != part:
+                    raise UserError(
+                        f"leak: {subject} ({part}) and {other} ({other_part}) "
+                        f"are the same {key[:40]}",
+                        "split",
+                        "remove one of the two from the data",
+                    )

@@ -1,0 +1,196 @@
+"""What a method may change about a training run: the interface.
+
+A method is one class in one file: a name, its parameters, and those hooks that it needs; every
+hook does nothing by default, so that `class Finetune(Method)` is empty. The loop calls, in this
+order:
+
+    check        before anything is trained: can it train this network at all?
+    prepare      once, before the optimiser exists: compute maps, freeze, wrap layers
+    train        once: by default `fit(0, steps)`; override it to train in rounds or branches;
+                 `fit(first, last)` calls
+      parameters     once: the optimiser's parameter groups
+      training_mode  once: puts the network into the mode it trains in
+      loss           every step: the whole training loss of a batch
+      before_update, after_update    every step, around the optimiser
+    finish       once, after training: average, interpolate, clean up
+    maps         after scoring, on a few test subjects, for pictures alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trm_bench.data.patches import Batch, PatchSampler, SubjectStore
+from trm_bench.networks import Parts
+from trm_bench.transfer_risk import soft_dice
+
+if TYPE_CHECKING:
+    from trm_bench.protocol.schema import TrainingConfig
+
+Fit = Callable[[int, int], None]
+"""Trains the run's network with the method's hooks from one step to another: `fit(first, last)`."""
+
+
+@dataclass
+class Context:
+    """What a method can see and touch. Test subjects are not in it.
+
+    Attributes:
+        network: Being trained; at `prepare` it holds its initial weights (for `transfers` methods
+            the source's).
+        parts: Names of its head, encoder and decoder.
+        source: The frozen source network in eval mode, with its own head; None for methods that
+            do not transfer.
+        same_task: Whether source and target share the label map, so that the head was transferred
+            too.
+        training_set: Target training subjects. `training_set.attach` stores per-voxel maps that
+            batches then carry.
+        patches: The target patches, `patches.batch(step)`.
+        source_patches: Makes the source training patches, from the split that pre-trained the
+            source.
+        validate: Mean Dice of a network on the target validation subjects.
+        predict: Softmax (1, K, X, Y, Z) of a network on a whole volume (1, C, X, Y, Z).
+        config: The target training.
+        seed_axes: Axes of this run's draws; a method adds its own name to them.
+        device: Where everything lives.
+        step: Of the loop, from 0.
+        diagnostics: What the method wants in the record (JSON values).
+    """
+
+    network: nn.Module
+    parts: Parts
+    source: nn.Module | None
+    same_task: bool
+    training_set: SubjectStore
+    patches: PatchSampler
+    source_patches: Callable[[], PatchSampler]
+    validate: Callable[[nn.Module], float]
+    predict: Callable[[nn.Module, Tensor], Tensor]
+    config: TrainingConfig
+    seed_axes: tuple[object, ...]
+    device: torch.device
+    step: int = 0
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """Number of target classes, background included."""
+        return self.training_set.classes
+
+
+def hyper(
+    default: Any,
+    help: str,
+    *,
+    search: tuple[float, float] | list[Any] | None = None,
+    log: bool = False,
+    **limits: Any,
+) -> Any:
+    """Declares a method's hyper-parameter.
+
+    Args:
+        default: Its default.
+        help: One line.
+        search: The range, or the list of choices, that a sweep draws from; None where it is not
+            tuned.
+        log: Whether a sweep draws on a logarithmic scale.
+        **limits: Limits of valid values, as of `pydantic.Field` (ge, gt, le, lt).
+    """
+    space: Any = (
+        None
+        if search is None
+        else {"search": list(search), "log": log, "range": isinstance(search, tuple)}
+    )
+    return Field(default, description=help, json_schema_extra=space, **limits)
+
+
+class Parameters(BaseModel):
+    """Hyper-parameters of a method; unknown keys and wrong values are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method:
+    """A way to train a network on the target. One instance serves one run.
+
+    Attributes:
+        name: In protocols.
+        paper: Where it comes from, with its identifier.
+        transfers: Whether it starts from the source network.
+        Parameters: Its hyper-parameters.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    transfers: ClassVar[bool] = True
+    Parameters: ClassVar[type[Parameters]] = Parameters
+
+    def __init__(self, parameters: BaseModel) -> None:
+        self.p: Any = parameters
+
+    def check(self, network: nn.Module, parts: Parts) -> None:
+        """Raises `UserError` where the method cannot train this network."""
+
+    def prepare(self, run: Context) -> None:
+        """Called once, before the optimiser is made."""
+
+    def train(self, run: Context, fit: Fit) -> None:
+        """Trains `run.network`: by default all steps in one go."""
+        fit(0, run.config.steps)
+
+    def parameters(self, run: Context) -> Iterable[Any]:
+        """Parameters, or parameter groups, of the optimiser."""
+        return [p for p in run.network.parameters() if p.requires_grad]
+
+    def training_mode(self, run: Context) -> None:
+        """Puts the network into the mode that it trains in; validation puts that mode back."""
+        run.network.train()
+
+    def loss(self, run: Context, batch: Batch) -> Tensor:
+        """The whole loss of a batch: by default the protocol's loss plus `penalty`."""
+        logits = run.network(batch.image)
+        return self.segmentation_loss(run, logits, batch) + self.penalty(run)
+
+    def segmentation_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss of the predictions.
+
+        By default cross-entropy and soft Dice, weighted as the protocol says.
+        """
+        config = run.config.loss
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if config.cross_entropy:
+            loss = loss + config.cross_entropy * self.voxel_loss(run, logits.float(), batch)
+        if config.dice:
+            loss = loss + config.dice * soft_dice()(logits.float(), batch.label.unsqueeze(1))
+        return loss
+
+    def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
+        """The voxel-wise term of the loss: by default the mean cross-entropy."""
+        return functional.cross_entropy(logits, batch.label)
+
+    def penalty(self, run: Context) -> Tensor | float:
+        """An added term that does not depend on the predictions, such as a weight penalty."""
+        return 0.0
+
+    def before_update(self, run: Context) -> None:
+        """Called after the backward pass and before gradient clipping."""
+
+    def after_update(self, run: Context) -> None:
+        """Called after the optimiser's step."""
+
+    def finish(self, run: Context) -> None:
+        """Called once after training; may change `run.network`'s weights."""
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Per-voxel maps of a volume (image (1, C, X, Y, Z), label (1, X, Y, Z)) to look at.
+
+        Shape of the label.
+        """
+        return {}

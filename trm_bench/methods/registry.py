@@ -1,0 +1,82 @@
+"""The methods by name, and a method from its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from trm_bench import networks
+from trm_bench.errors import UserError, nearest
+from trm_bench.methods import Method
+from trm_bench.plugins import Registry
+
+if TYPE_CHECKING:
+    from trm_bench.protocol.schema import Protocol
+
+BUILTIN = {
+    "scratch": "trm_bench.baselines.scratch:Scratch",
+    "finetune": "trm_bench.baselines.finetune:Finetune",
+    "trm": "trm_bench.methods.trm:TransferRiskMap",
+    "trm_prior": "trm_bench.methods.trm:PriorRisk",
+    "trm_uniform": "trm_bench.methods.trm:UniformRisk",
+    "trm_shuffled": "trm_bench.methods.trm:ShuffledRisk",
+    "focal": "trm_bench.baselines.focal:Focal",
+    "topk": "trm_bench.baselines.topk:TopK",
+    "frozen_encoder": "trm_bench.baselines.frozen_encoder:FrozenEncoder",
+    "lp_ft": "trm_bench.baselines.lp_ft:LpFt",
+    "l2_sp": "trm_bench.baselines.l2_sp:L2Sp",
+    "delta": "trm_bench.baselines.delta:Delta",
+    "bss": "trm_bench.baselines.bss:Bss",
+    "stochnorm": "trm_bench.baselines.stochnorm:StochNorm",
+    "co_tuning": "trm_bench.baselines.co_tuning:CoTuning",
+    "wise_ft": "trm_bench.baselines.wise_ft:WiseFt",
+    "auto_rgn": "trm_bench.baselines.auto_rgn:AutoRgn",
+    "forkmerge": "trm_bench.baselines.forkmerge:ForkMerge",
+    "disagreement": "trm_bench.baselines.disagreement:Disagreement",
+}
+REGISTRY = Registry(Method, "method", "trm_bench.methods", BUILTIN, "methods")
+
+
+def trainable(protocol: Protocol) -> list[str]:
+    """The methods that can train a protocol's network.
+
+    StochNorm, for one, needs batch normalisation.
+    """
+    network = networks.build(protocol.network, 1, 2, protocol.spatial_dims, seed=0)
+    parts = networks.parts(protocol.network, 1, protocol.spatial_dims)
+    names = []
+    for name in REGISTRY.names():
+        with suppress(UserError):
+            create(name, {}).check(network, parts)
+            names.append(name)
+    return names
+
+
+def create(name: str, parameters: Mapping[str, Any], where: str = "methods") -> Method:
+    """A method with its parameters checked.
+
+    Raises:
+        UserError: A parameter is unknown or has a wrong value.
+    """
+    kind = REGISTRY.get(name)
+    try:
+        return kind(kind.Parameters(**parameters))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"]))
+            unknown = problem["type"] == "extra_forbidden"
+            hint = (
+                nearest(key, list(kind.Parameters.model_fields))
+                if kind.Parameters.model_fields
+                else "it has none"
+            )
+            lines.append(
+                f"{key}: unknown parameter; {hint}" if unknown else f"{key}: {problem['msg']}"
+            )
+        raise UserError(
+            f"parameters of '{name}': {'; '.join(lines)}", where, f"see: trm-bench methods {name}"
+        ) from error

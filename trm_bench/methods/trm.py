@@ -1,0 +1,188 @@
+"""The paper's method, `trm`, and its three controls, which weigh the same loss without the map's
+information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from trm_bench.data.patches import Batch
+from trm_bench.methods import Context, Method, Parameters, hyper
+from trm_bench.seeds import generator
+from trm_bench.transfer_risk import (
+    Denominator,
+    LeepStatistics,
+    Normalise,
+    Over,
+    Risk,
+    RiskMap,
+    RiskSummary,
+    RiskWeightedLoss,
+    Scope,
+    Weight,
+)
+
+PAPER = "Duan et al., ICASSP 2025, arXiv:2502.02340"
+FIELD = "risk weight"
+
+
+class TrmParameters(Parameters):
+    """The readings of the paper, which does not state them.
+
+    See `trm_bench.transfer_risk` for each option.
+    """
+
+    scope: Scope = hyper("all", "voxels in the joint", search=["all", "brain", "class_balanced"])
+    risk: Risk = hyper("one_minus", "how p becomes a risk", search=["neg_log", "one_minus"])
+    normalise: Normalise = hyper(
+        "none", "of the risks", search=["none", "max", "minmax_per_image", "mean_one"]
+    )
+    weight: Weight = hyper(
+        "power", "how the risk becomes a weight", search=["risk", "affine", "power"]
+    )
+    strength: float = hyper(1.0, "lambda of weight=affine", search=(0.1, 100.0), log=True, ge=0)
+    base: float = hyper(3.0, "b of weight=power", search=(1.5, 100.0), log=True, gt=0)
+    denominator: Denominator = hyper(
+        "label_foreground",
+        "what the sum is divided by",
+        search=["label_foreground", "image_foreground", "weights"],
+    )
+    over: Over = hyper("all", "voxels in the sum", search=["all", "foreground"])
+    with_dice: float | None = hyper(
+        None, "weight of the Dice term; null is the protocol's", search=None, ge=0
+    )
+
+
+class TransferRiskMap(Method):
+    """Fine-tuning with the cross-entropy weighted by the transfer risk map, over the foreground
+    size.
+
+    loss = cross_entropy * sum_v w(R_v) CE_v / |foreground| + with_dice * soft Dice, where
+    cross_entropy is the protocol's weight of the voxel-wise term. Statistics and maps come from
+    passes of the frozen source network over the target training set before training; the weights
+    are stored beside the label, so that a step costs what a plain step costs.
+    """
+
+    name = "trm"
+    paper = PAPER
+    Parameters = TrmParameters
+
+    def prepare(self, run: Context) -> None:
+        weights = run.config.loss
+        self.criterion = RiskWeightedLoss(
+            self.p.denominator,
+            self.p.over,
+            with_dice=weights.dice if self.p.with_dice is None else self.p.with_dice,
+            cross_entropy=weights.cross_entropy,
+        )
+        run.training_set.attach(FIELD, self.weights(run))
+
+    def weights(self, run: Context) -> list[Tensor]:
+        """The weight map of every target training subject, shape (1, X, Y, Z)."""
+        self.statistics = self._statistics(run)
+        self.risk_map = RiskMap(
+            self.statistics.conditional(),
+            self.p.risk,
+            self.p.normalise,
+            self.p.weight,
+            self.p.strength,
+            self.p.base,
+        )
+        summary = RiskSummary(run.classes)
+        risks = []
+        for probabilities, label, brain in self._evidence(run):
+            risk = self.risk_map(probabilities, label)
+            inside = brain if self.p.scope == "brain" else None
+            summary.update(risk, self.risk_map.transferability(probabilities, label), label, inside)
+            risks.append(risk.float())
+        run.diagnostics |= {
+            **summary.result(),
+            "conditional": self.statistics.conditional().tolist(),
+            "prior": self.statistics.prior().tolist(),
+        }
+        return self.risk_map.weights(risks)
+
+    def _evidence(self, run: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The source softmax, LEEP's source variable, with label and brain mask, one training
+        subject at a time.
+        """
+        assert run.source is not None
+        for i in range(len(run.training_set)):
+            image, label, brain = run.training_set.volume(i)
+            yield run.predict(run.source, image), label, brain
+
+    def _statistics(self, run: Context) -> LeepStatistics:
+        statistics: LeepStatistics | None = None
+        for probabilities, label, brain in self._evidence(run):
+            statistics = statistics or LeepStatistics(
+                run.classes, probabilities.shape[1], self.p.scope
+            )
+            statistics.update(probabilities, label, brain)
+        assert statistics is not None
+        return statistics
+
+    def segmentation_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
+        return self.criterion(logits, batch.label, batch.fields[FIELD], batch.brain)
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        assert run.source is not None
+        probabilities = run.predict(run.source, image)
+        return {"risk": self.risk_map(probabilities, label), "source": probabilities.argmax(1)}
+
+
+class PriorRisk(TransferRiskMap):
+    """`trm` with an uninformative source: R = -log P(y), or 1 - P(y).
+
+    Class weighting by the prior and nothing else.
+    """
+
+    name = "trm_prior"
+
+    def _evidence(self, run: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for i in range(len(run.training_set)):
+            image, label, brain = run.training_set.volume(i)
+            # one source class, so that P(y | c) = P(y)
+            yield torch.ones_like(image[:, :1]), label, brain
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+class UniformRisk(TransferRiskMap):
+    """`trm` without a map: w = 1 in every voxel, under the same denominator, which it isolates."""
+
+    name = "trm_uniform"
+
+    def weights(self, run: Context) -> list[Tensor]:
+        labels = (run.training_set.volume(i)[1] for i in range(len(run.training_set)))
+        return [torch.ones_like(label) for label in labels]
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+class ShuffledRisk(TransferRiskMap):
+    """`trm` with its weights permuted among the voxels of the same class in the same image.
+
+    No spatial information.
+    """
+
+    name = "trm_shuffled"
+
+    def weights(self, run: Context) -> list[Tensor]:
+        shuffled = []
+        for i, weight in enumerate(super().weights(run)):
+            label, mixed = run.training_set.volume(i)[1], weight.clone()
+            for k in label.unique():
+                values = weight[label == k]
+                draws = generator(*run.seed_axes, "shuffle", i, int(k))
+                order = torch.randperm(len(values), generator=draws).to(values.device)
+                mixed[label == k] = values[order]
+            shuffled.append(mixed)
+        return shuffled
+
+    def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {}

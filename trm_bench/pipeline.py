@@ -1,0 +1,414 @@
+"""One command from protocol to table.
+
+Prepare, plan, train what is missing, audit, report, track.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from trm_bench import datasets, networks, phantom, report
+from trm_bench.analysis import audit
+from trm_bench.data.prepared import Prepared, cache_path, open_prepared, prepare
+from trm_bench.datasets.base import Dataset, Subject
+from trm_bench.display import Display
+from trm_bench.errors import BadSubject, UserError
+from trm_bench.methods.registry import REGISTRY, create, trainable
+from trm_bench.protocol import Protocol, load_protocol
+from trm_bench.protocol.choices import (
+    choose_methods,
+    choose_seeds,
+    choose_transfers,
+    transfers_of,
+)
+from trm_bench.protocol.load import data_root
+from trm_bench.report import mlflow
+from trm_bench.runs import execute
+from trm_bench.runs.executors import Event, Executor, LocalPool, Task, default_jobs
+from trm_bench.runs.plan import Plan, Planner
+from trm_bench.runs.records import LeftOut, StoredPlan
+from trm_bench.runs.store import (
+    ProtocolFolder,
+    ResultsFolder,
+    read_record,
+    read_results,
+    write_plan,
+)
+
+WORTH_WORKERS = 128 * 2**20  # bytes of files to prepare above which starting processes pays
+
+
+@dataclass(frozen=True)
+class Data:
+    """A protocol's data, prepared.
+
+    Attributes:
+        dataset: Opened.
+        subjects: The usable ones.
+        prepared: Their prepared volumes, by id.
+        left_out: Subjects that cannot be used.
+        kind: Whether these are real data or the stand-in.
+    """
+
+    dataset: Dataset
+    subjects: list[Subject]
+    prepared: dict[str, Prepared]
+    left_out: list[LeftOut]
+    kind: Literal["phantom", "real"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a benchmark did.
+
+    Attributes:
+        folder: Of the protocol's results.
+        states: Number of runs by state (`finished`, `diverged`, `failed`).
+    """
+
+    folder: ProtocolFolder
+    states: dict[str, int]
+
+
+def load(
+    name: str,
+    settings: Sequence[str] = (),
+    phantom: bool = False,
+    methods: Sequence[str] = (),
+    seeds: Sequence[str] = (),
+) -> Protocol:
+    """A protocol with what a command chooses of it.
+
+    Args:
+        name: A file, or a bundled protocol.
+        settings: `key.path=value`.
+        phantom: Apply the protocol's settings for the stand-in.
+        methods: Labels; `all` alone: all that can train the protocol's network.
+        seeds: Numbers.
+
+    Raises:
+        UserError: Something is not as it must be.
+    """
+    protocol = load_protocol(name, settings, phantom)
+    if list(methods) == ["all"]:
+        methods = [*(m.label for m in protocol.methods), *trainable(protocol)]
+    if methods:
+        protocol = choose_methods(protocol, methods, REGISTRY.names())
+    return choose_seeds(protocol, seeds) if seeds else protocol
+
+
+def run(
+    protocol: Protocol,
+    output: Path,
+    *,
+    stand_in: bool = False,
+    transfers: Sequence[str] = (),
+    device: torch.device | None = None,
+    jobs: int | None = None,
+    display: Display | None = None,
+    pages: bool = True,
+) -> Outcome:
+    """Runs a protocol; what has been done before is not done again.
+
+    Args:
+        protocol: Resolved.
+        output: The folder of the results.
+        stand_in: Use the phantom instead of the real data.
+        transfers: Names of the transfers to run; all where empty.
+        device: CPU where not given.
+        jobs: Trainings at a time; by default one a core or GPU.
+        display: Where progress is shown.
+        pages: Draw charts and report.html too, which takes some seconds.
+
+    Raises:
+        UserError: Protocol, data or folder are not as they must be; nothing has been trained then.
+    """
+    device, display = device or torch.device("cpu"), display or Display(quiet=True)
+    folder = ResultsFolder(output).protocol(protocol.name)
+    executor = LocalPool(device, jobs)
+    with _only_one(folder), display:
+        data, plan = planned(protocol, folder, stand_in, transfers, device, jobs, display)
+        check_networks(protocol, plan)
+        _store_plan(protocol, folder, data, plan, display)
+        with mlflow.tracker(protocol, folder, display) as track:
+            for job in plan.runs:
+                if job.is_done():
+                    track(job.id)
+            _train(plan, executor, device, display, track)
+            _audit(folder, data, executor, display)
+            if pages:
+                report.write_pages(folder.path)
+            else:
+                report.write(folder)
+        states = _states(plan)
+    return Outcome(folder, states)
+
+
+def _store_plan(
+    protocol: Protocol, folder: ProtocolFolder, data: Data, plan: Plan, display: Display
+) -> None:
+    stored = StoredPlan(
+        protocol=protocol,
+        data=data.kind,
+        settings=plan.settings,
+        left_out=tuple(data.left_out),
+        cells=tuple(plan.cells),
+    )
+    kept, dropped = write_plan(folder, stored)
+    if kept or dropped:
+        earlier = f"{kept} cells of earlier commands stay in the table"
+        display.say(f"{earlier}, {dropped} of other settings are left out")
+
+
+def planned(
+    protocol: Protocol,
+    folder: ProtocolFolder,
+    stand_in: bool,
+    transfers: Sequence[str],
+    device: torch.device,
+    jobs: int | None,
+    display: Display,
+) -> tuple[Data, Plan]:
+    """What `run` would do, without training: the data, prepared, and the plan."""
+    data = open_data(protocol, folder.results, stand_in, jobs, display)
+    chosen = choose_transfers(protocol, data.dataset, transfers)
+    planner = Planner(
+        protocol, data.dataset, data.subjects, data.prepared, folder, data.kind, device
+    )
+    return data, planner.plan(chosen)
+
+
+def open_data(
+    protocol: Protocol, results: ResultsFolder, stand_in: bool, jobs: int | None, display: Display
+) -> Data:
+    """Opens the dataset (or makes the phantom) and prepares every subject not prepared yet.
+
+    Raises:
+        UserError: The data are not there, or a subject cannot be used and `data.on_bad_subject`
+            is `stop`.
+    """
+    root = phantom_root(protocol, results, display) if stand_in else data_root(protocol)
+    dataset = datasets.open_dataset(protocol.data.dataset, root)
+    modalities = protocol.data.modalities or dataset.modalities
+    transfers_of(protocol, dataset)  # names are checked before the long work
+    subjects = dataset.subjects()
+    cache, volume = results.prepared(dataset.name), protocol.data.volume
+    paths = {s.id: cache_path(cache, dataset, s, modalities, volume) for s in subjects}
+    prepared = {s.id: p for s in subjects if (p := open_prepared(paths[s.id])) is not None}
+    missing = [s for s in subjects if s.id not in prepared]
+    tasks = [Task(s.id, _prepare, (dataset, s, modalities, volume, paths[s.id])) for s in missing]
+    size = sum(f.stat().st_size for s in missing for f in dataset.files(s) if f.is_file())
+    cpu = torch.device("cpu")
+    workers = jobs or default_jobs(cpu)
+    pool = LocalPool(cpu, workers if size > WORTH_WORKERS else 1)
+    left_out = _prepare_all(tasks, pool, protocol, cache, display)
+    prepared |= {s.id: p for s in missing if (p := open_prepared(paths[s.id])) is not None}
+    usable = [s for s in subjects if s.id in prepared]
+    is_phantom = stand_in or phantom.is_phantom(root)
+    return Data(dataset, usable, prepared, left_out, "phantom" if is_phantom else "real")
+
+
+def _prepare_all(
+    tasks: Sequence[Task], pool: Executor, protocol: Protocol, cache: Path, display: Display
+) -> list[LeftOut]:
+    """Prepares subjects; returns those that cannot be used.
+
+    Raises:
+        UserError: There is one, and the protocol says `stop`; or the disk or memory is full.
+    """
+    if not tasks:
+        return []
+    results: dict[str, Any] = {}
+    with display.stage("preparing volumes", len(tasks)) as stage:
+
+        def listen(event: Event) -> None:
+            if event.kind in ("done", "failed"):
+                results[event.task] = event.value
+                stage.advance()
+
+        pool.run(tasks, listen)
+    left_out = []
+    for subject in (task.id for task in tasks):
+        problem = results[subject]
+        if isinstance(problem, BadSubject):
+            reason = LeftOut(subject=subject, file=problem.where or "", reason=problem.what)
+            left_out.append(reason)
+            if protocol.data.on_bad_subject == "stop":
+                raise UserError(
+                    f"subject {subject} cannot be used: {problem.what}",
+                    problem.where,
+                    "fix or remove it, or leave such subjects out with "
+                    "--set data.on_bad_subject=skip",
+                )
+            display.warn(f"left out {subject}: {problem.what} ({problem.where})")
+        elif problem is not None:
+            what = f"{subject} cannot be prepared: {problem}"
+            raise UserError(what, cache, "free some space or memory")
+    return left_out
+
+
+def _prepare(
+    dataset: Dataset,
+    subject: Subject,
+    modalities: Sequence[str],
+    volume: Any,
+    path: Path,
+    device: torch.device,
+    progress: Any,
+) -> BadSubject | None:
+    """Prepares a subject, maybe in a worker; returns the BadSubject that it meets, as itself."""
+    try:
+        prepare(dataset, subject, modalities, volume, path)
+    except BadSubject as error:
+        return error
+    return None
+
+
+def phantom_root(protocol: Protocol, results: ResultsFolder, display: Display) -> Path:
+    """Makes the protocol's phantom in the results folder, once, and returns its folder.
+
+    Raises:
+        UserError: The protocol has no phantom, or its dataset has none.
+    """
+    block, layout = protocol.phantom, protocol.data.dataset
+    if block is None or layout not in phantom.LAYOUTS:
+        raise UserError(
+            f"there is no phantom for the dataset '{layout}' in this protocol",
+            "--phantom",
+            f"phantoms exist for {', '.join(phantom.LAYOUTS)}",
+        )
+    name = f"{layout}-{block.subjects}x{block.spacing:g}mm-seed{block.seed}"
+    with display.stage("making the phantom", block.subjects) as stage:
+        return phantom.write_phantom(
+            layout,
+            results.phantom(name),
+            block.subjects,
+            block.spacing,
+            block.seed,
+            lambda done, total: stage.advance(done),
+        )
+
+
+def check_networks(protocol: Protocol, plan: Plan) -> int:
+    """Builds every network of a plan and passes a patch through it on paper.
+
+    Returns:
+        Bytes of the largest training step.
+
+    Raises:
+        UserError: A network refuses its arguments or its patch, or a method the network, so that
+            a run would fail.
+    """
+    configs = [job.config for job in (*plan.sources, *plan.runs)]
+    shapes = {(c.kind, len(c.domain.images), len(c.domain.classes)): c for c in configs}
+    methods = [create(chosen.name, chosen.parameters) for chosen in protocol.methods]
+    largest = 0
+    for (_, channels, classes), config in sorted(shapes.items(), key=lambda item: item[0]):
+        parts = networks.parts(config.network, channels, config.spatial_dims)
+        network = networks.build(config.network, channels, classes, config.spatial_dims, seed=0)
+        for method in methods:
+            method.check(network, parts)
+        size = 2 if config.training.precision == "bf16" else 4
+        needed = networks.training_bytes(config.network, config.training, channels, classes, size)
+        largest = max(largest, needed)
+    return largest
+
+
+def _train(
+    plan: Plan, executor: Executor, device: torch.device, display: Display, track: mlflow.Track
+) -> None:
+    """Trains what is missing; a run whose source failed is recorded as failed."""
+    stages = {"source networks": plan.sources, "runs": plan.runs}
+    missing = {name: [j for j in jobs if not j.is_done()] for name, jobs in stages.items()}
+    for name, jobs in stages.items():
+        if done := len(jobs) - len(missing[name]):
+            display.say(f"{done} of {len(jobs)} {name} are done already")
+    jobs_by_id = {job.id: job for jobs in missing.values() for job in jobs}
+    if not jobs_by_id:
+        return
+    # sources come first in the dictionary, so that a task stands after the one it depends on
+    tasks = [
+        Task(i, execute.do, (job,), after=(job.source,) if job.source in jobs_by_id else ())
+        for i, job in jobs_by_id.items()
+    ]
+    failures: dict[str, str] = {}
+    with (
+        display.stage("source networks", len(missing["source networks"])) as of_sources,
+        display.stage("runs", len(missing["runs"])) as of_runs,
+    ):
+
+        def listen(event: Event) -> None:
+            job = jobs_by_id[event.task]
+            is_source = job.config.kind == "source"
+            if event.kind == "failed":
+                failures[job.id] = event.value
+            if event.kind == "skipped":
+                reason = f"its source network failed: {failures[event.value]}"
+                event = Event(event.task, "failed", reason)
+            (of_sources if is_source else of_runs).hear(event, job.title)
+            if is_source:
+                return
+            if event.kind == "failed":
+                execute.failed(job, event.value, device)
+            if event.kind in ("done", "failed"):
+                track(job.id)
+
+        executor.run(tasks, listen)
+
+
+def _audit(folder: ProtocolFolder, data: Data, executor: Executor, display: Display) -> None:
+    """Judges voxel by voxel what is finished; one that fails is a warning, as the runs stand."""
+    missing = audit.pending(read_results(folder), data.prepared)
+    if not missing:
+        return
+    titles = {str(work.result): work.title for work in missing}
+    with display.stage("voxel-level audits", len(missing)) as stage:
+        tasks = [Task(str(work.result), audit.audit, (work,)) for work in missing]
+        executor.run(tasks, lambda event: stage.hear(event, titles[event.task]))
+
+
+def _states(plan: Plan) -> dict[str, int]:
+    states: dict[str, int] = {}
+    for job in plan.runs:
+        record = read_record(job.result)
+        state = record.state if record else "failed"
+        states[state] = states.get(state, 0) + 1
+    return states
+
+
+@contextmanager
+def _only_one(folder: ProtocolFolder) -> Iterator[None]:
+    """Holds a lock on the folder, which the system frees when the process ends, however it ends."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        what = f"cannot write here: {error.strerror}"
+        raise UserError(what, folder.path, "choose another folder with --out") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # a command that was killed may leave workers that notice within a second or so
+        time.sleep(2)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise UserError(
+                "another trm-bench command is writing to this folder",
+                folder.path,
+                "wait for it, or choose another --out",
+            ) from error
+    try:
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,190 @@
+"""Charts that are curves: few-shot, training, and ROC of the risk maps."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from trm_bench.analysis.voxels import ALL_VOXELS, FALSE_POSITIVE_RATES, REFERENCE
+from trm_bench.report.drawing import (
+    PALE,
+    DoesNotApply,
+    Drawing,
+    highlights,
+    legend,
+    look,
+    panels,
+    plain,
+    scored,
+)
+from trm_bench.report.evidence import NAMES, UNITS, Evidence, Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# --------------------------------------------------------------------------------------- few-shot
+
+
+def shots(evidence: Evidence) -> Drawing:
+    """Few-shot curves: the metric against the number of target training subjects."""
+    pairs: dict[str, list[tuple[int, str]]] = {}
+    for transfer in evidence.transfers:
+        if match := re.fullmatch(r"(.+)@(\d+)", transfer):
+            pairs.setdefault(match[1], []).append((int(match[2]), transfer))
+    if not any(len(places) > 1 for places in pairs.values()):
+        raise DoesNotApply("no transfer comes with several numbers of shots")
+    scores = scored(evidence)
+    figure, axes = panels(len(pairs), 3.3, 2.9, most=3, sharey=True)
+    for ax, (pair, places) in zip(axes, pairs.items(), strict=True):
+        _few_shot(ax, evidence, scores, sorted(places))
+        ax.set_title(plain(pair))
+    legend(figure, axes, len(highlights(evidence)) < len(evidence.methods))
+    axes[0].set_ylabel(f"{NAMES[scores.metric]} [{UNITS[scores.metric]}]")
+    figure.supxlabel("target training subjects", fontsize=9)
+    return Drawing(
+        figure,
+        "Few-shot curves",
+        f"Mean over test subjects and seeds. Bands ({evidence.reference}, {evidence.focus}): 95 % "
+        "interval of the mean over subjects, each method on its own; the paired gains above are "
+        "the sharper comparison.",
+        f"Curves of {NAMES[scores.metric]} against the number of target training subjects, for "
+        f"{', '.join(pairs)}.",
+    )
+
+
+def _few_shot(ax: Axes, evidence: Evidence, scores: Scores, places: list[tuple[int, str]]) -> None:
+    """One panel, of transfers that differ in the number of subjects alone."""
+    from scipy import stats
+
+    coloured = highlights(evidence)
+    for method in sorted(evidence.methods, key=coloured.__contains__):
+        curve = []
+        for n, transfer in places:
+            values = np.array(list(scores.by_subject(transfer, method).values()))
+            if len(values):
+                several = len(values) > 1
+                error = values.std(ddof=1) / np.sqrt(len(values)) if several else np.nan
+                half = stats.t.ppf(0.975, max(len(values) - 1, 1)) * error
+                curve.append((n, values.mean(), half))
+        if not curve:
+            continue
+        x, y, band = np.array(curve).T
+        if method not in coloured:
+            ax.plot(x, y, color=PALE, linewidth=0.9, zorder=1)
+            continue
+        colour, marker, line = look(evidence, method)
+        style: Any = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5}
+        ax.plot(x, y, label=method, zorder=3, **style)
+        if method in (evidence.focus, evidence.reference):
+            ax.fill_between(x, y - band, y + band, color=colour, alpha=0.14, linewidth=0, zorder=2)
+    ax.set_xscale("log")
+    ax.set_xticks([n for n, _ in places], [str(n) for n, _ in places])
+    ax.minorticks_off()
+
+
+# --------------------------------------------------------------------------------------- training
+
+Steps = tuple[np.ndarray, np.ndarray]  # steps, and the value at each
+
+
+def training(evidence: Evidence, kind: Literal["loss", "validation"] = "loss") -> Drawing:
+    """Training curves: the mean over seeds of a curve of the records, a panel a transfer."""
+    by_cell = _curves(evidence, kind)
+    if not by_cell:
+        raise DoesNotApply(f"the records hold no {kind} curves")
+    transfers = [t for t in evidence.transfers if any(key[0] == t for key in by_cell)]
+    figure, axes = panels(len(transfers), 3.0, 2.4, sharey=True)
+    coloured = highlights(evidence)
+    for ax, transfer in zip(axes, transfers, strict=True):
+        for method in sorted(evidence.methods, key=coloured.__contains__):
+            curve = by_cell.get((transfer, method))
+            if curve is None:
+                continue
+            if method in coloured:
+                colour, _, line = look(evidence, method)
+                ax.plot(*curve, color=colour, linestyle=line, linewidth=1.5, label=method, zorder=3)
+            else:
+                ax.plot(*curve, color=PALE, linewidth=0.9, zorder=1)
+        ax.set_title(plain(transfer))
+        if kind == "loss" and all((y > 0).all() for _, y in by_cell.values()):
+            _log(ax)
+    legend(figure, axes, any(m not in coloured for _, m in by_cell))
+    axes[0].set_ylabel("training loss" if kind == "loss" else "validation Dice")
+    figure.supxlabel("step", fontsize=9)
+    caption = {
+        "loss": "Training loss, mean over seeds. Losses of different methods have different "
+        "scales: compare shapes.",
+        "validation": "Mean Dice on the validation subjects during training, mean over seeds.",
+    }[kind]
+    title = {"loss": "Training loss", "validation": "Validation during training"}[kind]
+    methods = len({m for _, m in by_cell})
+    alt = f"{title} against the step for {methods} methods in {len(transfers)} transfers."
+    return Drawing(figure, title, caption, alt)
+
+
+def _log(ax: Axes) -> None:
+    from matplotlib.ticker import LogLocator
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
+
+
+def _curves(evidence: Evidence, kind: str) -> dict[tuple[str, str], Steps]:
+    """(transfer, method) to the mean over the seeds that have a curve of the same steps."""
+    several: dict[tuple[str, str], list[np.ndarray]] = {}
+    for cell, record in evidence.results.finished():
+        curve = np.array(record.curves.get(kind, []), float)
+        if curve.ndim == 2 and len(curve) and np.isfinite(curve).all():
+            several.setdefault((cell.transfer, cell.method), []).append(curve)
+    means = {}
+    for key, curves in several.items():
+        steps = curves[0][:, 0]
+        alike = [c[:, 1] for c in curves if np.array_equal(c[:, 0], steps)]
+        means[key] = steps, np.mean(alike, axis=0)
+    return means
+
+
+# ------------------------------------------------------------------------------------ voxel level
+
+
+def lost_voxels(evidence: Evidence) -> Drawing:
+    """ROC curves of the risk maps: do they find the voxels that the reference lost?"""
+    curves: dict[str, dict[str, list[np.ndarray]]] = {}
+    for audit in evidence.audits:
+        for name, curve in audit.roc.items():
+            by_map = curves.setdefault(audit.transfer, {})
+            by_map.setdefault(name, []).append(np.array(curve))
+    if not curves:
+        raise DoesNotApply("needs runs of scratch, finetune and trm, with their predictions")
+    overall = evidence.findings[evidence.findings["class"] == ALL_VOXELS]
+    figure, axes = panels(len(curves), 2.75, 2.9, sharex=True, sharey=True)
+    listed = []
+    for ax, (transfer, by_map) in zip(axes, curves.items(), strict=True):
+        areas = overall[overall["transfer"] == transfer].set_index("map")["auroc"]
+        ax.plot([0, 1], [0, 1], color=PALE, linewidth=1)
+        for name, several in by_map.items():
+            colour, _, line = look(evidence, name)
+            mean = np.mean(several, axis=0)
+            style: Any = {"color": colour, "linestyle": line, "linewidth": 1.6}
+            ax.plot(FALSE_POSITIVE_RATES, mean, label=name, **style)
+            listed.append(f"{transfer} {name} {areas[name]:.3f}")
+        ax.set_title(
+            "\n".join([plain(transfer), *(f"{name} {areas[name]:.3f}" for name in by_map)])
+        )
+        ax.set_aspect("equal")
+    legend(figure, axes, False)
+    axes[0].set_ylabel("share of the lost voxels found")
+    figure.supxlabel("share of the other voxels marked", fontsize=9)
+    return Drawing(
+        figure,
+        "Does the map find the lost voxels?",
+        f"ROC of each risk map against the voxels that scratch has right and {REFERENCE} wrong, "
+        "over all voxels of a subject, mean over subjects and seeds; area under the curve in the "
+        "title. Diagonal: chance.",
+        f"ROC curves; areas: {'; '.join(listed)}.",
+    )

@@ -1,0 +1,248 @@
+"""MLflow: a mirror of the records, one parent run a protocol and one child a cell.
+
+It never stands in the way of a benchmark.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trm_bench.protocol.schema import Protocol
+from trm_bench.runs.config import RunConfig
+from trm_bench.runs.records import Cell, Record
+from trm_bench.runs.store import ProtocolFolder, read_plan, read_record
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+    from mlflow.tracking import MlflowClient
+
+    from trm_bench.display import Display
+
+Track = Callable[[str], None]
+# tags by which a resumed command sees what is logged already
+PARENT, CELL = "trm_bench.parent", "trm_bench.cell"
+BATCH = 900  # metrics a request; MLflow takes 1000
+NOT_PARAMETERS = {
+    "schema_version": True,
+    "subjects": True,  # counted instead; the record lists them
+    "source": True,
+    "code": True,
+    "domain": {"values", "regions"},
+    "method": True,  # flattened by one level more
+}
+
+
+def store_uri(folder: ProtocolFolder) -> str:
+    """The tracking store: MLFLOW_TRACKING_URI, or an sqlite file in the folder of the results."""
+    store = folder.results.mlflow_store
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.resolve()}"
+
+
+@contextmanager
+def tracker(protocol: Protocol, folder: ProtocolFolder, display: Display) -> Iterator[Track]:
+    """Yields a function that logs the record of a run, in all the cells that it fills.
+
+    A store that cannot be reached or written is reported once, and the benchmark goes on without.
+
+    Args:
+        protocol: With `tracking: off`, nothing is logged.
+        folder: Of the protocol, with its plan.
+        display: Where a fault is reported.
+    """
+    if protocol.tracking == "off":
+        yield lambda run_id: None
+        return
+    mirror: _Mirror | None = None
+    try:
+        display.say(f"tracking with MLflow: {store_uri(folder)}")
+        mirror = _Mirror(protocol, folder)
+    except Exception as error:  # MLflow raises what its store raises
+        display.warn(f"MLflow is not available, so nothing is tracked: {error}")
+
+    def track(run_id: str) -> None:
+        nonlocal mirror
+        if mirror is None:
+            return
+        try:
+            mirror.log(run_id)
+        except Exception as error:
+            display.warn(
+                f"MLflow failed, so tracking stops here (the records are complete): {error}"
+            )
+            mirror = None
+
+    yield track
+    if mirror is not None:
+        try:
+            mirror.close()
+        except Exception as error:
+            display.warn(f"MLflow failed at the end: {error}")
+
+
+class _Mirror:
+    """Writes one protocol's runs to one MLflow experiment."""
+
+    def __init__(self, protocol: Protocol, folder: ProtocolFolder) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # a dead server must not hold up a benchmark
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        from mlflow.tracking import MlflowClient
+
+        for name in ("mlflow", "alembic"):  # a new store's migrations would be told line by line
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.client: MlflowClient = MlflowClient(tracking_uri=store_uri(folder))
+        self.folder, self.plan = folder, read_plan(folder)
+        self.experiment = self._experiment(protocol.name)
+        settings = f"{self.plan.data}-{self.plan.settings}"
+        tags = {PARENT: settings, "data": self.plan.data}
+        self.parent = self._parent(settings) or self._new(protocol.name, tags)
+        children = self.client.search_runs(
+            [self.experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'", max_results=50_000
+        )
+        # a child that is still running was cut off, and is logged again
+        self.logged = {c.data.tags.get(CELL) for c in children if c.info.status != "RUNNING"}
+
+    def _experiment(self, name: str) -> str:
+        """The id of the experiment, which is made where there is none."""
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        artifacts = None
+        if store_uri(self.folder).startswith("sqlite:"):
+            artifacts = self.folder.results.mlflow_artifacts(name).resolve().as_uri()
+        return str(self.client.create_experiment(name, artifact_location=artifacts))
+
+    def log(self, run_id: str) -> None:
+        """Logs a run's record in every cell that it fills and where it is not logged yet."""
+        record = read_record(self.folder.record(run_id))
+        if record is None:
+            return
+        for cell in self.plan.cells:
+            key = f"{cell.transfer}|{cell.method}|{cell.seed}|{cell.run}|{record.state}"
+            if cell.run == run_id and key not in self.logged:
+                self._log_cell(cell, record, key)
+                self.logged.add(key)
+
+    def _log_cell(self, cell: Cell, record: Record, key: str) -> None:
+        from mlflow.entities import Metric, Param
+
+        tags = {
+            "mlflow.parentRunId": self.parent,
+            CELL: key,
+            "data": self.plan.data,
+            "method": cell.method,
+            "transfer": cell.transfer,
+            "seed": str(cell.seed),
+            "run_id": record.id,
+            "state": record.state,
+        }
+        run = self._new(f"{cell.transfer} {cell.method} seed {cell.seed}", tags)
+        parameters = sorted(_parameters(record.config).items())
+        params = [Param(name, str(value)[:6000]) for name, value in parameters]
+        self.client.log_batch(run, params=params[:100])
+        self._log_metrics(run, [Metric(k, v, 0, step) for k, step, v in _metrics(record)])
+        self.client.log_artifact(run, str(self.folder.record(cell.run)))
+        finished = record.state == "finished"
+        self.client.set_terminated(run, "FINISHED" if finished else "FAILED")
+
+    def _log_metrics(self, run: str, metrics: list[Metric]) -> None:
+        for i in range(0, len(metrics), BATCH):
+            self.client.log_batch(run, metrics=metrics[i : i + BATCH])
+
+    def close(self) -> None:
+        """Brings tables, their numbers, charts and the page to the parent, and ends it."""
+        from mlflow.entities import Metric
+
+        summary = json.loads(self.folder.report("summary.json").read_text(encoding="utf-8"))
+        step = len(self.plan.cells)
+        self._log_metrics(self.parent, [Metric(k, v, 0, step) for k, v in _summarised(summary)])
+        verdict = " / ".join(summary["verdict"]["words"]) or "no verdict"
+        self.client.set_tag(self.parent, "verdict", verdict)
+        for pattern in ("*.csv", "table.*", "*.json", "report.html"):
+            for path in sorted(self.folder.path.glob(pattern)):
+                self.client.log_artifact(self.parent, str(path))
+        for path in sorted(self.folder.figures.glob("*.png")):
+            self.client.log_artifact(self.parent, str(path), "figures")
+        self.client.set_terminated(self.parent)
+
+    def _new(self, name: str, tags: dict[str, str]) -> str:
+        return str(self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id)
+
+    def _parent(self, settings: str) -> str | None:
+        """The parent of earlier commands with these settings."""
+        tagged = f"tags.`{PARENT}` = '{settings}'"
+        runs = self.client.search_runs([self.experiment], tagged, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+
+def _parameters(config: RunConfig) -> dict[str, Any]:
+    """A run's parameters, dotted."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[_safe(prefix)] = value
+
+    walk("", config.model_dump(mode="json", exclude=NOT_PARAMETERS))  # type: ignore[arg-type]
+    walk("subjects", {part: len(members) for part, members in config.subjects.parts().items()})
+    walk("method", {**config.method.parameters, "name": config.method.name})
+    return flat
+
+
+def _metrics(record: Record) -> Iterator[tuple[str, int, float]]:
+    """Curves, mean test metrics per class and over classes, diagnostics, costs.
+
+    Yields:
+        Name, step and value.
+    """
+    for name, curve in record.curves.items():
+        for step, value in curve:
+            yield f"{name}_curve", step, value
+    by_metric: dict[str, list[float]] = {}
+    by_class: dict[str, list[float]] = {}
+    for regions in record.metrics.values():
+        for region, values in regions.items():
+            for metric, value in values.items():
+                by_metric.setdefault(metric, []).append(value)
+                by_class.setdefault(f"{metric}.{_safe(region)}", []).append(value)
+    for name, collected in {**by_metric, **by_class}.items():
+        yield f"test.{name}", 0, sum(collected) / len(collected)
+    if record.validation_dice is not None:
+        yield "validation.dice", 0, record.validation_dice
+    for name, value in record.diagnostics.items():
+        if isinstance(value, int | float):
+            yield f"diagnostics.{_safe(name)}", 0, float(value)
+    for name, value in record.seconds.items():
+        yield f"seconds.{name}", 0, value
+    if record.peak_memory_bytes is not None:
+        yield "peak_memory_gib", 0, record.peak_memory_bytes / 2**30
+
+
+def _summarised(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What summary.json says of each method: `dice.gain_points.trm` and the like, and the value."""
+    for metric, methods in summary["metrics"].items():
+        for method, numbers in methods.items():
+            names = ("mean", "sd_over_seeds", "gain_points", "gain_relative_percent")
+            values = {name: numbers[name] for name in names}
+            values["gain_low"], values["gain_high"] = numbers["gain_interval"]
+            for name, value in values.items():
+                if value is not None:
+                    yield f"{metric}.{name}.{_safe(method)}", value
+    gaps = {m: numbers["gap"] for m, numbers in summary["negative_transfer"].items()}
+    for name, by_key in {**summary["voxel_level"], "negative_transfer_gap": gaps}.items():
+        for key, value in by_key.items():
+            if value is not None:
+                yield f"{name}.{_safe(key)}", value
+
+
+def _safe(name: str) -> str:
+    """MLflow takes letters, digits and _ - . / in names."""
+    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)

@@ -1,0 +1,130 @@
+"""From a configuration, its subjects and its source network to trained weights and their scores.
+
+All that can change a number of a run is done here or in what this module imports, and nothing else
+is: no path, no record, no picture. So the fingerprint of the code starts from this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trm_bench import networks
+from trm_bench.data.patches import PatchSampler, SubjectStore
+from trm_bench.methods import Context, Method
+from trm_bench.seeds import seed_of
+from trm_bench.training import evaluation, loop
+
+if TYPE_CHECKING:
+    from trm_bench.runs.config import RunConfig
+
+Part = Callable[[str], SubjectStore]
+"""Loads the subjects of a part: `train`, `val`, `test`, or `source`, the source's own training
+subjects in the source's own domain."""
+
+
+def build(config: RunConfig, device: torch.device) -> nn.Module:
+    """A configuration's network with its initial weights."""
+    seed = seed_of("initial weights", config.kind, config.seed)
+    channels, classes = len(config.domain.images), len(config.domain.classes)
+    network = networks.build(config.network, channels, classes, config.spatial_dims, seed)
+    if device.type == "cuda":
+        layout = torch.channels_last if config.spatial_dims == 2 else torch.channels_last_3d
+        # mypy: the argument is missing in PyTorch's stubs
+        network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    return network.to(device)
+
+
+def source_network(
+    config: RunConfig, state: Mapping[str, Tensor], device: torch.device
+) -> nn.Module:
+    """A trained source network, frozen, in eval mode.
+
+    Args:
+        config: Of the source's own training.
+        state: Its weights.
+        device: Where it goes.
+    """
+    network = build(config, device)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
+def context(
+    config: RunConfig,
+    network: nn.Module,
+    source: nn.Module | None,
+    part: Part,
+    device: torch.device,
+) -> Context:
+    """What a method gets to see of a training.
+
+    Args:
+        config: Of the training.
+        network: To be trained.
+        source: The frozen source network.
+        part: Loads subjects; the source's, only when a method asks for them.
+        device: Where everything lives.
+    """
+    training, windows = config.training, config.evaluation
+    training_set, validation_set = part("train"), part("val")
+    # Named by the target alone, so that all methods, and scratch for all sources, see the same
+    # patches.
+    domain = (*config.domain.images, config.domain.labels)
+    axes = (config.kind, config.dataset, *domain, len(training_set), config.seed)
+    return Context(
+        network=network,
+        parts=networks.parts(config.network, len(config.domain.images), config.spatial_dims),
+        source=source,
+        same_task=config.same_task,
+        training_set=training_set,
+        patches=PatchSampler(training_set, training, "patches", *axes),
+        source_patches=lambda: PatchSampler(part("source"), training, "source patches", *axes),
+        validate=lambda net: evaluation.mean_dice(net, validation_set, training, windows),
+        predict=lambda net, image: evaluation.predict(net, image, training, windows),
+        config=training,
+        seed_axes=axes,
+        device=device,
+    )
+
+
+def start(
+    config: RunConfig, source: nn.Module | None, part: Part, device: torch.device
+) -> tuple[Context, dict[str, Any] | None]:
+    """A training before its first step: initial weights, then the source's over them.
+
+    Returns:
+        The context, and the audit of the source weights; see `networks.load_source`.
+    """
+    run = context(config, build(config, device), source, part, device)
+    if source is None:
+        return run, None
+    state = source.state_dict()
+    return run, networks.load_source(run.network, state, run.parts, with_head=run.same_task)
+
+
+def train(
+    run: Context, method: Method, curves: loop.Curves, progress: loop.Progress = lambda *at: None
+) -> None:
+    """Trains `run.network`; dropout draws alike for every method.
+
+    Raises:
+        Diverged: See `loop.train`.
+    """
+    torch.manual_seed(seed_of("training", *run.seed_axes))
+    loop.train(run, method, curves, progress)
+
+
+def test(
+    config: RunConfig,
+    run: Context,
+    test_set: SubjectStore,
+    keep: Callable[[Any, Tensor], None] | None = None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Test subject to region to metric to value; see `evaluation.score_subjects`."""
+    return evaluation.score_subjects(
+        run.network, test_set, config.metrics, config.training, config.evaluation, keep
+    )

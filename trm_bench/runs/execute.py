@@ -1,0 +1,190 @@
+"""One job to one record: read what it needs, compute, write what it leaves."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trm_bench import environment
+from trm_bench.data.patches import SubjectStore
+from trm_bench.data.prepared import Prepared, open_prepared
+from trm_bench.methods import Context, Method
+from trm_bench.methods.registry import create
+from trm_bench.runs import compute, store
+from trm_bench.runs.plan import Job
+from trm_bench.runs.records import Checkpoint, Loading, Record, SourceNote
+from trm_bench.seeds import deterministic
+from trm_bench.training.evaluation import to_prepared
+from trm_bench.training.loop import Curves, Diverged
+
+Progress = Callable[[int, int, float], None]
+SLICED_SUBJECTS = 3  # test subjects of which a slice is kept for pictures
+
+
+def do(job: Job, device: torch.device, progress: Progress) -> str:
+    """Does a job and leaves its result; a run's own failures become its record.
+
+    Args:
+        job: From a plan.
+        device: Where to train.
+        progress: Called with step, number of steps and loss.
+
+    Returns:
+        `finished`, `diverged` or `failed`. A source that fails raises instead, since it has no
+        record.
+    """
+    deterministic(device)
+    if job.config.kind == "source":
+        _train_source(job, device, progress)
+        return "finished"
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    curves = Curves()
+    note: dict[str, Any] = {"state": "failed"}
+    try:
+        note |= _train_method(job, device, progress, curves)
+    except Diverged as error:
+        note |= {"state": "diverged", "reason": str(error)}
+    except Exception as error:  # one failed run must not end the others; its record says why
+        reason = f"{type(error).__name__}: {error}"
+        note |= {"reason": reason, "traceback": traceback.format_exc()}
+    record = Record(
+        id=job.id,
+        config=job.config,
+        environment=environment.describe(device),
+        started=started,
+        curves={"loss": curves.loss, "validation": curves.validation},
+        **note,
+    )
+    store.write_model(job.result, record)
+    return record.state
+
+
+def failed(job: Job, reason: str, device: torch.device) -> None:
+    """Leaves the record of a run that could not say itself why it failed.
+
+    Its process died, or its source failed.
+    """
+    machine = environment.describe(device)
+    record = Record(
+        id=job.id, state="failed", reason=reason, config=job.config, environment=machine
+    )
+    store.write_model(job.result, record)
+
+
+def load_part(job: Job, device: torch.device, part: str) -> SubjectStore:
+    """The prepared subjects of a part of a job, as its network sees them; see `compute.Part`.
+
+    Raises:
+        OSError: A prepared volume is gone, damaged, or not that of the configuration.
+    """
+    config = job.config
+    if part == "source":
+        assert config.source is not None, "only methods that transfer may ask for the source's data"
+        config, part = config.source, "train"
+    volumes = [
+        _open(job, member.subject, member.digest) for member in config.subjects.parts()[part]
+    ]
+    return SubjectStore(volumes, config.domain.images, config.domain.label_map, device)
+
+
+def _open(job: Job, subject: str, digest: str) -> Prepared:
+    path = job.prepared[subject]
+    prepared = open_prepared(path)
+    if prepared is None or (prepared.subject, prepared.digest) != (subject, digest):
+        raise OSError(
+            f"{path}: the prepared volume is gone, damaged or another one; delete it and run again"
+        )
+    return prepared
+
+
+def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
+    config = job.config
+    run, _ = compute.start(config, None, partial(load_part, job, device), device)
+    curves, steps = Curves(), config.training.steps
+    method = create(config.method.name, config.method.parameters)
+    compute.train(run, method, curves, lambda step, loss: progress(step, steps, loss))
+    about = Checkpoint(
+        id=job.id,
+        config=config,
+        validation_dice=run.validate(run.network),
+        curves={"loss": curves.loss, "validation": curves.validation},
+        environment=environment.describe(device),
+    )
+    store.write_checkpoint(job.result, about, run.network.state_dict())
+
+
+def _train_method(
+    job: Job, device: torch.device, progress: Progress, curves: Curves
+) -> dict[str, Any]:
+    """Trains and tests; returns the fields of the record that a finished run has."""
+    config, part = job.config, partial(load_part, job, device)
+    clock = time.perf_counter()
+    environment.reset_peak_memory(device)
+    source, about = None, None
+    if config.source is not None:
+        about, state = store.read_checkpoint(job.folder.results.source(config.source.id))
+        source = compute.source_network(about.config, state, device)
+    run, loading = compute.start(config, source, part, device)
+    method, steps = create(config.method.name, config.method.parameters), config.training.steps
+    started = time.perf_counter()
+    compute.train(run, method, curves, lambda step, loss: progress(step, steps, loss))
+    trained = time.perf_counter()
+    note: dict[str, Any] = {
+        "state": "finished",
+        "validation_dice": run.validate(run.network),
+        "manifest": _manifest(job),
+        "source": about and SourceNote(id=about.id, validation_dice=about.validation_dice),
+        "loading": loading and Loading(**loading),
+    }
+    if config.subjects.test:
+        test_set = part("test")
+        note["metrics"] = compute.test(config, run, test_set, partial(_keep_prediction, job))
+        _keep_slices(job, run, method, test_set)
+    seconds = {"prepare": started - clock, "train": trained - started}
+    return note | {
+        "diagnostics": run.diagnostics,
+        "seconds": seconds | {"test": time.perf_counter() - trained},
+        "peak_memory_bytes": environment.peak_memory(device),
+    }
+
+
+def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
+    """Part to subject to file name to [bytes, sha256]."""
+    parts = dict(job.config.subjects.parts())
+    if job.config.source is not None:
+        parts["source"] = job.config.source.subjects.train
+    return {
+        part: {m.subject: _open(job, m.subject, m.digest).files for m in members}
+        for part, members in parts.items()
+    }
+
+
+def _keep_prediction(job: Job, prepared: Prepared, classes: Tensor) -> None:
+    path = job.folder.prediction(job.id, prepared.subject)
+    store.write_prediction(path, classes.numpy(), np.array(prepared.affine))
+
+
+def _keep_slices(job: Job, run: Context, method: Method, test_set: SubjectStore) -> None:
+    """Keeps the axial slice with most foreground of a few test subjects, with its maps."""
+    slices: dict[str, dict[str, Tensor]] = {}
+    for i, prepared in enumerate(test_set.prepared[:SLICED_SUBJECTS]):
+        image, label, _ = test_set.volume(i)
+        z = int((label[0] > 0).sum((0, 1)).argmax())
+        native = store.read_prediction(job.folder.prediction(job.id, prepared.subject))
+        prediction = to_prepared(torch.from_numpy(native), tuple(label.shape[1:]))
+        volumes = {"image": image[:, 0], "label": label, "prediction": prediction[None]}
+        volumes |= method.maps(run, image, label)
+        slices[prepared.subject] = {name: _slice(v, z) for name, v in volumes.items()}
+    store.write_slices(job.folder.slices(job.id), slices)
+
+
+def _slice(volume: Tensor, z: int) -> Tensor:
+    kept = volume[0, :, :, z].detach().cpu()
+    return kept.half() if kept.is_floating_point() else kept.to(torch.uint8)

@@ -1,0 +1,235 @@
+"""Where jobs run: behind one small interface, in this process or in local worker processes.
+
+Another engine (a cluster's) implements `Executor.run` and keeps to what is said there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Literal, Protocol
+
+import torch
+
+from trm_bench.seeds import CPU_THREADS
+
+
+@dataclass(frozen=True)
+class Task:
+    """A function to be called somewhere, with the device and a progress callback added.
+
+    Attributes:
+        id: Its name among the tasks of one `run`.
+        function: Module-level, called as `function(*arguments, device, progress)`.
+        arguments: What it gets; they cross process boundaries.
+        after: Tasks that must be done before this one starts.
+    """
+
+    id: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is heard of a task.
+
+    Attributes:
+        task: Its id.
+        kind: `started`; `progress`; and one of `done`, `failed`, `skipped` as the last one.
+        value: Of `progress` (step, steps, loss), of `done` the result, of `failed` the reason, of
+            `skipped` the id of the task before it that was not done.
+    """
+
+    task: str
+    kind: Literal["started", "progress", "done", "failed", "skipped"]
+    value: Any = None
+
+
+Listen = Callable[[Event], None]
+
+
+class Executor(Protocol):
+    """Something that runs tasks."""
+
+    def run(self, tasks: Sequence[Task], listen: Listen) -> None:
+        """Runs tasks and tells what happens; returns when each has had its last event.
+
+        A task starts when all tasks before it are done; where one of them is not done, it is
+        skipped. A task that fails, or whose process dies, ends alone.
+
+        Args:
+            tasks: Each after those it depends on.
+            listen: Hears the events, in the calling process and thread.
+        """
+
+
+class LocalPool:
+    """Runs tasks on this machine, several at a time.
+
+    With one job everything runs in this process. With more, each worker process takes a task when
+    it is free; on several GPUs the workers are dealt out evenly.
+
+    Args:
+        device: cpu, cuda or cuda:N.
+        jobs: How many at a time; one a core or GPU where not given.
+    """
+
+    def __init__(self, device: torch.device, jobs: int | None = None) -> None:
+        self.device, self.jobs = device, jobs or default_jobs(device)
+
+    def run(self, tasks: Sequence[Task], listen: Listen) -> None:
+        """See `Executor.run`."""
+        queue = _Queue(tasks, listen)
+        if self.jobs <= 1 or len(tasks) <= 1:
+            while task := queue.next():
+                _call(task, self.device, queue.hear)
+            return
+        slots = min(self.jobs, len(tasks))
+        workers = [_Worker(_device_of(slot, self.device)) for slot in range(slots)]
+        try:
+            while True:
+                for worker in workers:
+                    if worker.task is None and (task := queue.next()):
+                        worker.give(task)
+                        queue.hear(Event(task.id, "started"))
+                busy = {worker.connection: i for i, worker in enumerate(workers) if worker.task}
+                if not busy:
+                    return
+                for connection in wait(list(busy)):
+                    slot = busy[connection]  # type: ignore[index]
+                    workers[slot] = _heard(workers[slot], queue.hear)
+        finally:
+            for worker in workers:
+                worker.stop()
+
+
+def default_jobs(device: torch.device) -> int:
+    """Workers where the user does not say: one a core on a CPU, one a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.device_count()
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+class _Queue:
+    """Tasks that have not started, and how those before them ended."""
+
+    def __init__(self, tasks: Sequence[Task], listen: Listen) -> None:
+        self.waiting, self.listen = list(tasks), listen
+        self.ended: dict[str, bool] = {}  # task id to whether it was done
+
+    def next(self) -> Task | None:
+        """The first task that can start now, out of the queue; those that never can are skipped."""
+        for task in list(self.waiting):
+            broken = [before for before in task.after if self.ended.get(before) is False]
+            if broken:
+                self.waiting.remove(task)
+                self.hear(Event(task.id, "skipped", broken[0]))
+            elif all(before in self.ended for before in task.after):
+                self.waiting.remove(task)
+                return task
+        return None
+
+    def hear(self, event: Event) -> None:
+        if event.kind in ("done", "failed", "skipped"):
+            self.ended[event.task] = event.kind == "done"
+        self.listen(event)
+
+
+def _call(task: Task, device: torch.device, hear: Listen) -> None:
+    hear(Event(task.id, "started"))
+    try:
+        result = task.function(
+            *task.arguments, device, lambda *at: hear(Event(task.id, "progress", at))
+        )
+    except Exception as error:  # a task that fails must not stop the others
+        hear(Event(task.id, "failed", f"{type(error).__name__}: {error}"))
+    else:
+        hear(Event(task.id, "done", result))
+
+
+def _heard(worker: _Worker, hear: Listen) -> _Worker:
+    """Passes on what a worker says; returns it, or a new one where it died."""
+    assert worker.task is not None
+    task = worker.task.id
+    try:
+        kind, value = worker.connection.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        hear(Event(task, "failed", f"the worker process died ({how}); out of memory?"))
+        return _Worker(worker.device)
+    if kind != "progress":
+        worker.task = None
+    hear(Event(task, kind, value))
+    return worker
+
+
+def _device_of(slot: int, device: torch.device) -> torch.device:
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", slot % torch.cuda.device_count())
+    return device
+
+
+class _Worker:
+    """A process that does one task after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        context = multiprocessing.get_context("spawn")  # fork and CUDA do not go together
+        self.connection, theirs = context.Pipe()
+        self.device = device
+        self.task: Task | None = None
+        self.process = context.Process(target=_work, args=(theirs, str(device)), daemon=True)
+        self.process.start()
+        theirs.close()  # so that a dead worker is heard as the end of its pipe
+
+    def give(self, task: Task) -> None:
+        self.task = task
+        with contextlib.suppress(OSError):  # it died while idle; the next read says so
+            self.connection.send((task.function, task.arguments))
+
+    def stop(self) -> None:
+        self.connection.close()
+        if self.task is not None:
+            self.process.terminate()
+        self.process.join(timeout=10)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def _work(connection: Connection, device: str) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        # the parent was killed: nobody reads the results, and the same command will start again
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    # Ctrl-C reaches all processes; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(CPU_THREADS)
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            result = function(
+                *arguments, torch.device(device), lambda *at: connection.send(("progress", at))
+            )
+        except Exception as error:
+            connection.send(("failed", f"{type(error).__name__}: {error}"))
+        else:
+            connection.send(("done", result))

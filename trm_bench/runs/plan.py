@@ -1,0 +1,227 @@
+"""From a protocol to jobs: which trainings, with which configuration, fill which cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from trm_bench.data.prepared import Prepared
+from trm_bench.data.splits import Split, refuse_leakage, split
+from trm_bench.datasets.base import Dataset, Subject
+from trm_bench.fingerprint import code_fingerprint, digest_of
+from trm_bench.methods import Method
+from trm_bench.methods.registry import create
+from trm_bench.networks import resolved_precision
+from trm_bench.protocol.schema import Domain, Protocol, TrainingConfig, Transfer
+from trm_bench.runs.config import Member, RunConfig, RunDomain, RunMethod, Subjects
+from trm_bench.runs.records import Cell
+from trm_bench.runs.store import ProtocolFolder, read_record
+
+# Where the code that can change a number starts; what these import counts as well.
+NUMERIC = ("trm_bench.runs.compute", "trm_bench.data.volumes")
+# Keys of the protocol in which the runs of one table may differ.
+FREE = ("methods", "seeds", "transfers", "tracking", "phantom", "description", "claim", "name")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to be done: of a source network, or of a method on a target.
+
+    What is computed is what `config` says and nothing else; the rest says where files lie.
+
+    Attributes:
+        config: What is run.
+        title: For progress bars and messages.
+        folder: Of the protocol's results.
+        prepared: Subject to prepared file, of all parts, the source's too.
+    """
+
+    config: RunConfig
+    title: str
+    folder: ProtocolFolder
+    prepared: Mapping[str, Path]
+
+    @cached_property
+    def id(self) -> str:
+        """Of the configuration."""
+        return self.config.id
+
+    @property
+    def source(self) -> str:
+        """Id of the source network that a run starts from; "" for none."""
+        return self.config.source.id if self.config.source else ""
+
+    @property
+    def result(self) -> Path:
+        """The file that the job leaves."""
+        if self.config.kind == "source":
+            return self.folder.results.source(self.id)
+        return self.folder.record(self.id)
+
+    def is_done(self) -> bool:
+        """Whether the result is there.
+
+        A failed run is not done; a diverged one is, as it would diverge again.
+        """
+        if self.config.kind == "source":
+            return self.result.is_file()
+        record = read_record(self.result)
+        return record is not None and record.state in ("finished", "diverged")
+
+
+@dataclass
+class Plan:
+    """All jobs of a protocol, and the cells of the table that they fill.
+
+    Attributes:
+        sources: Source trainings, each once.
+        runs: Method trainings, each once: a run that does not see the source fills a cell of
+            every source.
+        cells: One per (transfer, method, seed), with the run that fills it.
+        settings: Hash of what runs must share to stand in one table.
+    """
+
+    sources: list[Job] = field(default_factory=list)
+    runs: list[Job] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+    settings: str = ""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What all jobs of a protocol share.
+
+    Attributes:
+        protocol: As the command resolved it.
+        dataset: The protocol's.
+        subjects: The usable ones.
+        prepared: Subject id to prepared volume.
+        folder: Of the protocol's results.
+        data: Whether the subjects are real or the stand-in.
+        device: Where jobs will run; its kind and what `precision: auto` means on it are part of
+            every configuration.
+    """
+
+    protocol: Protocol
+    dataset: Dataset
+    subjects: Sequence[Subject]
+    prepared: Mapping[str, Prepared]
+    folder: ProtocolFolder
+    data: Literal["phantom", "real"]
+    device: torch.device
+
+    def plan(self, transfers: Sequence[Transfer]) -> Plan:
+        """Expands the protocol into jobs.
+
+        Args:
+            transfers: Those to run.
+
+        Raises:
+            UserError: The split does not work out or leaks, or a method's parameters are wrong.
+        """
+        plan = Plan(settings=self._settings())
+        methods = [
+            create(chosen.name, chosen.parameters, f"methods.{index}")
+            for index, chosen in enumerate(self.protocol.methods)
+        ]
+        known: set[str] = set()
+        for seed in self.protocol.seeds:
+            division = split(self.subjects, self.protocol.split, seed)
+            voxels = {s.id: self.prepared[s.id].voxels for s in self.subjects}
+            refuse_leakage(division, self.subjects, voxels)
+            for transfer in transfers:
+                source = self._source(transfer, seed, division)
+                for chosen, method in zip(self.protocol.methods, methods, strict=True):
+                    title = f"{transfer.name} {chosen.label} seed {seed}"
+                    job = self._run(transfer, seed, division, source.config, method, title)
+                    if job.source and source.id not in known:
+                        plan.sources.append(source)
+                    if job.id not in known:
+                        plan.runs.append(job)
+                    known |= {job.id, *([source.id] if job.source else [])}
+                    label, run = chosen.label, job.id
+                    cell = Cell(transfer=transfer.name, method=label, seed=seed, run=run)
+                    plan.cells.append(cell)
+        return plan
+
+    def _settings(self) -> str:
+        excluded: Any = {**dict.fromkeys(FREE, True), "data": {"root": True}}
+        shared = self.protocol.model_dump(mode="json", exclude=excluded)
+        trainings = self.protocol.training
+        precision = [
+            resolved_precision(self.device, t.precision)
+            for t in (trainings.source, trainings.target)
+        ]
+        contents = {s.id: self.prepared[s.id].digest for s in self.subjects}
+        code = code_fingerprint(*NUMERIC, type(self.dataset).__module__)
+        return digest_of(shared, contents, self.data, self.device.type, precision, code)[:16]
+
+    def _source(self, transfer: Transfer, seed: int, division: Split) -> Job:
+        subjects = Subjects(train=self._members(division.source), val=self._members(division.val))
+        scratch = create("scratch", {})
+        training = self.protocol.training.source
+        config = self._config("source", transfer.source, seed, subjects, training, scratch)
+        images = "+".join(transfer.source.images)
+        return self._job(config, f"source {images}:{transfer.source.labels} seed {seed}")
+
+    def _run(
+        self,
+        transfer: Transfer,
+        seed: int,
+        division: Split,
+        source: RunConfig,
+        method: Method,
+        title: str,
+    ) -> Job:
+        subjects = Subjects(
+            train=self._members(division.train_of(transfer.shots)),
+            val=self._members(division.val),
+            test=self._members(division.test),
+        )
+        training = self.protocol.training.target
+        config = self._config("run", transfer.target, seed, subjects, training, method)
+        own = {"metrics": self.protocol.metrics, "source": source if method.transfers else None}
+        return self._job(config.model_copy(update=own), title)
+
+    def _config(
+        self,
+        kind: Literal["source", "run"],
+        domain: Domain,
+        seed: int,
+        subjects: Subjects,
+        training: TrainingConfig,
+        method: Method,
+    ) -> RunConfig:
+        precision = resolved_precision(self.device, training.precision)
+        label_map = self.dataset.label_map(domain.labels)
+        modules = (type(self.dataset).__module__, type(method).__module__)
+        return RunConfig(
+            kind=kind,
+            data=self.data,
+            dataset=self.dataset.name,
+            domain=RunDomain.of(domain.images, domain.labels, label_map),
+            volume=self.protocol.data.volume,
+            subjects=subjects,
+            network=self.protocol.network,
+            training=training.model_copy(update={"precision": precision}),
+            evaluation=self.protocol.evaluation,
+            method=RunMethod(name=method.name, parameters=method.p.model_dump(mode="json")),
+            seed=seed,
+            device="cuda" if self.device.type == "cuda" else "cpu",
+            code=code_fingerprint(*NUMERIC, *modules),
+        )
+
+    def _members(self, ids: Iterable[str]) -> tuple[Member, ...]:
+        return tuple(Member(i, self.prepared[i].digest) for i in ids)
+
+    def _job(self, config: RunConfig, title: str) -> Job:
+        parts = [*config.subjects.parts().values()]
+        parts += [config.source.subjects.train] if config.source else []
+        members = {member.subject for part in parts for member in part}
+        files = {i: self.prepared[i].path for i in sorted(members)}
+        return Job(config, title, self.folder, files)

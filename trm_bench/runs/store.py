@@ -1,0 +1,374 @@
+"""The results folder: every path, every reader and every writer of it.
+
+results/                                what a command gets as --out
+    sources/<id>.safetensors            source networks, shared by the protocols
+    prepared/<dataset>/                 prepared volumes, likewise
+    phantom/<name>/                     stand-in data
+    mlflow.db, mlartifacts/             the tracking store
+    index.html                          the index over the protocols' reports
+    <protocol>/
+        plan.json                       which run fills which cell (transfer, method, seed)
+        records/<id>.json               one per run, named by the hash of its configuration
+        slices/<id>.safetensors         a few test slices with prediction and risk map
+        predictions/<id>/*.nii.gz       classes of every test subject, on its cropped native grid
+        voxels/*.json                   audits of the voxel level
+        figures/, report.html, tables   what the report writes
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from trm_bench.errors import UserError
+from trm_bench.files import write_atomically, write_text
+from trm_bench.runs.config import SCHEMA
+from trm_bench.runs.records import Cell, Checkpoint, Record, StoredPlan, VoxelAudit
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_model(kind: type[Model], path: Path) -> Model | None:
+    """A JSON file as a model, or None where there is none that can be read.
+
+    Raises:
+        UserError: The file was written under another schema version.
+    """
+    try:
+        return parse_model(kind, path.read_text(encoding="utf-8"), path)
+    except (OSError, ValidationError, ValueError):
+        return None
+
+
+def parse_model(kind: type[Model], text: str, where: Path) -> Model:
+    """JSON text as a model.
+
+    Raises:
+        UserError: It was written under another schema version.
+        ValueError: It is not JSON, or not of this kind.
+    """
+    content = json.loads(text)
+    if isinstance(content, dict):
+        version = content.get("schema_version", 1)
+        if version != SCHEMA:
+            raise UserError(
+                f"has schema version {version}; this trm-bench reads version {SCHEMA}",
+                where,
+                "use the trm-bench that wrote it, or run the protocol again with another --out",
+            )
+    return kind.model_validate(content)
+
+
+def write_model(path: Path, content: BaseModel) -> None:
+    """Writes a model as JSON, atomically; NaN and infinity are refused, since JSON has none."""
+    plain = content.model_dump(mode="json")
+    write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+
+
+# ---------------------------------------------------------------------------------------- folders
+
+
+def slug(transfer: str) -> str:
+    """A transfer's name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", transfer)
+
+
+@dataclass(frozen=True)
+class ResultsFolder:
+    """The folder that a command gets as --out."""
+
+    path: Path
+
+    def protocol(self, name: str) -> ProtocolFolder:
+        """The part of a protocol."""
+        return ProtocolFolder(self.path / name)
+
+    def source(self, identity: str) -> Path:
+        """A source network's file."""
+        return self.path / "sources" / f"{identity}.safetensors"
+
+    def prepared(self, dataset: str) -> Path:
+        """The prepared volumes of a dataset."""
+        return self.path / "prepared" / dataset
+
+    def phantom(self, name: str) -> Path:
+        """Stand-in data."""
+        return self.path / "phantom" / name
+
+    @property
+    def mlflow_store(self) -> Path:
+        """The tracking store, where no other is named."""
+        return self.path / "mlflow.db"
+
+    def mlflow_artifacts(self, experiment: str) -> Path:
+        """The tracking store's files of an experiment."""
+        return self.path / "mlartifacts" / experiment
+
+    @property
+    def index(self) -> Path:
+        """The index over the protocols' reports."""
+        return self.path / "index.html"
+
+
+@dataclass(frozen=True)
+class ProtocolFolder:
+    """A protocol's part of a results folder; its name is the protocol's."""
+
+    path: Path
+
+    @property
+    def results(self) -> ResultsFolder:
+        """The folder that it is part of."""
+        return ResultsFolder(self.path.parent)
+
+    @property
+    def plan(self) -> Path:
+        """Which run fills which cell."""
+        return self.path / "plan.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the command that writes here."""
+        return self.path / ".lock"
+
+    @property
+    def records(self) -> Path:
+        """The folder of the records."""
+        return self.path / "records"
+
+    def record(self, run: str) -> Path:
+        """A run's record."""
+        return self.records / f"{run}.json"
+
+    def slices(self, run: str) -> Path:
+        """The slices that a run kept for pictures."""
+        return self.path / "slices" / f"{run}.safetensors"
+
+    def prediction(self, run: str, subject: str) -> Path:
+        """A run's prediction of a test subject."""
+        return self.path / "predictions" / run / f"{subject}.nii.gz"
+
+    def audit(self, transfer: str, seed: int) -> Path:
+        """The voxel-level audit of a transfer."""
+        return self.path / "voxels" / f"{slug(transfer)}_seed{seed}.json"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the report's charts and pictures."""
+        return self.path / "figures"
+
+    def report(self, name: str) -> Path:
+        """A file that the report writes: `report.html`, `table.md`, `metrics.csv`, ..."""
+        return self.path / name
+
+
+def protocol_folders(path: Path) -> list[ProtocolFolder]:
+    """Protocol folders at `path`: itself, or those below it.
+
+    Raises:
+        UserError: There is none.
+    """
+    folders = [ProtocolFolder(path)]
+    if not folders[0].plan.is_file():
+        folders = [ProtocolFolder(p.parent) for p in sorted(path.glob("*/plan.json"))]
+    if not folders:
+        fix = "run a protocol first: trm-bench run PROTOCOL --out DIR"
+        raise UserError("no results of trm-bench here", path, fix)
+    return folders
+
+
+# ------------------------------------------------------------------------------ readers, writers
+
+
+def read_record(path: Path) -> Record | None:
+    """A record, or None where there is none that can be read; see `read_model`."""
+    return read_model(Record, path)
+
+
+def write_checkpoint(path: Path, about: Checkpoint, state: Mapping[str, Any]) -> None:
+    """Writes a source network."""
+    from safetensors.torch import save_file
+
+    # cloned, since safetensors takes no tensor twice and DynUNet lists its modules under two names
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    metadata = {"checkpoint": about.model_dump_json()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """A source network's description and weights.
+
+    Raises:
+        UserError: The file is not such a checkpoint, or of another schema version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = parse_model(Checkpoint, file.metadata()["checkpoint"], path)
+            names = file.keys()  # a list, though it is named like a dict's
+            return about, {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        fix = "source networks lie under RESULTS/sources/"
+        raise UserError(f"not a checkpoint of trm-bench ({reason})", path, fix) from error
+
+
+def write_slices(path: Path, slices: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes tensors by subject and name."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{s}/{name}": t.contiguous() for s, named in slices.items() for name, t in named.items()
+    }
+    write_atomically(path, partial(save_file, tensors))
+
+
+def read_slices(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Subject to name to slice, float32."""
+    from safetensors.numpy import load_file
+
+    slices: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in load_file(path).items():
+        subject, _, name = key.rpartition("/")
+        slices.setdefault(subject, {})[name] = value.astype(np.float32)
+    return slices
+
+
+def write_prediction(path: Path, classes: np.ndarray, affine: np.ndarray) -> None:
+    """Writes a predicted label, uint8, as NIfTI."""
+    import nibabel as nib
+
+    image_class: Any = nib.Nifti1Image  # without types
+    write_atomically(path, partial(nib.save, image_class(classes, affine)))
+
+
+def read_prediction(path: Path) -> np.ndarray:
+    """A predicted label, uint8, on the cropped native grid."""
+    import nibabel as nib
+
+    image: Any = nib.load(path)
+    return np.asarray(image.dataobj).astype(np.uint8)
+
+
+def write_plan(folder: ProtocolFolder, plan: StoredPlan) -> tuple[int, int]:
+    """Writes plan.json, joined with earlier commands' cells that can stand in the same table.
+
+    So `--methods a` and then `--methods b` make one table of both, while a change of any shared
+    setting starts a new one; the records of earlier settings stay on disk.
+
+    Returns:
+        Number of earlier cells kept, and of earlier cells dropped.
+
+    Raises:
+        UserError: The folder holds results of the other kind of data, or of another schema.
+    """
+    earlier = read_plan(folder) if folder.plan.is_file() else None
+    if earlier and earlier.data != plan.data:
+        raise UserError(
+            f"this folder holds results on {earlier.data} data; results on {plan.data} data never "
+            "go beside them",
+            folder.path,
+            "choose another folder with --out",
+        )
+    new = {(c.transfer, c.method, c.seed) for c in plan.cells}
+    others = [
+        c for c in (earlier.cells if earlier else ()) if (c.transfer, c.method, c.seed) not in new
+    ]
+    kept = others if earlier and earlier.settings == plan.settings else []
+    cells = tuple(_in_order([*kept, *plan.cells]))
+    write_model(folder.plan, plan.model_copy(update={"cells": cells}))
+    return len(kept), len(others) - len(kept)
+
+
+def _in_order(cells: list[Cell]) -> list[Cell]:
+    """By transfer, method and seed; transfers and methods in order of first appearance."""
+    transfers = list(dict.fromkeys(c.transfer for c in cells))
+    methods = list(dict.fromkeys(c.method for c in cells))
+    return sorted(
+        cells, key=lambda c: (transfers.index(c.transfer), methods.index(c.method), c.seed)
+    )
+
+
+def read_plan(folder: ProtocolFolder) -> StoredPlan:
+    """A protocol folder's plan.
+
+    Raises:
+        UserError: There is none that can be read.
+    """
+    plan = read_model(StoredPlan, folder.plan)
+    if plan is None:
+        fix = "give the folder of a protocol (with plan.json), or the folder given to --out"
+        raise UserError("no results of trm-bench here", folder.path, fix)
+    return plan
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a protocol's folder holds.
+
+    Attributes:
+        folder: Where it is.
+        plan: Its plan.
+        records: Run id to record, of the runs that the cells name.
+    """
+
+    folder: ProtocolFolder
+    plan: StoredPlan
+    records: dict[str, Record]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Cells of the table, in the protocol's order."""
+        return self.plan.cells
+
+    def record(self, cell: Cell) -> Record | None:
+        """The record that fills a cell, if it is there."""
+        return self.records.get(cell.run)
+
+    def finished(self) -> Iterator[tuple[Cell, Record]]:
+        """Cells with their records, of the runs that finished."""
+        for cell in self.cells:
+            record = self.record(cell)
+            if record is not None and record.state == "finished":
+                yield cell, record
+
+    def unfinished(self) -> list[tuple[Cell, str]]:
+        """Cells without numbers, and why."""
+        reasons = []
+        for cell in self.cells:
+            record = self.record(cell)
+            if record is None:
+                reasons.append((cell, "not run"))
+            elif record.state != "finished":
+                reasons.append((cell, f"{record.state}: {record.reason}"))
+        return reasons
+
+    def audits(self) -> list[VoxelAudit]:
+        """The voxel-level audits of the runs that are in the table now."""
+        runs = {(c.transfer, c.seed, c.method): c.run for c, _ in self.finished()}
+        audits = []
+        for transfer, seed in dict.fromkeys((t, s) for t, s, _ in runs):
+            audit = read_model(VoxelAudit, self.folder.audit(transfer, seed))
+            if audit and all(runs.get((transfer, seed, m)) == run for m, run in audit.runs.items()):
+                audits.append(audit)
+        return audits
+
+
+def read_results(folder: ProtocolFolder) -> Results:
+    """Reads a protocol's folder.
+
+    Raises:
+        UserError: It is not one, or a file in it has another schema version.
+    """
+    plan = read_plan(folder)
+    records = {c.run: read_record(folder.record(c.run)) for c in plan.cells}
+    return Results(folder, plan, {run: r for run, r in records.items() if r is not None})

@@ -1,0 +1,156 @@
+"""The only training loop: source pre-training and every method go through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trm_bench.methods import Context, Fit, Method
+from trm_bench.networks import autocast
+
+if TYPE_CHECKING:
+    from trm_bench.protocol.schema import TrainingConfig
+
+Progress = Callable[[int, float], None]
+
+LOG_EVERY = 10  # steps between looks at the loss: a look makes the host wait for the device
+
+
+class Diverged(Exception):
+    """The loss is no longer finite."""
+
+
+@dataclass
+class Curves:
+    """What is logged while training.
+
+    Step numbers and values, thinned to every LOG_EVERY-th step.
+    """
+
+    loss: list[tuple[int, float]] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+
+
+def train(
+    run: Context, method: Method, curves: Curves, progress: Progress = lambda step, loss: None
+) -> None:
+    """Runs a method from preparation to finish; `run.network` ends with the weights to be tested.
+
+    Args:
+        run: With `network` at its initial weights.
+        method: Whose hooks are called.
+        curves: Filled on the way, so that they survive a divergence.
+        progress: Called with the step and the loss at every look at it.
+
+    Raises:
+        Diverged: The loss became NaN or infinite.
+        UserError: The method cannot train this network.
+    """
+    method.check(run.network, run.parts)
+    method.prepare(run)
+    method.training_mode(run)
+    method.train(run, fitting(run, method, curves, progress))
+    method.finish(run)
+    run.network.eval()
+    if not all(bool(tensor.isfinite().all()) for tensor in run.network.state_dict().values()):
+        # the last update, which no loss has seen
+        raise Diverged("weights are no longer finite after the last step")
+
+
+def fitting(
+    run: Context, method: Method, curves: Curves, progress: Progress = lambda step, loss: None
+) -> Fit:
+    """The `fit` that a method's `train` gets."""
+
+    def fit(first: int, last: int) -> None:
+        config = run.config
+        groups = list(method.parameters(run))
+        optimizer = _optimizer(groups, config)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda t: learning_rate_factor(config.schedule, first + t, config.steps)
+        )
+        best = _Best(run, config, curves)
+        recent: list[Tensor] = []
+        method.training_mode(run)
+        for step in range(first, last):
+            run.step = step
+            batch = run.patches.batch(step)
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(run.device, config.precision):
+                loss = method.loss(run, batch)
+            loss.backward()
+            method.before_update(run)
+            if config.clip is not None:
+                nn.utils.clip_grad_norm_(trained, config.clip)
+            optimizer.step()
+            schedule.step()
+            method.after_update(run)
+            recent.append(loss.detach())
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == last:
+                mean = float(torch.stack(recent).float().mean())
+                recent.clear()
+                if not math.isfinite(mean):
+                    raise Diverged(f"the loss became {mean} before step {step + 1}")
+                curves.loss.append((step + 1, mean))
+                progress(step + 1, mean)
+            best.after(step + 1)
+        best.restore()
+
+    return fit
+
+
+class _Best:
+    """Keeps the weights with the best validation Dice, where the protocol selects by it."""
+
+    def __init__(self, run: Context, config: TrainingConfig, curves: Curves) -> None:
+        self.run, self.curves = run, curves
+        self.every = (
+            0 if config.select == "last" else config.validate_every or max(1, config.steps // 10)
+        )
+        self.score, self.steps = -math.inf, config.steps
+        self.state: dict[str, Tensor] = {}
+
+    def after(self, step: int) -> None:
+        if not self.every or (step % self.every and step != self.steps):
+            return
+        score = self.run.validate(self.run.network)
+        self.curves.validation.append((step, score))
+        if score > self.score:
+            self.score = score
+            self.state = {k: v.detach().clone() for k, v in self.run.network.state_dict().items()}
+
+    def restore(self) -> None:
+        if self.state:
+            self.run.network.load_state_dict(self.state)
+
+
+def _optimizer(groups: list[Any], config: TrainingConfig) -> torch.optim.Optimizer:
+    o = config.optimizer
+    if o.name == "adamw":
+        return torch.optim.AdamW(groups, lr=o.lr, weight_decay=o.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, nesterov=o.momentum > 0
+    )
+
+
+def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
+    """The learning rate of a step, as a factor of the configured one.
+
+    poly: (1 - t)^0.9; cosine: (1 + cos(pi t)) / 2; one_cycle: half a cosine up from 1/25 over the
+    first 30 %, then down to 1e-4 (Smith & Topin 2019, arXiv:1708.07120); with t = step / steps.
+    """
+    t = step / steps
+    if schedule == "poly":
+        return max(0.0, 1 - t) ** 0.9
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * min(1.0, t))) / 2
+    if schedule == "one_cycle":
+        low, share = (1 / 25, t / 0.3) if t < 0.3 else (1e-4, (1 - t) / 0.7)
+        return low + (1 - low) * (1 - math.cos(math.pi * max(0.0, share))) / 2
+    return 1.0
