@@ -1,10 +1,11 @@
 # make demo   install, run a protocol on the phantom, print its table (a few minutes on two cores)
 # make test   install, run the tests
 # make lint   formatting, linting and types, as CI checks them
+# make mutants   break the numeric core in more than a hundred places: do the tests notice?
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint mutants clean
 
 demo: .venv/installed
 	$(BIN)/trm-bench run protocols/fets_cross_modality.yaml --phantom
@@ -16,6 +17,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+mutants: .venv/installed
+	$(BIN)/python tests/mutation/run.py
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

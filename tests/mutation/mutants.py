@@ -1,0 +1,344 @@
+"""The mutants: one place of the numeric core each, broken as a hurried author might break it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one module.
+
+    Attributes:
+        name: What is wrong with it.
+        module: Dotted name.
+        old: Text that stands in the module once.
+        new: What takes its place.
+        tests: Arguments for pytest: the tests that should notice.
+    """
+
+    name: str
+    module: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def path(self, root: Path) -> Path:
+        """The module's file."""
+        parts = self.module.split(".")
+        # the folder baselines/ is installed as trm_bench.baselines
+        parts = parts[1:] if parts[1] == "baselines" else parts
+        path = root.joinpath(*parts)
+        return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+    def changed(self, root: Path) -> str:
+        """The module's text with the change.
+
+        Raises:
+            ValueError: The old text does not stand there once: the code has moved on.
+        """
+        text = self.path(root).read_text(encoding="utf-8")
+        if text.count(self.old) != 1:
+            raise ValueError(
+                f"{self.name}: {self.module} holds {text.count(self.old)} x {self.old}"
+            )
+        return text.replace(self.old, self.new)
+
+
+def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutant]:
+    selected = [f"tests/{name}.py" for name in tests.split()]
+    if module.startswith("baselines.") and "test_baselines" in tests:
+        selected += ["-k", module.removeprefix("baselines.")]  # its tests hold its name
+    where = f"trm_bench.{module}"
+    return [Mutant(name, where, old, new, tuple(selected)) for name, old, new in changes]
+
+
+MUTANTS = [
+    # ------------------------------------------------------------------------------------ methods
+    *_of(
+        "methods.trm",
+        "methods/test_trm",
+        ("trm_shuffled does not shuffle", "= values[order]", "= values"),
+        (
+            "trm_shuffled shuffles across classes",
+            "for k in label.unique():\n                values = weight[label == k]",
+            "for k in label.unique():\n                values = weight.flatten()[: (label == k).sum()]",
+        ),
+        (
+            "trm_shuffled ignores the seed",
+            'generator(*run.seed_axes, "shuffle", i, int(k))',
+            'generator("shuffle", i, int(k))',
+        ),
+        (
+            "trm_prior is trm",
+            "yield torch.ones_like(image[:, :1]), label, brain",
+            "yield run.predict(run.source, image), label, brain",
+        ),
+        (
+            "trm_uniform is trm",
+            "return [torch.ones_like(label) for label in labels]",
+            "return super().weights(run)",
+        ),
+        ("trm ignores normalise", "            self.p.normalise,\n", '            "none",\n'),
+        ("trm ignores weight", "            self.p.weight,\n", '            "risk",\n'),
+        ("trm ignores strength", "            self.p.strength,\n", "            1.0,\n"),
+        ("trm ignores base", "            self.p.base,\n", "            10.0,\n"),
+        ("trm ignores risk", "            self.p.risk,\n", '            "one_minus",\n'),
+        ("trm ignores the scope", "probabilities.shape[1], self.p.scope", "probabilities.shape[1]"),
+        ("trm ignores the denominator", "            self.p.denominator,\n", '            "voxels",\n'),
+        (
+            "trm ignores loss.cross_entropy",
+            "cross_entropy=weights.cross_entropy",
+            "cross_entropy=1.0",
+        ),
+        (
+            "trm ignores with_dice",
+            "weights.dice if self.p.with_dice is None else self.p.with_dice",
+            "weights.dice",
+        ),
+    ),
+    *_of(
+        "methods",
+        "methods/test_interface methods/test_trm methods/test_baselines",
+        ("the plain loss ignores cross_entropy", "config.cross_entropy * self", "self"),
+        ("the plain loss ignores dice", "loss + config.dice * soft_dice", "loss + soft_dice"),
+        ("the plain loss subtracts dice", "loss + config.dice", "loss - config.dice"),
+        ("the penalty is not added", "batch) + self.penalty(run)", "batch)"),
+    ),
+    *_of(
+        "baselines.focal",
+        "methods/test_hard_voxels",
+        ("focal weighs easy voxels up", "(1 - (-ce).exp())", "((-ce).exp())"),
+        ("focal ignores gamma", "** self.p.gamma", "** 2.0"),
+    ),
+    *_of(
+        "baselines.topk",
+        "methods/test_hard_voxels",
+        ("topk takes the easiest", "sorted=False)", "sorted=False, largest=False)"),
+        ("topk ignores its share", "self.p.share * ce.numel()", "0.3 * ce.numel()"),
+    ),
+    *_of(
+        "baselines.forkmerge",
+        "methods/test_baselines",
+        ("forkmerge takes a source batch with probability lambda", "weight / (1 + weight)", "weight"),
+        ("forkmerge never takes a source batch", ">= weight / (1 + weight)", ">= 0"),
+        ("forkmerge keeps a worse mixture", "if dice > best", "if dice < best"),
+        ("forkmerge branches do not start alike", "self.load(run, start)", "pass"),
+        ("forkmerge starts from the first branch", "key=lambda b: -parents[b]", "key=lambda b: b"),
+    ),
+    *_of(
+        "baselines.l2_sp",
+        "methods/test_baselines",
+        ("l2_sp pulls to zero", "- self.start).square()", ").square()"),
+        ("l2_sp pulls the head to the source", "in_head(n) and not run.same_task", "in_head(n) and False"),
+        ("l2_sp ignores beta", "self.p.beta / 2 * flat(self.new)", "0 * flat(self.new)"),
+    ),
+    *_of(
+        "baselines.delta",
+        "methods/test_baselines",
+        ("delta compares with itself", "- start[name].float()", "- maps[name].float()"),
+        ("delta ignores attention", "(squares.mean(2) * weight)", "squares.mean(2)"),
+    ),
+    *_of(
+        "baselines.bss",
+        "methods/test_baselines",
+        ("bss shrinks the largest", ")[:k].sum()", ")[-k:].sum()"),
+        ("bss looks at the shallowest map", "return min(reversed(", "return max(reversed("),
+    ),
+    *_of(
+        "baselines.stochnorm",
+        "methods/test_baselines",
+        ("stochnorm ignores p", "< self.p.p", "< 0.5"),
+        ("stochnorm draws once", "self.name, run.step)", "self.name)"),
+        ("stochnorm swaps its branches", "choice, super().forward(input), moving)", "choice, moving, super().forward(input))"),
+    ),
+    *_of(
+        "baselines.co_tuning",
+        "methods/test_baselines",
+        ("co_tuning ignores temperature", "(logits / self.p.temperature)", "logits"),
+        ("co_tuning ignores strength", "loss + self.p.strength * functional", "loss + functional"),
+    ),
+    *_of(
+        "baselines.auto_rgn",
+        "methods/test_baselines",
+        ("auto_rgn does not divide by the weights", "return gradients / torch", "return gradients * 0 + torch"),
+        ("auto_rgn never scales", 'group["lr"] *= scale', "pass"),
+    ),
+    *_of(
+        "baselines.disagreement",
+        "methods/test_baselines",
+        ("disagreement ignores gamma", "agree.detach() ** self.p.gamma * ce", "agree.detach() * ce"),
+        ("disagreement is rewarded", "self.p.reduce * (1 - agree.mean())", "self.p.reduce * agree.mean()"),
+    ),
+    *_of(
+        "baselines.wise_ft",
+        "methods/test_baselines",
+        ("wise_ft keeps the worst", "best = max(scores", "best = min(scores"),
+        ("wise_ft swaps its ends", "torch.lerp(self.start[k], v, alpha)", "torch.lerp(v, self.start[k], alpha)"),
+    ),
+    *_of(
+        "baselines.lp_ft",
+        "methods/test_baselines",
+        ("lp_ft never probes", "self.probing = True", "self.probing = False"),
+        ("lp_ft probes with moving statistics", "run.network.eval().get", "run.network.get"),
+    ),
+    *_of(
+        "baselines.frozen_encoder",
+        "methods/test_baselines",
+        ("frozen_encoder trains the encoder", "requires_grad_(False)", "requires_grad_(True)"),
+        ("frozen_encoder moves its statistics", "norm.eval()", "pass"),
+    ),
+    # -------------------------------------------------------------------------------------- LEEP
+    *_of(
+        "transfer_risk",
+        "test_transfer_risk",
+        ("the conditional is of the wrong axis", "per_source = joint.sum(0, keepdim=True)", "per_source = joint.sum(1, keepdim=True)"),
+        ("the joint is not normalised", "return mass / total", "return mass"),
+        ("class_balanced is all", 'if self.scope == "class_balanced":', "if False:"),
+        ("the brain mask is ignored", "(flat == k) & inside", "(flat == k)"),
+        ("risk is transferability", "-p.clamp(min=SMALLEST_PROBABILITY).log() if", "p.clamp(min=SMALLEST_PROBABILITY).log() if"),
+        ("one_minus is p", "else 1 - p", "else p"),
+        ("power is of the wrong base", "(self.base ** risk.double())", "(10.0 ** risk.double())"),
+        ("affine forgets its 1", "return 1 + self.strength * risk", "return self.strength * risk"),
+        ("max is per image", "scale = max(float(r.max()) for r in risks)", "scale = float(risks[0].max())"),
+        ("mean_one counts images, not voxels", "sum(r.numel() for r in risks)", "len(risks)"),
+        ("minmax keeps the minimum", "[(r - r.min()) / (r.max()", "[r / (r.max()"),
+        ("over foreground is over all", 'if self.over == "foreground":', "if False:"),
+        ("the denominator counts background", "foreground = label > 0", "foreground = label >= 0"),
+        ("the loss ignores its weights", "weighted = (weight * functional", "weighted = (functional"),
+        ("eta squared is not bounded by classes", "between / variance", "variance / variance"),
+    ),
+    # ------------------------------------------------------------------------------------ patches
+    *_of(
+        "data.patches",
+        "data/test_patches",
+        ("patches do not depend on the step", "generator(*self.axes, step)", "generator(*self.axes)"),
+        ("patches do not depend on their names", "draws = generator(*self.axes, step)", "draws = generator(step)"),
+        ("no patch is centred on foreground", "use = has & (rows < self", "use = has & (rows < 0 * self"),
+        ("classes are drawn by their size", "weights = (counts > 0).double()", "weights = counts.double()"),
+        ("patches may begin one voxel late", "slack.clamp(min=0))", "slack.clamp(min=0) + 1)"),
+        ("labels outside are not background", "label = torch.where(inside, self.store.label[index], 0)", "label = self.store.label[index]"),
+        ("flips ignore which axes may be", "flips &= allowed", "pass"),
+        ("maps are not cropped with the label", "torch.where(inside, field[index], 0.0)", "torch.where(inside, field[: index.numel()].reshape(index.shape), 0.0)"),
+        ("zoom is not about 1", "zoom = 1 + (", "zoom = 1.05 + ("),
+        ("rotations are half as large", "math.radians(augment.rotate)", "math.radians(augment.rotate / 2)"),
+        ("labels are rounded down", "p.round().long()", "p.long()"),
+        ("interpolation swaps its weights", "[(below.long(), 1 - fraction), (below.long() + 1, fraction)]", "[(below.long(), fraction), (below.long() + 1, 1 - fraction)]"),
+        ("noise reaches the background", "return torch.where(image == 0, image, changed)", "return changed"),
+        ("offsets of subjects are lost", "return index + offsets.reshape(-1, 1, 1, 1), inside", "return index, inside"),
+    ),
+    # --------------------------------------------------------------------------------- evaluation
+    *_of(
+        "training.evaluation",
+        "training/test_evaluation",
+        ("the overlap is fixed", "overlap=evaluation.overlap", "overlap=0.5"),
+        ("the windows' batch is fixed", "sw_batch_size=evaluation.batch", "sw_batch_size=4"),
+        ("logits are not normalised", "logits.float().softmax(1)", "logits.float()"),
+        ("a missed object has no distance", '"hd95": (0.0, "diagonal")', '"hd95": (0.0, 0.0)'),
+        ("both empty is a miss", '"dice": (1.0, 0.0)', '"dice": (0.0, 0.0)'),
+        ("hd95 is the largest distance", "percentile=95", "percentile=100"),
+        ("the spacing is ignored", "percentile=95, spacing=list(spacing)", "percentile=95"),
+        ("the tolerance is ignored", "[tolerance] * ours", "[1.0] * ours"),
+        ("classes are compared on the working grid", 'mode="trilinear"', 'mode="nearest"'),
+        ("validation takes one subject", "return sum(values) / len(values)", "return values[0]"),
+    ),
+    # --------------------------------------------------------------------------------------- loop
+    *_of(
+        "training.loop",
+        "training/test_loop",
+        ("the best weights are the last", "if score > self.score:", "if True:"),
+        ("gradients are not clipped", "if config.clip is not None:", "if False:"),
+        ("a later piece starts the schedule again", "config.schedule, first + t, config.steps", "config.schedule, t, config.steps"),
+        ("weight decay is ignored", "lr=o.lr, weight_decay=o.weight_decay)\n", "lr=o.lr)\n"),
+        ("the method never hears of the update", "method.before_update(run)", "pass"),
+    ),
+    # ------------------------------------------------------------------------------------- splits
+    *_of(
+        "data.splits",
+        "data/test_splits",
+        ("splits do not depend on the seed", '"split", config.seed, seed', '"split", 0, seed'),
+        ("per_seed is ignored", 'seed if config.per_seed else "shared"', '"shared"'),
+        ("scans of a patient are divided", "by_patient[subject.patient].append", "by_patient[subject.id].append"),
+        ("institutions are ignored", 'institution if stratify else ""', 'institution if False else ""'),
+        ("leaks of content pass", 'f"content {contents[subject]}")', 'f"content {subject}")'),
+        ("leaks of patients pass", "if other_part != part:", "if False:"),
+        ("one shot less", "self.train_patients[:shots]", "self.train_patients[: shots - 1]"),
+        ("a share of the source is rounded down", "round(config.source * total)", "int(config.source * total)"),
+    ),
+    # --------------------------------------------------------------------------------- statistics
+    *_of(
+        "analysis.tests",
+        "analysis/test_statistics",
+        ("zeros are dropped before ranking", 'zero_method="pratt"', 'zero_method="wilcox"'),
+        ("ranks ignore the size of differences", "stats.rankdata(np.abs(d))", "np.ones(len(d))"),
+        ("effect sizes have the other sign", "(ranks[d > 0].sum() - ranks[d < 0].sum())", "(ranks[d < 0].sum() - ranks[d > 0].sum())"),
+        ("no correction for many tests", 'method="holm")[1]', 'method="holm")[0] * 1.0'),
+    ),
+    *_of(
+        "analysis.table",
+        "analysis/test_statistics",
+        ("a lower distance is worse", '"hd95": False', '"hd95": True'),
+        ("a missing class is left out of the mean", "np.where(used[None, :, None, None, :], full, 0.0)", "np.nan_to_num(full)"),
+        ("duplicated rows pass", "table[table.duplicated(", "table[0 * table.duplicated("),
+    ),
+    *_of(
+        "analysis.intervals",
+        "analysis/test_statistics",
+        ("relative gains are of the wrong method", "ratio = 100 * mean / of_versus", "ratio = 100 * mean / (of_versus + mean)"),
+        ("seeds have no part in the interval", "if b <= e:", "if True:"),
+        ("intervals are half as wide", "scale = half / (special", "scale = 0.5 * half / (special"),
+        ("transfers weigh by their subjects", "(centred / (count * len(values)))", "(centred / count.mean())"),
+        ("degrees of freedom ignore blocks", "f_a, f_b = n - blocks, m - 1", "f_a, f_b = n - 1, m - 1"),
+        ("spread over seeds divides by n", "means.std(ddof=1)", "means.std()"),
+        ("smallest gain forgets the rank test's efficiency", "nobs = len(d) * 3 / np.pi", "nobs = len(d)"),
+    ),
+    *_of(
+        "analysis.verdict",
+        "analysis/test_verdict",
+        ("an interval that touches 0 lies above it", "elif low > 0:", "elif low >= 0:"),
+        ("contradicted is not reproduced", "if high < 0:", "if False:"),
+        ("every gain above 0 reproduces the claim", 'if low <= claimed <= high else "direction', 'if True else "direction'),
+    ),
+    *_of(
+        "analysis.voxels",
+        "analysis/test_negative_transfer",
+        ("lost is won", "(scratch == label) & (transfer != label)", "(scratch != label) & (transfer == label)"),
+        ("the curve is of the wrong side", "np.interp(FALSE_POSITIVE_RATES, false, true)", "np.interp(FALSE_POSITIVE_RATES, true, false)"),
+    ),
+    *_of(
+        "analysis.negative_transfer",
+        "analysis/test_negative_transfer",
+        ("a gap is a gain", "[(SCRATCH, ", "[(REFERENCE, "),
+    ),
+    # ------------------------------------------------------------------------------------ run ids
+    *_of(
+        "runs.config",
+        "runs/test_config",
+        ("a name ignores data.volume", 'self.model_dump(mode="json")', 'self.model_dump(mode="json", exclude={"volume"})'),
+    ),
+    *_of(
+        "runs.plan",
+        "runs/test_config",
+        ("a configuration ignores data.volume", "volume=self.protocol.data.volume,", "volume=type(self.protocol.data.volume)(),"),
+        ("a configuration ignores evaluation", "evaluation=self.protocol.evaluation,", "evaluation=type(self.protocol.evaluation)(),"),
+        ("a name ignores the device", '"cuda" if self.device.type == "cuda" else "cpu"', '"cpu"'),
+        ("precision is that of a CPU", "precision = resolved_precision(self.device, training.precision)", 'precision = resolved_precision(torch.device("cpu"), training.precision)'),
+        ("a name ignores the code", "code=code_fingerprint(*NUMERIC, *modules)", 'code=""'),
+        ("scratch sees the source", "source if method.transfers else None", "source"),
+        ("a table ignores the device", "self.data, self.device.type, precision, code)", "self.data, code)"),
+        ("metrics are not part of a run", '"metrics": self.protocol.metrics, ', ""),
+    ),
+    *_of(
+        "runs.compute",
+        "runs/test_compute",
+        ("initial weights ignore the seed", 'seed_of("initial weights", config.kind, config.seed)', 'seed_of("initial weights", config.kind)'),
+        ("initial weights ignore the kind", 'seed_of("initial weights", config.kind, config.seed)', 'seed_of("initial weights", config.seed)'),
+        ("dropout is not paired", 'torch.manual_seed(seed_of("training", *run.seed_axes))', "pass"),
+        ("the new head takes the source's weights", "with_head=run.same_task", "with_head=False"),
+        ("patches ignore the seed", "len(training_set), config.seed)", "len(training_set))"),
+    ),
+]  # fmt: skip
+
+# Survivors that no test can kill, and why.
+EQUIVALENT: dict[str, str] = {}
