@@ -20,9 +20,9 @@ LGG_SHAPE = (8, 6)  # rows, columns
 def real_data(name: str) -> Path:
     """The folder of a real dataset; skips the test where it is not on this machine."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("TRM_BENCH_DATA", beside)) / name
+    folder = Path(os.environ.get("TRM_DATA", beside)) / name
     if not folder.is_dir():
-        pytest.skip(f"the real dataset {name} is not in {folder.parent} (set TRM_BENCH_DATA)")
+        pytest.skip(f"the real dataset {name} is not in {folder.parent} (set TRM_DATA)")
     return folder
 
 
