@@ -68,6 +68,16 @@ def test_a_task_waits_for_those_before_it_and_is_skipped_where_one_is_not_done(j
     )
 
 
+def test_tasks_that_could_never_start_are_refused() -> None:
+    for tasks in (
+        [Task("a", double, (1,), after=("b",)), Task("b", double, (1,))],
+        [Task("a", double, (1,), after=("nowhere",))],
+        [Task("a", double, (1,)), Task("a", double, (2,))],
+    ):
+        with pytest.raises(ValueError, match="task a"):
+            collect(tasks, 1)
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_its_task_alone() -> None:
     events = collect([Task("a", die, (0,)), *[Task(f"b{i}", double, (i,)) for i in range(3)]], 2)

@@ -68,6 +68,9 @@ class Executor(Protocol):
         Args:
             tasks: Each after those it depends on.
             listen: Hears the events, in the calling process and thread.
+
+        Raises:
+            ValueError: Two tasks have one id, or one waits for a task that is not before it.
         """
 
 
@@ -124,6 +127,11 @@ class _Queue:
     """Tasks that have not started, and how those before them ended."""
 
     def __init__(self, tasks: Sequence[Task], listen: Listen) -> None:
+        known: set[str] = set()
+        for task in tasks:
+            if task.id in known or not known.issuperset(task.after):
+                raise ValueError(f"task {task.id}: not the only one, or not after {task.after}")
+            known.add(task.id)
         self.waiting, self.listen = list(tasks), listen
         self.ended: dict[str, bool] = {}  # task id to whether it was done
 
