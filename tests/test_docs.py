@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 import torch
 import toy
+import yaml
 from typer.testing import CliRunner
 
 from trm_bench import cli, datasets, pipeline
 from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol import bundled, parse
+from trm_bench.protocol.sweep import SharedSpace, SweepConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/reference/**/*.md")]
@@ -124,6 +126,15 @@ def test_readme_names_what_there_is() -> None:
     options = set(re.findall(r"`(--[a-z-]+)", text)) - {"--backend-store-uri", "--host"}
     help_text = runner.invoke(cli.app, ["run", "--help"], env={"COLUMNS": "200"}).output
     assert options and all(option in help_text for option in options), options
+
+
+def test_readme_shows_the_defaults_of_a_sweep() -> None:
+    block = re.search(r"```yaml\n(sweep:\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert block
+    shown = yaml.safe_load(block[1])["sweep"]
+    assert SweepConfig.model_validate(shown) == SweepConfig()
+    assert shown.keys() == SweepConfig.model_fields.keys()
+    assert shown["shared_space"].keys() == SharedSpace.model_fields.keys()
 
 
 def test_changelog_has_the_version() -> None:

@@ -470,7 +470,7 @@ class TestFaults:
 
     def test_two_commands_in_one_folder(self, tmp_path: Path, toy_data: Path) -> None:
         with (
-            pipeline._only_one(ProtocolFolder(tmp_path / "toy")),
+            pipeline.only_one(ProtocolFolder(tmp_path / "toy")),
             pytest.raises(UserError, match="another trm-bench command"),
         ):
             run(tmp_path, toy_data)

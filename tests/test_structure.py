@@ -31,6 +31,7 @@ LAYERS = (
     ("analysis",),
     ("report",),
     ("checks", "pipeline", "risk_map", "step_time"),
+    ("sweep",),
     ("__main__", "cli"),
 )
 

@@ -113,7 +113,8 @@ def check_data(protocol: Protocol, display: Display) -> tuple[int, list[BadSubje
 def doctor() -> Iterator[tuple[str, str, bool]]:
     """Yields (name, what was found, whether it suffices)."""
     yield "Python", sys.version.split()[0], sys.version_info >= (3, 11)
-    for name in ("torch", "monai", "nibabel", "nilearn", "numpy", "scipy", "pandas", "matplotlib"):
+    computing = ("torch", "monai", "nibabel", "nilearn", "numpy", "scipy", "pandas", "matplotlib")
+    for name in (*computing, "optuna"):
         installed = environment.package_version(name)
         yield name, installed or "-", bool(installed)
     mlflow = environment.package_version("mlflow") or environment.package_version("mlflow-skinny")

@@ -121,19 +121,26 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")
     ] = False,
+    tuned: Annotated[
+        Path | None, typer.Option("--tuned", help="The tuned.yaml of a sweep of this protocol.")
+    ] = None,
 ) -> None:
     """Run a protocol: train what is missing, then write the table. The same command resumes."""
     from trm_bench import environment, pipeline
     from trm_bench.display import Display
-    from trm_bench.runs.store import ResultsFolder
+    from trm_bench.runs.store import ResultsFolder, read_tuned
+    from trm_bench.sweep.tuned import applied
 
     loaded = _load(protocol, settings, phantom, methods, seeds)
     chosen = environment.device_of(device)
+    values = read_tuned(tuned) if tuned else None
+    if values and tuned:
+        loaded = applied(loaded, values, tuned)
     if dry_run:
         folder = ResultsFolder(out_dir).protocol(loaded.name)
         with Display() as display:
             _, plan = pipeline.planned(
-                loaded, folder, phantom, _split(transfers), chosen, jobs, display
+                loaded, folder, phantom, _split(transfers), chosen, jobs, display, values
             )
         _print_plan(plan)
         return
@@ -145,6 +152,7 @@ def run(
         device=chosen,
         jobs=jobs,
         display=Display(),
+        tuned=values,
     )
     _print_outcome(outcome)
     if outcome.states.get("failed"):
@@ -177,6 +185,42 @@ def _print_outcome(outcome: Any) -> None:
         ("MLflow", f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"),
     ):
         out.print(f"{name:12} {where}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def sweep(
+    protocol: ProtocolName,
+    settings: Settings = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Of each method.")] = None,
+    methods: Names = None,
+    seeds: Names = None,
+    transfers: Names = None,
+    device: Device = "auto",
+    out_dir: Out = Path("results"),
+    phantom: Phantom = False,
+    jobs: Jobs = None,
+) -> None:
+    """Tune every method with the same budget, on validation subjects. The same command resumes."""
+    from trm_bench import environment
+    from trm_bench.display import Display
+    from trm_bench.sweep import driver, tuned
+
+    loaded = _load(protocol, settings, phantom, methods)
+    loaded = driver.with_budget(loaded, trials, _split(seeds), _split(transfers))
+    outcome = driver.sweep(
+        loaded,
+        out_dir,
+        stand_in=phantom,
+        device=environment.device_of(device),
+        jobs=jobs,
+        display=Display(),
+    )
+    for line in tuned.lines(outcome.tuned):
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    where = outcome.folder.tuned
+    out.print(f"use it with run {protocol} --tuned {where}", soft_wrap=True, highlight=False)
+    if any(m.trial is None for m in outcome.tuned.methods):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -273,17 +317,12 @@ def methods(
 
 
 def _parameters(kind: Any) -> Table:
-    table = Table("parameter", "default", "sweep", "what")
+    from trm_bench.sweep.space import declarations
+
+    table, searched = Table("parameter", "default", "sweep", "what"), declarations(kind)
     for name, field in kind.Parameters.model_fields.items():
-        space = field.json_schema_extra or {}
-        search = space.get("search")
-        text = "-"
-        if search:
-            joined = (
-                " .. ".join(map(str, search)) if space["range"] else " | ".join(map(str, search))
-            )
-            text = joined + (" (log)" if space["log"] else "")
-        table.add_row(name, str(field.default), text, field.description or "")
+        sweep = str(searched.get(name, "-"))
+        table.add_row(name, str(field.default), sweep, field.description or "")
     return table
 
 

@@ -34,8 +34,8 @@ from trm_bench.protocol.load import data_root
 from trm_bench.report import mlflow
 from trm_bench.runs import execute
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task, default_jobs
-from trm_bench.runs.plan import Plan, Planner
-from trm_bench.runs.records import LeftOut, StoredPlan
+from trm_bench.runs.plan import Plan, Planner, refuse_misfit
+from trm_bench.runs.records import LeftOut, StoredPlan, Tuned
 from trm_bench.runs.store import (
     ProtocolFolder,
     ResultsFolder,
@@ -116,6 +116,7 @@ def run(
     jobs: int | None = None,
     display: Display | None = None,
     pages: bool = True,
+    tuned: Tuned | None = None,
 ) -> Outcome:
     """Runs a protocol; what has been done before is not done again.
 
@@ -128,6 +129,7 @@ def run(
         jobs: Trainings at a time; by default one a core or GPU.
         display: Where progress is shown.
         pages: Draw charts and report.html too, which takes some seconds.
+        tuned: The sweep whose values the protocol's methods have.
 
     Raises:
         UserError: Protocol, data or folder are not as they must be; nothing has been trained then.
@@ -135,15 +137,15 @@ def run(
     device, display = device or torch.device("cpu"), display or Display(quiet=True)
     folder = ResultsFolder(output).protocol(protocol.name)
     executor = LocalPool(device, jobs)
-    with _only_one(folder), display:
-        data, plan = planned(protocol, folder, stand_in, transfers, device, jobs, display)
+    with only_one(folder), display:
+        data, plan = planned(protocol, folder, stand_in, transfers, device, jobs, display, tuned)
         check_networks(protocol, plan)
-        _store_plan(protocol, folder, data, plan, display)
+        _store_plan(protocol, folder, data, plan, display, tuned)
         with mlflow.tracker(protocol, folder, display) as track:
             for job in plan.runs:
                 if job.is_done():
                     track(job.id)
-            _train(plan, executor, device, display, track)
+            train(plan, executor, device, display, track)
             _audit(folder, data, executor, display)
             if pages:
                 report.write_pages(folder.path)
@@ -154,7 +156,12 @@ def run(
 
 
 def _store_plan(
-    protocol: Protocol, folder: ProtocolFolder, data: Data, plan: Plan, display: Display
+    protocol: Protocol,
+    folder: ProtocolFolder,
+    data: Data,
+    plan: Plan,
+    display: Display,
+    tuned: Tuned | None,
 ) -> None:
     stored = StoredPlan(
         protocol=protocol,
@@ -162,6 +169,7 @@ def _store_plan(
         settings=plan.settings,
         left_out=tuple(data.left_out),
         cells=tuple(plan.cells),
+        tuned=tuned and tuned.note,
     )
     kept, dropped = write_plan(folder, stored)
     if kept or dropped:
@@ -177,14 +185,22 @@ def planned(
     device: torch.device,
     jobs: int | None,
     display: Display,
+    tuned: Tuned | None = None,
 ) -> tuple[Data, Plan]:
-    """What `run` would do, without training: the data, prepared, and the plan."""
+    """What `run` would do, without training: the data, prepared, and the plan.
+
+    Raises:
+        UserError: Something is not as it must be, or `tuned` no longer fits.
+    """
     data = open_data(protocol, folder.results, stand_in, jobs, display)
     chosen = choose_transfers(protocol, data.dataset, transfers)
     planner = Planner(
         protocol, data.dataset, data.subjects, data.prepared, folder, data.kind, device
     )
-    return data, planner.plan(chosen)
+    plan = planner.plan(chosen)
+    if tuned:
+        refuse_misfit(tuned, plan, data.kind)
+    return data, plan
 
 
 def open_data(
@@ -323,11 +339,25 @@ def check_networks(protocol: Protocol, plan: Plan) -> int:
     return largest
 
 
-def _train(
-    plan: Plan, executor: Executor, device: torch.device, display: Display, track: mlflow.Track
+def train(
+    plan: Plan,
+    executor: Executor,
+    device: torch.device,
+    display: Display,
+    track: mlflow.Track = lambda run: None,
+    runs: str = "runs",
 ) -> None:
-    """Trains what is missing; a run whose source failed is recorded as failed."""
-    stages = {"source networks": plan.sources, "runs": plan.runs}
+    """Trains what is missing; a run whose source failed is recorded as failed.
+
+    Args:
+        plan: The jobs.
+        executor: Where they run.
+        device: What records say of where.
+        display: Where progress is shown.
+        track: Called with the id of every run that has ended.
+        runs: What they are called there.
+    """
+    stages = {"source networks": plan.sources, runs: plan.runs}
     missing = {name: [j for j in jobs if not j.is_done()] for name, jobs in stages.items()}
     for name, jobs in stages.items():
         if done := len(jobs) - len(missing[name]):
@@ -343,7 +373,7 @@ def _train(
     failures: dict[str, str] = {}
     with (
         display.stage("source networks", len(missing["source networks"])) as of_sources,
-        display.stage("runs", len(missing["runs"])) as of_runs,
+        display.stage(runs, len(missing[runs])) as of_runs,
     ):
 
         def listen(event: Event) -> None:
@@ -386,7 +416,7 @@ def _states(plan: Plan) -> dict[str, int]:
 
 
 @contextmanager
-def _only_one(folder: ProtocolFolder) -> Iterator[None]:
+def only_one(folder: ProtocolFolder) -> Iterator[None]:
     """Holds a lock on the folder, which the system frees when the process ends, however it ends."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import toy
 from helpers import CPU
 from pydantic import ValidationError
 
+from trm_bench.errors import UserError
 from trm_bench.fingerprint import digest_of
 from trm_bench.runs import execute
 from trm_bench.runs import plan as planning
@@ -124,6 +125,61 @@ class TestIdentity:
         monkeypatch.setattr(planning, "code_fingerprint", lambda *modules: "other code")
         other = helpers.plan(toy_data, tmp_path)
         assert all(a.isdisjoint(b) for a, b in zip(ids(plan), ids(other), strict=True))
+
+
+class TestSettingsOfAMethod:
+    """What a method's own `training` and `per_transfer` change, and what they do not."""
+
+    def of(self, root: Path, out: Path, method: dict[str, object]) -> tuple[Plan, RunConfig]:
+        changed = helpers.plan(root, out, methods=["finetune", {"name": "trm", **method}])
+        return changed, changed.runs[1].config
+
+    def test_the_training_of_one_method(self, tmp_path: Path, toy_data: Path) -> None:
+        before, plain = self.of(toy_data, tmp_path, {})
+        own = {"lr": 0.5, "weight_decay": 0.25, "warmup": 0.125, "dice_share": 0.75}
+        after, config = self.of(toy_data, tmp_path, {"training": own})
+        assert after.runs[0].id == before.runs[0].id and config.source == plain.source
+        assert after.settings == before.settings and after.conditions == before.conditions
+        training = config.training
+        assert (training.optimizer.lr, training.optimizer.weight_decay) == (0.5, 0.25)
+        assert (training.warmup, training.loss.dice, training.loss.cross_entropy) == (
+            0.125,
+            1.5,
+            0.5,
+        )
+        rest = {"optimizer": plain.training.optimizer, "warmup": 0.0, "loss": plain.training.loss}
+        assert training.model_copy(update=rest) == plain.training
+
+    def test_the_protocols_own_values_change_nothing(self, tmp_path: Path, toy_data: Path) -> None:
+        _, plain = self.of(toy_data, tmp_path, {})
+        loss, o = plain.training.loss, plain.training.optimizer
+        same = {"lr": o.lr, "weight_decay": o.weight_decay, "dice_share": loss.dice_share}
+        assert self.of(toy_data, tmp_path, {"training": same})[1].id == plain.id
+
+    def test_settings_of_one_transfer(self, tmp_path: Path, toy_data: Path) -> None:
+        pairs = {
+            "kind": "cross_task",
+            "pairs": [["whole", "lower_upper"], ["lower_upper", "whole"]],
+        }
+        own = {"base": 5.0, "training": {"lr": 0.5}}
+        method = {
+            "name": "trm",
+            "risk": "neg_log",
+            "training": {"warmup": 0.5},
+            "per_transfer": {"lower_upper->whole": own},
+        }
+        changed = helpers.plan(toy_data, tmp_path, transfers=pairs, methods=[method])
+        first, second = (job.config for job in changed.runs)
+        values = [
+            (c.method.parameters["risk"], c.method.parameters["base"]) for c in (first, second)
+        ]
+        assert values == [("neg_log", 3.0), ("neg_log", 5.0)]
+        assert [c.training.warmup for c in (first, second)] == [0.5, 0.5]
+        assert [c.training.optimizer.lr for c in (first, second)] == [0.01, 0.5]
+
+    def test_an_unknown_transfer_is_named(self, tmp_path: Path, toy_data: Path) -> None:
+        with pytest.raises(UserError, match="no transfer 'whole'"):
+            self.of(toy_data, tmp_path, {"per_transfer": {"whole->lower": {}, "whole": {}}})
 
 
 class TestDevice:

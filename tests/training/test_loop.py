@@ -154,6 +154,23 @@ def test_factors_stay_between_0_and_1(schedule: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "one_cycle", "constant"])
+def test_warm_up_rises_from_0_to_the_schedule(schedule: str) -> None:
+    plain = [learning_rate_factor(schedule, t, 20) for t in range(21)]
+    assert [learning_rate_factor(schedule, t, 20, warmup=0.0) for t in range(21)] == plain
+    warm = [learning_rate_factor(schedule, t, 20, warmup=0.25) for t in range(21)]
+    rise = [0, 0.2, 0.4, 0.6, 0.8]
+    assert warm[:5] == pytest.approx([r * f for r, f in zip(rise, plain, strict=False)])
+    assert warm[5:] == plain[5:]
+
+
+def test_the_optimiser_warms_up() -> None:
+    method = Slope()
+    trained(method, schedule="constant", warmup=0.5)
+    wanted = [0.1 * math.sqrt(6) * factor for factor in (0, 0.2, 0.4, 0.6, 0.8, *[1] * 5)]
+    np.testing.assert_allclose(method.moves, wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine", "one_cycle", "constant"])
 @pytest.mark.parametrize("pieces", [[(0, 10)], [(0, 3), (3, 10)], [(0, 1), (1, 9), (9, 10)]])
 def test_the_optimiser_follows_the_schedule_also_in_pieces(
     schedule: str, pieces: list[tuple[int, int]]

@@ -18,7 +18,7 @@ order:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -91,6 +91,7 @@ def hyper(
     *,
     search: tuple[float, float] | list[Any] | None = None,
     log: bool = False,
+    when: Mapping[str, Any] | None = None,
     **limits: Any,
 ) -> Any:
     """Declares a method's hyper-parameter.
@@ -101,12 +102,19 @@ def hyper(
         search: The range, or the list of choices, that a sweep draws from; None where it is not
             tuned.
         log: Whether a sweep draws on a logarithmic scale.
+        when: Other parameters, declared before, with the value under which this one matters; a
+            sweep draws it only then. None where it always matters.
         **limits: Limits of valid values, as of `pydantic.Field` (ge, gt, le, lt).
     """
     space: Any = (
         None
         if search is None
-        else {"search": list(search), "log": log, "range": isinstance(search, tuple)}
+        else {
+            "search": list(search),
+            "log": log,
+            "range": isinstance(search, tuple),
+            "when": dict(when or {}),
+        }
     )
     return Field(default, description=help, json_schema_extra=space, **limits)
 
@@ -125,12 +133,15 @@ class Method:
         paper: Where it comes from, with its identifier.
         transfers: Whether it starts from the source network.
         Parameters: Its hyper-parameters.
+        ignores: Those of them that change nothing, since it shares them with a method where they
+            do; a sweep leaves them out.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
     transfers: ClassVar[bool] = True
     Parameters: ClassVar[type[Parameters]] = Parameters
+    ignores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, parameters: BaseModel) -> None:
         self.p: Any = parameters

@@ -43,8 +43,17 @@ class TrmParameters(Parameters):
     weight: Weight = hyper(
         "power", "how the risk becomes a weight", search=["risk", "affine", "power"]
     )
-    strength: float = hyper(1.0, "lambda of weight=affine", search=(0.1, 100.0), log=True, ge=0)
-    base: float = hyper(3.0, "b of weight=power", search=(1.5, 100.0), log=True, gt=0)
+    strength: float = hyper(
+        1.0,
+        "lambda of weight=affine",
+        search=(0.1, 100.0),
+        log=True,
+        when={"weight": "affine"},
+        ge=0,
+    )
+    base: float = hyper(
+        3.0, "b of weight=power", search=(1.5, 100.0), log=True, when={"weight": "power"}, gt=0
+    )
     denominator: Denominator = hyper(
         "label_foreground",
         "what the sum is divided by",
@@ -152,9 +161,14 @@ class PriorRisk(TransferRiskMap):
 
 
 class UniformRisk(TransferRiskMap):
-    """`trm` without a map: w = 1 in every voxel, under the same denominator, which it isolates."""
+    """`trm` without a map: w = 1 in every voxel, under the same denominator, which it isolates.
+
+    So what makes the map and its weights changes nothing, and a sweep of it tunes the denominator
+    and the voxels in the sum.
+    """
 
     name = "trm_uniform"
+    ignores = ("scope", "risk", "normalise", "weight", "strength", "base")
 
     def weights(self, run: Context) -> list[Tensor]:
         labels = (run.training_set.volume(i)[1] for i in range(len(run.training_set)))

@@ -54,6 +54,11 @@ def choose_transfers(
     """
     transfers = transfers_of(protocol, dataset)
     known = [t.name for t in transfers]
+    for method in protocol.methods:
+        for name in sorted(method.per_transfer.keys() - set(known)):
+            what = f"the protocol has no transfer '{name}'"
+            where = f"methods.{method.label}.per_transfer"
+            raise UserError(what, where, nearest(name, known))
     for name in names:
         if name not in known:
             what = f"the protocol has no transfer '{name}'"

@@ -7,13 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trm_bench.protocol.strict import Strict
+from trm_bench.protocol.sweep import SweepConfig
+
 Metric = Literal["dice", "hd95", "surface_dice"]
-
-
-class Strict(BaseModel):
-    """A block of the protocol in which unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Claim(Strict):
@@ -169,6 +166,11 @@ class LossConfig(Strict):
             raise ValueError("cross_entropy and dice are both 0, so nothing would be learned")
         return self
 
+    @property
+    def dice_share(self) -> float:
+        """The weight of Dice as a share of both."""
+        return self.dice / (self.cross_entropy + self.dice)
+
 
 class AugmentConfig(Strict):
     """Batched augmentation, the same draws for every method.
@@ -200,6 +202,8 @@ class TrainingConfig(Strict):
             and 1).
         foreground: Share of patches centred on a foreground voxel.
         schedule: Of the learning rate: `poly` (power 0.9), `cosine`, `one_cycle`, `constant`.
+        warmup: Share of the steps over which the learning rate rises linearly from 0 to what the
+            schedule says.
         clip: Largest gradient norm; null for none.
         precision: `auto` is bf16 where the device has it, else fp32.
         select: Which weights are kept: `last`, or `best` by mean Dice on the validation subjects.
@@ -212,6 +216,7 @@ class TrainingConfig(Strict):
     foreground: float = Field(0.33, ge=0, le=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Literal["poly", "cosine", "one_cycle", "constant"] = "poly"
+    warmup: float = Field(0.0, ge=0, lt=1)
     clip: float | None = Field(12.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     loss: LossConfig = LossConfig()
@@ -264,16 +269,66 @@ class PhantomConfig(Strict):
     overrides: dict[str, Any] = Field(default_factory=dict)
 
 
-class MethodConfig(BaseModel):
-    """A method by name; every further key but `label` is one of its parameters.
+class MethodTraining(Strict):
+    """Where a method's target training differs from the protocol's; null is the protocol's.
+
+    What makes methods comparable (steps, batch, patches, augmentation, ...) cannot differ.
+
+    Attributes:
+        lr: Learning rate of the optimiser.
+        weight_decay: Of the optimiser.
+        warmup: Share of the steps over which the learning rate rises.
+        dice_share: Weight of Dice as a share of the sum of the loss weights, which stays.
+    """
+
+    lr: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    warmup: float | None = Field(None, ge=0, lt=1)
+    dice_share: float | None = Field(None, ge=0, le=1)
+
+    def applied(self, training: TrainingConfig) -> TrainingConfig:
+        """The training of the method."""
+        own = self.model_dump(exclude_none=True)
+        optimizer: dict[str, Any] = {k: own[k] for k in own if k in ("lr", "weight_decay")}
+        changes: dict[str, Any] = {"optimizer": training.optimizer.model_copy(update=optimizer)}
+        if self.warmup is not None:
+            changes["warmup"] = self.warmup
+        share, loss = self.dice_share, training.loss
+        if share not in (None, loss.dice_share):  # an equal share leaves the weights to the bit
+            total = loss.cross_entropy + loss.dice
+            changes["loss"] = LossConfig(cross_entropy=(1 - share) * total, dice=share * total)
+        return training.model_copy(update=changes)
+
+
+class MethodSettings(BaseModel):
+    """A method's parameters, and `training`, where its target training differs."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    training: MethodTraining = MethodTraining()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The method's own parameters, as written."""
+        return dict(self.model_extra or {})
+
+    def over(self, below: MethodSettings) -> MethodSettings:
+        """These settings, and those of `below` where these say nothing."""
+        own = self.training.model_dump(exclude_none=True)
+        training = below.training.model_copy(update=own)
+        return MethodSettings(training=training, **{**below.parameters, **self.parameters})
+
+
+class MethodConfig(MethodSettings):
+    """A method by name; every further key is one of its parameters.
 
     Attributes:
         label: What the method is called in tables; needed where a method is listed twice.
+        per_transfer: Name of a transfer to settings that hold there.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     name: str
     label: str = ""
+    per_transfer: dict[str, MethodSettings] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -288,10 +343,9 @@ class MethodConfig(BaseModel):
             raise ValueError(f"label '{self.label}': use letters, digits and _ . + ^ = -")
         return self
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The method's own parameters, as written."""
-        return dict(self.model_extra or {})
+    def at(self, transfer: str) -> MethodSettings:
+        """What holds in a transfer."""
+        return self.per_transfer.get(transfer, MethodSettings()).over(self)
 
 
 class Protocol(Strict):
@@ -309,6 +363,7 @@ class Protocol(Strict):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     metrics: tuple[Metric, ...] = Field(("dice", "hd95", "surface_dice"), min_length=1)
     evaluation: EvaluationConfig = EvaluationConfig()
+    sweep: SweepConfig = SweepConfig()
     phantom: PhantomConfig | None = None
     tracking: Literal["mlflow", "off"] = "mlflow"
 

@@ -16,6 +16,8 @@ from trm_bench.training.evaluation import EMPTY_RULE
 if TYPE_CHECKING:
     import pandas as pd
 
+    from trm_bench.runs.records import TunedNote
+
 MISSING = "\N{EN DASH}"
 BETTER, WORSE = "*", "\N{DAGGER}"
 
@@ -237,6 +239,8 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
         f"Split by patient, {drawn}: source {split.source:g}, {parts}. "
         f"Empty masks: {both:g} where both are empty, {where_one} where one is.",
     ]
+    if tuned := evidence.results.plan.tuned:
+        notes.append(_how_it_was_tuned(tuned))
     if left_out := evidence.results.plan.left_out:
         notes.append(f"Left out: {_some([x.subject for x in left_out])}.")
     if unfinished := evidence.results.unfinished():
@@ -245,6 +249,16 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
         ]
         notes.append(f"Without numbers: {_some(cells)}.")
     return notes
+
+
+def _how_it_was_tuned(tuned: TunedNote) -> str:
+    b = tuned.budget
+    each = "each method and transfer" if b.per == "transfer" else "each method"
+    return (
+        f"Tuned on the validation subjects, with the same budget for {each}: {b.trials} trials of "
+        f"{b.steps} steps on {len(b.seeds)} seed{'' if len(b.seeds) == 1 else 's'} of "
+        f"{_some(list(b.transfers))} ({b.sampler}; tuned.yaml {tuned.digest})."
+    )
 
 
 def _what_is_shown(evidence: Evidence, scores: Scores) -> str:

@@ -12,10 +12,10 @@ from trm_bench.protocol.schema import (
     EvaluationConfig,
     Metric,
     NetworkConfig,
-    Strict,
     TrainingConfig,
     VolumeConfig,
 )
+from trm_bench.protocol.strict import Strict
 
 SCHEMA: Final = 2  # of all that a results folder holds; files of another one are named, not misread
 

@@ -60,6 +60,7 @@ def do(job: Job, device: torch.device, progress: Progress) -> str:
         environment=environment.describe(device),
         started=started,
         curves={"loss": curves.loss, "validation": curves.validation},
+        passes=curves.passes,
         **note,
     )
     store.write_model(job.result, record)

@@ -13,19 +13,32 @@ import torch
 from trm_bench.data.prepared import Prepared
 from trm_bench.data.splits import Split, refuse_leakage, split
 from trm_bench.datasets.base import Dataset, Subject
+from trm_bench.errors import UserError
 from trm_bench.fingerprint import code_fingerprint, digest_of
 from trm_bench.methods import Method
 from trm_bench.methods.registry import create
 from trm_bench.networks import resolved_precision
 from trm_bench.protocol.schema import Domain, Protocol, TrainingConfig, Transfer
 from trm_bench.runs.config import Member, RunConfig, RunDomain, RunMethod, Subjects
-from trm_bench.runs.records import Cell
+from trm_bench.runs.records import Cell, Tuned
 from trm_bench.runs.store import ProtocolFolder, read_record
 
 # Where the code that can change a number starts; what these import counts as well.
 NUMERIC = ("trm_bench.runs.compute", "trm_bench.data.volumes")
 # Keys of the protocol in which the runs of one table may differ.
-FREE = ("methods", "seeds", "transfers", "tracking", "phantom", "description", "claim", "name")
+FREE = (
+    "methods",
+    "seeds",
+    "transfers",
+    "sweep",
+    "tracking",
+    "phantom",
+    "description",
+    "claim",
+    "name",
+)
+# Blocks of the protocol that decide what is a good value of a parameter.
+TUNED_ON = ("data", "split", "network", "training", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -84,12 +97,54 @@ class Plan:
             every source.
         cells: One per (transfer, method, seed), with the run that fills it.
         settings: Hash of what runs must share to stand in one table.
+        conditions: What tuned values depend on, by name: hashes of the subjects' files and of
+            blocks of the protocol.
     """
 
     sources: list[Job] = field(default_factory=list)
     runs: list[Job] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     settings: str = ""
+    conditions: dict[str, str] = field(default_factory=dict)
+
+
+def refuse_misfit(tuned: Tuned, plan: Plan, data: str) -> None:
+    """Refuses tuned values that were found under other conditions than a plan's.
+
+    Raises:
+        UserError: Data, settings or code are not those of the sweep, or it lacks a method or
+            transfer of the plan.
+    """
+    fix = "sweep again (trm-bench sweep), or undo the change"
+    if tuned.data != data:
+        raise UserError(f"was tuned on {tuned.data} data, and these are {data}", "--tuned", fix)
+    names = {"subjects": "the subjects' files"}
+    changed = [
+        names.get(name, f"the protocol's '{name}'")
+        for name, condition in plan.conditions.items()
+        if tuned.conditions.get(name) != condition
+    ]
+    if changed:
+        what = f"was tuned before a change of {', '.join(changed)}"
+        raise UserError(what, "--tuned", fix)
+    codes = {job.id: job.config.code for job in plan.runs}
+    for cell in plan.cells:
+        known = tuned.of(cell.method, cell.transfer)
+        if known is None:
+            what = f"holds nothing for '{cell.method}' in {cell.transfer}"
+            raise UserError(what, "--tuned", "sweep it too, or leave it out with --transfers")
+        if known.code != codes[cell.run]:
+            what = f"was tuned with other code: what computes '{cell.method}' has changed since"
+            raise UserError(what, "--tuned", fix)
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """A method in a transfer: its label, the method, and its target training."""
+
+    label: str
+    method: Method
+    training: TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -105,6 +160,8 @@ class Planner:
         data: Whether the subjects are real or the stand-in.
         device: Where jobs will run; its kind and what `precision: auto` means on it are part of
             every configuration.
+        tested: Whether the runs are tested. Those of a sweep's trials are not: they have no test
+            subjects at all.
     """
 
     protocol: Protocol
@@ -114,6 +171,7 @@ class Planner:
     folder: ProtocolFolder
     data: Literal["phantom", "real"]
     device: torch.device
+    tested: bool = True
 
     def plan(self, transfers: Sequence[Transfer]) -> Plan:
         """Expands the protocol into jobs.
@@ -124,11 +182,11 @@ class Planner:
         Raises:
             UserError: The split does not work out or leaks, or a method's parameters are wrong.
         """
-        plan = Plan(settings=self._settings())
-        methods = [
-            create(chosen.name, chosen.parameters, f"methods.{index}")
-            for index, chosen in enumerate(self.protocol.methods)
-        ]
+        plan = Plan(settings=self._settings(), conditions=self._conditions())
+        arms = {
+            transfer.name: [self._arm(i, transfer) for i in range(len(self.protocol.methods))]
+            for transfer in transfers
+        }
         known: set[str] = set()
         for seed in self.protocol.seeds:
             division = split(self.subjects, self.protocol.split, seed)
@@ -136,18 +194,25 @@ class Planner:
             refuse_leakage(division, self.subjects, voxels)
             for transfer in transfers:
                 source = self._source(transfer, seed, division)
-                for chosen, method in zip(self.protocol.methods, methods, strict=True):
-                    title = f"{transfer.name} {chosen.label} seed {seed}"
-                    job = self._run(transfer, seed, division, source.config, method, title)
+                for arm in arms[transfer.name]:
+                    job = self._run(transfer, seed, division, source.config, arm)
                     if job.source and source.id not in known:
                         plan.sources.append(source)
                     if job.id not in known:
                         plan.runs.append(job)
                     known |= {job.id, *([source.id] if job.source else [])}
-                    label, run = chosen.label, job.id
-                    cell = Cell(transfer=transfer.name, method=label, seed=seed, run=run)
+                    cell = Cell(transfer=transfer.name, method=arm.label, seed=seed, run=job.id)
                     plan.cells.append(cell)
         return plan
+
+    def _arm(self, index: int, transfer: Transfer) -> _Arm:
+        chosen = self.protocol.methods[index]
+        settings = chosen.at(transfer.name)
+        return _Arm(
+            chosen.label,
+            create(chosen.name, settings.parameters, f"methods.{index}"),
+            settings.training.applied(self.protocol.training.target),
+        )
 
     def _settings(self) -> str:
         excluded: Any = {**dict.fromkeys(FREE, True), "data": {"root": True}}
@@ -160,6 +225,13 @@ class Planner:
         contents = {s.id: self.prepared[s.id].digest for s in self.subjects}
         code = code_fingerprint(*NUMERIC, type(self.dataset).__module__)
         return digest_of(shared, contents, self.data, self.device.type, precision, code)[:16]
+
+    def _conditions(self) -> dict[str, str]:
+        blocks = self.protocol.model_dump(mode="json", include=set(TUNED_ON))
+        blocks["data"].pop("root")
+        contents = {s.id: self.prepared[s.id].digest for s in self.subjects}
+        hashed = {"subjects": [contents, self.data], **blocks}
+        return {name: digest_of(content)[:16] for name, content in hashed.items()}
 
     def _source(self, transfer: Transfer, seed: int, division: Split) -> Job:
         subjects = Subjects(train=self._members(division.source), val=self._members(division.val))
@@ -175,17 +247,19 @@ class Planner:
         seed: int,
         division: Split,
         source: RunConfig,
-        method: Method,
-        title: str,
+        arm: _Arm,
     ) -> Job:
         subjects = Subjects(
             train=self._members(division.train_of(transfer.shots)),
             val=self._members(division.val),
-            test=self._members(division.test),
+            test=self._members(division.test) if self.tested else (),
         )
-        training = self.protocol.training.target
-        config = self._config("run", transfer.target, seed, subjects, training, method)
-        own = {"metrics": self.protocol.metrics, "source": source if method.transfers else None}
+        config = self._config("run", transfer.target, seed, subjects, arm.training, arm.method)
+        own = {
+            "metrics": self.protocol.metrics if self.tested else (),
+            "source": source if arm.method.transfers else None,
+        }
+        title = f"{transfer.name} {arm.label} seed {seed}"
         return self._job(config.model_copy(update=own), title)
 
     def _config(

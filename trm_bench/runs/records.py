@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trm_bench.environment import Environment
-from trm_bench.protocol.schema import Protocol, Strict
+from trm_bench.fingerprint import digest_of
+from trm_bench.protocol.schema import Protocol
+from trm_bench.protocol.strict import Strict
 from trm_bench.runs.config import SCHEMA, RunConfig
 
 Curve = list[tuple[int, float]]
@@ -30,6 +32,112 @@ class LeftOut(Strict):
     reason: str = ""
 
 
+class Budget(Strict):
+    """What every method of a sweep got; see `protocol.sweep.SweepConfig`, resolved."""
+
+    trials: int
+    steps: int
+    seeds: tuple[int, ...]
+    transfers: tuple[str, ...]
+    per: Literal["protocol", "transfer"]
+    sampler: Literal["tpe", "random"]
+    batch: int
+    seed: int
+
+
+class TunedMethod(Strict):
+    """What a sweep gave for a method, and for one transfer where each has its own values.
+
+    Attributes:
+        method: Its label.
+        name: Of the method.
+        transfer: None where the values are for all.
+        trial: The best one; 0 has the defaults; None where none finished.
+        values: Of the best trial.
+        validation_dice: Of the best trial, a mean over transfers and seeds.
+        default_validation_dice: Of trial 0; None where it did not finish.
+        finished: Number of trials.
+        failed: Number of trials that failed or diverged.
+        runs: Trainings; trials with the same values share theirs.
+        steps: Of these trainings, in all.
+        passes: Forward and backward passes of these trainings, in all.
+        space: What was searched.
+        space_hash: Of that, and of what was held fixed.
+        code: Fingerprint of the code that computed.
+    """
+
+    method: str
+    name: str
+    transfer: str | None
+    trial: int | None
+    values: dict[str, Any]
+    validation_dice: float | None
+    default_validation_dice: float | None
+    finished: int
+    failed: int
+    runs: int
+    steps: int
+    passes: int
+    space: dict[str, Any]
+    space_hash: str
+    code: str
+
+
+class Tuned(Strict):
+    """tuned.yaml: the best values that a sweep came to.
+
+    Attributes:
+        protocol: Its name.
+        data: Whether the subjects are real or the stand-in.
+        budget: Of each method.
+        conditions: Hashes of what the values depend on; see `plan.Plan`.
+        methods: By label and transfer.
+    """
+
+    schema_version: Literal[2] = SCHEMA
+    protocol: str
+    data: Literal["phantom", "real"]
+    budget: Budget
+    conditions: dict[str, str]
+    methods: tuple[TunedMethod, ...]
+
+    def of(self, method: str, transfer: str) -> TunedMethod | None:
+        """What holds for a method in a transfer."""
+        fits = [m for m in self.methods if m.method == method and m.transfer in (None, transfer)]
+        return fits[0] if fits else None
+
+    @property
+    def note(self) -> TunedNote:
+        """What a plan says of it."""
+        return TunedNote(digest=digest_of(self.model_dump(mode="json"))[:16], budget=self.budget)
+
+
+class TunedNote(Strict):
+    """What plan.json says of the tuned.yaml whose values its runs have: its hash, its budget."""
+
+    digest: str
+    budget: Budget
+
+
+class Spent(Strict):
+    """What the trials of a method took; `seconds` are those of their trainings, added up."""
+
+    method: str
+    transfer: str | None
+    trials: int
+    runs: int
+    steps: int
+    passes: int
+    seconds: float
+
+
+class SpentFile(Strict):
+    """spent.json, apart from tuned.yaml, since no two sweeps take the same time."""
+
+    schema_version: Literal[2] = SCHEMA
+    methods: tuple[Spent, ...] = ()
+
+
 class StoredPlan(Strict):
     """plan.json.
 
@@ -39,6 +147,7 @@ class StoredPlan(Strict):
         settings: Hash of what all runs of the table share.
         left_out: Subjects that cannot be used.
         cells: By transfer, method and seed.
+        tuned: Where the methods' values come from, if they are tuned.
     """
 
     schema_version: Literal[2] = SCHEMA
@@ -47,6 +156,7 @@ class StoredPlan(Strict):
     settings: str
     left_out: tuple[LeftOut, ...] = ()
     cells: tuple[Cell, ...]
+    tuned: TunedNote | None = None
 
 
 class SourceNote(Strict):
@@ -77,6 +187,7 @@ class Record(Strict):
         source: The source network that it started from.
         loading: Audit of the source weights.
         curves: `loss` and `validation`, as (step, value).
+        passes: Forward and backward passes of the training: steps, of all branches of a method.
         validation_dice: Mean over validation subjects and regions, at the end.
         metrics: Test subject to region to metric to value.
         manifest: Part to subject to file to (bytes, sha256).
@@ -96,6 +207,7 @@ class Record(Strict):
     source: SourceNote | None = None
     loading: Loading | None = None
     curves: dict[str, Curve] = Field(default_factory=dict)
+    passes: int = 0
     validation_dice: float | None = None
     metrics: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
     manifest: dict[str, dict[str, dict[str, tuple[int, str]]]] = Field(default_factory=dict)

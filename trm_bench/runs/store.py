@@ -12,6 +12,8 @@ results/                                what a command gets as --out
         slices/<id>.safetensors         a few test slices with prediction and risk map
         predictions/<id>/*.nii.gz       classes of every test subject, on its cropped native grid
         voxels/*.json                   audits of the voxel level
+        sweep/tuned.yaml                the best values of each method
+        sweep/spent.json                what finding them took
         figures/, report.html, tables   what the report writes
 """
 
@@ -31,7 +33,15 @@ from pydantic import BaseModel, ValidationError
 from trm_bench.errors import UserError
 from trm_bench.files import write_atomically, write_text
 from trm_bench.runs.config import SCHEMA
-from trm_bench.runs.records import Cell, Checkpoint, Record, StoredPlan, VoxelAudit
+from trm_bench.runs.records import (
+    Cell,
+    Checkpoint,
+    Record,
+    SpentFile,
+    StoredPlan,
+    Tuned,
+    VoxelAudit,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -161,6 +171,16 @@ class ProtocolFolder:
         return self.path / "voxels" / f"{slug(transfer)}_seed{seed}.json"
 
     @property
+    def tuned(self) -> Path:
+        """The best values of a sweep."""
+        return self.path / "sweep" / "tuned.yaml"
+
+    @property
+    def spent(self) -> Path:
+        """What a sweep took."""
+        return self.path / "sweep" / "spent.json"
+
+    @property
     def figures(self) -> Path:
         """The folder of the report's charts and pictures."""
         return self.path / "figures"
@@ -263,7 +283,8 @@ def write_plan(folder: ProtocolFolder, plan: StoredPlan) -> tuple[int, int]:
     """Writes plan.json, joined with earlier commands' cells that can stand in the same table.
 
     So `--methods a` and then `--methods b` make one table of both, while a change of any shared
-    setting starts a new one; the records of earlier settings stay on disk.
+    setting starts a new one; the records of earlier settings stay on disk. Methods with tuned
+    values never stand beside others without.
 
     Returns:
         Number of earlier cells kept, and of earlier cells dropped.
@@ -271,22 +292,66 @@ def write_plan(folder: ProtocolFolder, plan: StoredPlan) -> tuple[int, int]:
     Raises:
         UserError: The folder holds results of the other kind of data, or of another schema.
     """
+    refuse_mixture(folder, plan.data)
     earlier = read_plan(folder) if folder.plan.is_file() else None
-    if earlier and earlier.data != plan.data:
-        raise UserError(
-            f"this folder holds results on {earlier.data} data; results on {plan.data} data never "
-            "go beside them",
-            folder.path,
-            "choose another folder with --out",
-        )
     new = {(c.transfer, c.method, c.seed) for c in plan.cells}
     others = [
         c for c in (earlier.cells if earlier else ()) if (c.transfer, c.method, c.seed) not in new
     ]
-    kept = others if earlier and earlier.settings == plan.settings else []
+    new_table = not earlier or (earlier.settings, earlier.tuned) != (plan.settings, plan.tuned)
+    kept = [] if new_table else others
     cells = tuple(_in_order([*kept, *plan.cells]))
     write_model(folder.plan, plan.model_copy(update={"cells": cells}))
     return len(kept), len(others) - len(kept)
+
+
+def refuse_mixture(folder: ProtocolFolder, data: str) -> None:
+    """Refuses to put results on one kind of data beside results on the other.
+
+    Raises:
+        UserError: The folder holds the other kind, or a file of another schema.
+    """
+    held = {read_plan(folder).data} if folder.plan.is_file() else set()
+    held |= {read_tuned(folder.tuned).data} if folder.tuned.is_file() else set()
+    for other in sorted(held - {data}):
+        raise UserError(
+            f"this folder holds results on {other} data; results on {data} data never go beside "
+            "them",
+            folder.path,
+            "choose another folder with --out",
+        )
+
+
+def write_tuned(folder: ProtocolFolder, tuned: Tuned, spent: SpentFile) -> None:
+    """Writes tuned.yaml, and spent.json beside it."""
+    import yaml
+
+    write_model(folder.spent, spent)
+    plain = tuned.model_dump(mode="json")
+    write_text(folder.tuned, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
+
+
+def read_tuned(path: Path) -> Tuned:
+    """What a sweep left.
+
+    Raises:
+        UserError: It is not there, is no such file, or of another schema version.
+    """
+    import yaml
+
+    fix = "give the tuned.yaml that trm-bench sweep wrote, as it wrote it"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_model(Tuned, json.dumps(content), path)
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", path, fix) from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise UserError("holds no tuned values", path, fix) from error
+
+
+def read_spent(folder: ProtocolFolder) -> SpentFile:
+    """What the sweep took; nothing where there was none."""
+    return read_model(SpentFile, folder.spent) or SpentFile()
 
 
 def _in_order(cells: list[Cell]) -> list[Cell]:

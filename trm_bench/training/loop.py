@@ -29,11 +29,15 @@ class Diverged(Exception):
 class Curves:
     """What is logged while training.
 
-    Step numbers and values, thinned to every LOG_EVERY-th step.
+    Attributes:
+        loss: Step numbers and values, thinned to every LOG_EVERY-th step.
+        validation: Likewise, where the protocol selects by it.
+        passes: Forward and backward passes so far: steps, of all branches of a method.
     """
 
     loss: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    passes: int = 0
 
 
 def train(
@@ -73,7 +77,8 @@ def fitting(
         optimizer = _optimizer(groups, config)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda t: learning_rate_factor(config.schedule, first + t, config.steps)
+            optimizer,
+            lambda t: learning_rate_factor(config.schedule, first + t, config.steps, config.warmup),
         )
         best = _Best(run, config, curves)
         recent: list[Tensor] = []
@@ -85,6 +90,7 @@ def fitting(
             with autocast(run.device, config.precision):
                 loss = method.loss(run, batch)
             loss.backward()
+            curves.passes += 1
             method.before_update(run)
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(trained, config.clip)
@@ -139,13 +145,19 @@ def _optimizer(groups: list[Any], config: TrainingConfig) -> torch.optim.Optimiz
     )
 
 
-def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
+def learning_rate_factor(schedule: str, step: int, steps: int, warmup: float = 0.0) -> float:
     """The learning rate of a step, as a factor of the configured one.
 
     poly: (1 - t)^0.9; cosine: (1 + cos(pi t)) / 2; one_cycle: half a cosine up from 1/25 over the
     first 30 %, then down to 1e-4 (Smith & Topin 2019, arXiv:1708.07120); with t = step / steps.
+    While t < warmup, times t / warmup.
     """
     t = step / steps
+    rise = t / warmup if t < warmup else 1.0
+    return rise * _scheduled(schedule, t)
+
+
+def _scheduled(schedule: str, t: float) -> float:
     if schedule == "poly":
         return max(0.0, 1 - t) ** 0.9
     if schedule == "cosine":

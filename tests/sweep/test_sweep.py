@@ -1,0 +1,382 @@
+"""Whole sweeps on toy data: trials, interruptions, failures, equal budgets, no test subject."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+import yaml
+from torch import Tensor
+from trm_bench.baselines.finetune import Finetune
+
+from trm_bench import pipeline
+from trm_bench.errors import UserError
+from trm_bench.methods.registry import trainable
+from trm_bench.protocol import parse
+from trm_bench.runs import execute
+from trm_bench.runs.executors import LocalPool
+from trm_bench.runs.plan import Job
+from trm_bench.runs.records import Record, TunedMethod
+from trm_bench.runs.store import ProtocolFolder, ResultsFolder, read_record, read_spent
+from trm_bench.sweep import driver
+
+CPU = torch.device("cpu")
+SWEEP: dict[str, Any] = {"trials": 6, "batch": 2, "steps": 4}
+WHOLE = "[!.]*.json"  # records, and not the half of one that a kill leaves beside them
+BOTH = {"kind": "cross_task", "pairs": [["whole", "lower_upper"], ["lower_upper", "whole"]]}
+
+
+def sweep(out: Path, root: Path, jobs: int = 1, **changes: Any) -> driver.Outcome:
+    given = {"methods": ["finetune", "trm"], "sweep": SWEEP} | changes
+    loaded = parse(toy.protocol(root, **given), "test")
+    return driver.sweep(loaded, out, device=CPU, jobs=jobs)
+
+
+def records(folder: ProtocolFolder) -> dict[str, Record]:
+    files = sorted(folder.records.glob(WHOLE))
+    return {file.stem: record for file in files if (record := read_record(file))}
+
+
+def of(outcome: driver.Outcome, method: str) -> TunedMethod:
+    return next(m for m in outcome.tuned.methods if m.method == method)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> driver.Outcome:
+    """A sweep, done once; tests must not change the folder."""
+    return sweep(tmp_path_factory.mktemp("finished"), toy_data)
+
+
+def copy(finished: driver.Outcome, to: Path) -> ProtocolFolder:
+    shutil.copytree(finished.folder.results.path, to, dirs_exist_ok=True)
+    return ResultsFolder(to).protocol("toy")
+
+
+class TestTrials:
+    def test_every_method_gets_its_trials(self, finished: driver.Outcome) -> None:
+        assert [m.method for m in finished.tuned.methods] == ["finetune", "trm"]
+        for method in finished.tuned.methods:
+            assert (method.finished, method.failed, method.runs) == (6, 0, 6)
+            assert method.steps == method.passes == 6 * 4
+        assert len(records(finished.folder)) == 12
+        assert len(list((finished.folder.results.path / "sources").iterdir())) == 1
+        costs = {s.method: s for s in read_spent(finished.folder).methods}
+        assert all(costs[m].passes == 24 and costs[m].seconds > 0 for m in ("finetune", "trm"))
+
+    def test_the_best_is_the_best_of_the_records(self, finished: driver.Outcome) -> None:
+        for method in finished.tuned.methods:
+            own = [
+                r for r in records(finished.folder).values() if r.config.method.name == method.name
+            ]
+            best = max(own, key=lambda r: r.validation_dice or 0)
+            assert method.validation_dice == best.validation_dice
+            assert (method.validation_dice or 0) >= (method.default_validation_dice or 1)
+            if method.name == "trm":
+                assert method.values.items() <= best.config.method.parameters.items()
+            else:
+                assert method.values["lr"] == best.config.training.optimizer.lr
+                assert method.values["warmup"] == best.config.training.warmup
+
+    def test_the_first_trial_is_the_protocols_own_run(
+        self, finished: driver.Outcome, toy_data: Path, tmp_path: Path
+    ) -> None:
+        whole = toy.protocol(toy_data, methods=["finetune", "trm"])
+        whole["training"]["target"]["steps"] = 4
+        outcome = pipeline.run(parse(whole, "test"), tmp_path, device=CPU, jobs=1, pages=False)
+        untested = {"subjects", "metrics"}
+        trials = [r.config.model_dump(exclude=untested) for r in records(finished.folder).values()]
+        for record in records(outcome.folder).values():
+            assert record.config.model_dump(exclude=untested) in trials
+            method = of(finished, record.config.method.name)
+            assert method.default_validation_dice == record.validation_dice
+
+    def test_seeds_and_transfers_are_averaged(self, tmp_path: Path, toy_data: Path) -> None:
+        budget = {"trials": 2, "steps": 2, "seeds": [3, 5]}
+        outcome = sweep(tmp_path, toy_data, methods=["finetune"], sweep=budget, transfers=BOTH)
+        made = records(outcome.folder).values()
+        assert Counter((r.config.seed, r.config.domain.labels) for r in made) == {
+            (seed, labels): 2 for seed in (3, 5) for labels in ("whole", "lower_upper")
+        }
+        assert {r.config.training.steps for r in made} == {2}
+        assert {r.config.source.training.steps for r in made if r.config.source} == {6}
+        default = [r.validation_dice or 0 for r in made if r.config.training.optimizer.lr == 0.01]
+        method = of(outcome, "finetune")
+        assert len(default) == 4
+        assert method.default_validation_dice == pytest.approx(sum(default) / 4, abs=1e-12)
+        assert method.runs == 8 and method.passes == 16
+
+    def test_each_transfer_may_have_its_own_values(self, tmp_path: Path, toy_data: Path) -> None:
+        budget = {"trials": 3, "steps": 2, "per": "transfer"}
+        outcome = sweep(tmp_path, toy_data, methods=["finetune"], sweep=budget, transfers=BOTH)
+        names = ["lower_upper->whole", "whole->lower_upper"]
+        assert sorted(str(m.transfer) for m in outcome.tuned.methods) == names
+        assert all(m.runs == 3 for m in outcome.tuned.methods)
+        rates = {
+            name: {
+                r.config.training.optimizer.lr
+                for r in records(outcome.folder).values()
+                if r.config.domain.labels == name.split("->")[1]
+            }
+            for name in names
+        }
+        assert rates[names[0]] & rates[names[1]] == {0.01}  # the defaults; other draws differ
+
+    def test_methods_one_by_one_are_methods_together(
+        self, finished: driver.Outcome, tmp_path: Path, toy_data: Path
+    ) -> None:
+        sweep(tmp_path, toy_data, methods=["trm"])
+        outcome = sweep(tmp_path, toy_data, methods=["finetune"])
+        assert outcome.folder.tuned.read_bytes() == finished.folder.tuned.read_bytes()
+        assert [s.method for s in read_spent(outcome.folder).methods] == ["finetune", "trm"]
+        outcome = sweep(tmp_path, toy_data, methods=["trm"], sweep={**SWEEP, "trials": 2})
+        written = yaml.safe_load(outcome.folder.tuned.read_text())
+        assert [m["method"] for m in written["methods"]] == ["trm"]  # budgets are not mixed
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("lost", [slice(0, None, 2), slice(1, 4), slice(0, 12), slice(12, 12)])
+    def test_a_sweep_goes_on_from_its_records(
+        self, finished: driver.Outcome, tmp_path: Path, toy_data: Path, lost: slice
+    ) -> None:
+        """What an interruption leaves is any part of the records, and no tuned.yaml."""
+        folder = copy(finished, tmp_path)
+        gone = sorted(folder.records.iterdir())[lost]
+        for file in gone:
+            file.unlink()
+        folder.tuned.unlink()
+        kept = {file: file.stat().st_mtime_ns for file in folder.records.iterdir()}
+        sweep(tmp_path, toy_data)
+        assert folder.tuned.read_bytes() == finished.folder.tuned.read_bytes()
+        assert {f.name for f in folder.records.iterdir()} == {
+            f.name for f in finished.folder.records.iterdir()
+        }
+        assert all(file.stat().st_mtime_ns == before for file, before in kept.items())
+
+    def test_the_order_of_arrival_does_not_matter(
+        self,
+        finished: driver.Outcome,
+        tmp_path: Path,
+        toy_data: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        run = LocalPool.run
+
+        def backwards(self: LocalPool, tasks: Any, listen: Any) -> None:
+            waiting = {task.id for task in tasks}
+            first = [t for t in tasks if not waiting & set(t.after)]
+            rest = [t for t in tasks if waiting & set(t.after)]
+            run(self, first + rest[::-1] if rest else first[::-1], listen)
+
+        monkeypatch.setattr(LocalPool, "run", backwards)
+        outcome = sweep(tmp_path, toy_data)
+        assert outcome.folder.tuned.read_bytes() == finished.folder.tuned.read_bytes()
+
+    @pytest.mark.slow
+    def test_a_sweep_that_is_killed_again_and_again_is_the_same(
+        self, finished: driver.Outcome, tmp_path: Path, toy_data: Path
+    ) -> None:
+        changes = {"methods": ["finetune", "trm"], "sweep": SWEEP}
+        file = toy.write_protocol(tmp_path / "p.yaml", toy_data, **changes)
+        command = [sys.executable, "-m", "trm_bench", "sweep", file, "--out", tmp_path / "out"]
+        folder = ResultsFolder(tmp_path / "out").protocol("toy")
+        kills, progress = 0, 0
+        for _ in range(40):
+            # a group of its own, so that the kill takes the workers along
+            process = subprocess.Popen(
+                [*map(str, command), "--jobs", "2"],
+                start_new_session=True,
+                stderr=subprocess.DEVNULL,
+            )
+            while process.poll() is None and len(list(folder.records.glob(WHOLE))) < progress + 3:
+                time.sleep(0.05)
+            progress = len(list(folder.records.glob(WHOLE)))
+            if process.poll() is not None:
+                break
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        assert process.returncode == 0 and kills >= 3
+        assert folder.tuned.read_bytes() == finished.folder.tuned.read_bytes()
+        assert len(records(folder)) == 12
+
+    def test_a_run_that_failed_once_is_trained_again(
+        self,
+        finished: driver.Outcome,
+        tmp_path: Path,
+        toy_data: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        met, do = set(), execute.do
+
+        def at_second(job: Job, *arguments: Any) -> str:
+            if job.config.kind == "run" and job.id not in met:
+                met.add(job.id)
+                raise MemoryError("killed")
+            return do(job, *arguments)
+
+        monkeypatch.setattr(execute, "do", at_second)
+        outcome = sweep(tmp_path, toy_data)
+        assert len(met) == 12
+        assert outcome.folder.tuned.read_bytes() == finished.folder.tuned.read_bytes()
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], Any]) -> None:
+    """Fine-tuning whose loss is passed through `fault` where the learning rate is low."""
+    plain = Finetune.loss
+
+    def loss(self: Any, run: Any, batch: Any) -> Tensor:
+        value = plain(self, run, batch)
+        return fault(value) if run.config.optimizer.lr < 2e-3 else value
+
+    monkeypatch.setattr(Finetune, "loss", loss)
+
+
+class TestFailures:
+    @pytest.mark.parametrize("state", ["diverged", "failed"])
+    def test_a_bad_trial_is_one_and_the_sweep_goes_on(
+        self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch, state: str
+    ) -> None:
+        def fault(value: Tensor) -> Tensor:
+            if state == "failed":
+                raise RuntimeError("too low")
+            return value * float("nan")
+
+        broken(monkeypatch, fault)
+        outcome = sweep(tmp_path, toy_data, methods=["finetune"])
+        method = of(outcome, "finetune")
+        made = records(outcome.folder).values()
+        low = [r for r in made if r.config.training.optimizer.lr < 2e-3]
+        assert {r.state for r in low} == {state} and 0 < len(low) < 6
+        assert (method.finished, method.failed) == (6 - len(low), len(low))
+        assert method.values["lr"] >= 2e-3
+        before = outcome.folder.tuned.read_bytes()
+        sweep(tmp_path, toy_data, methods=["finetune"])
+        assert outcome.folder.tuned.read_bytes() == before
+
+    def test_a_method_of_which_nothing_finished_has_no_values(
+        self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Finetune, "loss", lambda self, run, batch: torch.tensor(float("nan")))
+        whole = sweep(tmp_path, toy_data, methods=["finetune", "trm"], sweep={"trials": 2})
+        method = of(whole, "finetune")
+        assert (method.trial, method.values, method.finished, method.failed) == (None, {}, 0, 2)
+        assert of(whole, "trm").finished == 2
+
+    def test_a_source_that_fails_ends_the_sweep(
+        self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*arguments: Any) -> None:
+            raise RuntimeError("no luck")
+
+        monkeypatch.setattr(execute, "_train_source", fail)
+        with pytest.raises(UserError, match=r"source mri:whole seed 0: .*no luck"):
+            sweep(tmp_path, toy_data)
+
+
+class TestBudgets:
+    def test_every_method_has_the_same(
+        self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Counts backward passes, of all methods; ForkMerge trains two branches."""
+        network = {"name": "UNet", "channels": [4, 8], "strides": [2], "norm": "batch"}
+        names = trainable(parse(toy.protocol(toy_data, network=network), "test"))
+        assert len(names) == 19
+        counts: Counter[str] = Counter()
+        current: list[Job] = []
+        do, backward = execute.do, Tensor.backward
+
+        def counted(self: Tensor, *arguments: Any, **named: Any) -> None:
+            counts[current[-1].config.kind + " " + current[-1].config.method.name] += 1
+            backward(self, *arguments, **named)
+
+        def known(job: Job, *arguments: Any) -> str:
+            current.append(job)
+            return do(job, *arguments)
+
+        monkeypatch.setattr(execute, "do", known)
+        monkeypatch.setattr(Tensor, "backward", counted)
+        budget = {"trials": 2, "steps": 4, "seed": 1}
+        outcome = sweep(tmp_path, toy_data, network=network, methods=names, sweep=budget)
+        assert counts.pop("source scratch") == 6  # trained once
+        branches = {name: 2 if name == "forkmerge" else 1 for name in names}
+        assert counts == {f"run {name}": 2 * 4 * branches[name] for name in names}
+        for m in outcome.tuned.methods:
+            assert (m.finished, m.runs, m.steps) == (2, 2, 8), m.method
+            assert m.passes == 8 * branches[m.method]
+
+    def test_test_subjects_cannot_be_reached(
+        self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[Job] = []
+        opened: set[str] = set()
+        run, opening = LocalPool.run, execute._open
+
+        def seen(self: LocalPool, tasks: Any, listen: Any) -> None:
+            given.extend(a for t in tasks for a in t.arguments if isinstance(a, Job))
+            run(self, tasks, listen)
+
+        def noted(job: Job, subject: str, digest: str) -> Any:
+            opened.add(subject)
+            return opening(job, subject, digest)
+
+        monkeypatch.setattr(LocalPool, "run", seen)
+        monkeypatch.setattr(execute, "_open", noted)
+        outcome = sweep(tmp_path, toy_data)
+        whole = parse(toy.protocol(toy_data, methods=["finetune"]), "test")
+        quiet = pipeline.Display(quiet=True)
+        plan = pipeline.planned(whole, outcome.folder, False, (), CPU, 1, quiet)[1]
+        subjects = plan.runs[0].config.subjects
+        test = {member.subject for member in subjects.test}
+        assert len(test) == 3 and len(given) == 13
+        for job in given:
+            assert not job.config.subjects.test and not job.config.metrics
+            text = json.dumps(job.config.model_dump(mode="json")) + json.dumps(
+                {k: str(v) for k, v in job.prepared.items()}
+            )
+            assert not any(subject in text for subject in test)
+        assert opened and not opened & test
+        for record in records(outcome.folder).values():
+            assert not record.metrics and "test" not in record.manifest
+
+
+class TestBadInput:
+    def test_no_validation_subjects(self, tmp_path: Path, toy_data: Path) -> None:
+        split = {"source": 3, "target": {"train": 2, "val": 0}}
+        with pytest.raises(UserError, match=r"split\.target\.val: input should be greater"):
+            sweep(tmp_path, toy_data, split=split)
+
+    def test_a_split_for_each_seed(self, tmp_path: Path, toy_data: Path) -> None:
+        split = {"source": 3, "target": {"train": 2, "val": 1}, "per_seed": True}
+        with pytest.raises(UserError, match=r"split\.per_seed: .*test subjects"):
+            sweep(tmp_path, toy_data, split=split)
+
+    def test_an_unknown_transfer(self, tmp_path: Path, toy_data: Path) -> None:
+        with pytest.raises(UserError, match="no transfer 'whole->lower'"):
+            sweep(tmp_path, toy_data, sweep={"transfers": ["whole->lower"]})
+
+    def test_one_command_at_a_time(self, tmp_path: Path, toy_data: Path) -> None:
+        with (
+            pipeline.only_one(ResultsFolder(tmp_path).protocol("toy")),
+            pytest.raises(UserError, match="another trm-bench command"),
+        ):
+            sweep(tmp_path, toy_data)
+
+    def test_other_data_of_a_kind(
+        self, finished: driver.Outcome, tmp_path: Path, toy_data: Path
+    ) -> None:
+        folder = copy(finished, tmp_path)
+        folder.tuned.write_text(folder.tuned.read_text().replace("data: real", "data: phantom"))
+        with pytest.raises(UserError, match="holds results on phantom data"):
+            sweep(tmp_path, toy_data)

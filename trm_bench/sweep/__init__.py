@@ -1,0 +1,1 @@
+"""Sweeps: every method is tuned with the same budget, on validation subjects alone."""

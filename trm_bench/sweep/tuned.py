@@ -1,0 +1,163 @@
+"""What a sweep leaves, `tuned.yaml`: made of finished trials, and applied to a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trm_bench.errors import UserError, nearest
+from trm_bench.protocol.schema import MethodConfig, MethodSettings, Protocol
+from trm_bench.runs.records import Record, Spent, SpentFile, Tuned, TunedMethod
+from trm_bench.runs.store import ProtocolFolder, read_spent, read_tuned, write_tuned
+from trm_bench.sweep.proposals import Trial
+from trm_bench.sweep.space import Space, space_of
+
+
+def entry(
+    chosen: MethodConfig,
+    transfer: str | None,
+    space: Space,
+    trials: Sequence[Trial],
+    records: Sequence[Record],
+) -> tuple[TunedMethod, Spent]:
+    """The best of a method's trials, the earlier one of equals, and what they cost.
+
+    Args:
+        chosen: The method in the protocol.
+        transfer: Which one, where each has its own values.
+        space: Of the method.
+        trials: All of them, in order.
+        records: Of their runs, each once.
+    """
+    scores = {t.number: t.score for t in trials if t.score is not None}
+    best = min(scores, key=lambda number: (-scores[number], number), default=None)
+    tuned = TunedMethod(
+        method=chosen.label,
+        name=chosen.name,
+        transfer=transfer,
+        trial=best,
+        values={} if best is None else dict(trials[best].values),
+        validation_dice=None if best is None else scores[best],
+        default_validation_dice=trials[0].score,
+        finished=len(scores),
+        failed=len(trials) - len(scores),
+        runs=len(records),
+        steps=sum(record.config.training.steps for record in records),
+        passes=sum(record.passes for record in records),
+        space=space.described(),
+        space_hash=space.hash,
+        code=records[0].config.code,
+    )
+    spent = Spent(
+        method=chosen.label,
+        transfer=transfer,
+        trials=len(trials),
+        runs=tuned.runs,
+        steps=tuned.steps,
+        passes=tuned.passes,
+        seconds=sum(sum(record.seconds.values()) for record in records),
+    )
+    return tuned, spent
+
+
+def keep(folder: ProtocolFolder, tuned: Tuned, spent: Sequence[Spent]) -> tuple[Tuned, int, int]:
+    """Writes tuned.yaml, joined with the methods of earlier sweeps of the same budget and data.
+
+    Returns:
+        What was written, and the numbers of earlier entries kept and dropped.
+    """
+    earlier = read_tuned(folder.tuned) if folder.tuned.is_file() else None
+    costs = read_spent(folder)
+    new = {(m.method, m.transfer) for m in tuned.methods}
+    labels = {m.method for m in tuned.methods}
+    others = [m for m in (earlier.methods if earlier else ()) if m.method not in labels]
+    same = earlier is not None and (
+        earlier.model_copy(update={"methods": ()}) == tuned.model_copy(update={"methods": ()})
+    )
+    kept = others if same else []
+    names = {(m.method, m.transfer) for m in kept} | new
+    methods = sorted([*kept, *tuned.methods], key=lambda m: (m.method, m.transfer or ""))
+    all_costs = {(s.method, s.transfer): s for s in (*costs.methods, *spent)}
+    sums = [all_costs[name] for name in sorted(names, key=str) if name in all_costs]
+    joined = tuned.model_copy(update={"methods": tuple(methods)})
+    write_tuned(folder, joined, SpentFile(methods=tuple(sums)))
+    return joined, len(kept), len(others) - len(kept)
+
+
+def applied(protocol: Protocol, tuned: Tuned, where: Path) -> Protocol:
+    """A protocol whose methods have their tuned values; see `plan.refuse_misfit` for the data.
+
+    Args:
+        protocol: With the methods to run.
+        tuned: Of a sweep of that protocol.
+        where: The file, for messages.
+
+    Raises:
+        UserError: The file is of another protocol, lacks a method, or a search space has changed.
+    """
+    if tuned.protocol != protocol.name:
+        what = f"was tuned for the protocol '{tuned.protocol}', and this is '{protocol.name}'"
+        raise UserError(what, where, f"make one for it: trm-bench sweep {protocol.name}")
+    methods = tuple(_applied_to(chosen, protocol, tuned, where) for chosen in protocol.methods)
+    return protocol.model_copy(update={"methods": methods})
+
+
+def _applied_to(
+    chosen: MethodConfig, protocol: Protocol, tuned: Tuned, where: Path
+) -> MethodConfig:
+    label = chosen.label
+    again = f"sweep it again (trm-bench sweep {protocol.name} --methods {label})"
+    entries = [m for m in tuned.methods if m.method == label]
+    if not entries:
+        known = list(dict.fromkeys(m.method for m in tuned.methods))
+        fix = f"{again}, or leave it out with --methods; {nearest(label, known)}"
+        raise UserError(f"holds nothing for '{label}'", where, fix)
+    space = space_of(chosen, protocol.training.target, protocol.sweep.shared_space)
+    per_transfer: dict[str, MethodSettings] = {}
+    for one in entries:
+        if (one.name, one.space_hash) != (chosen.name, space.hash):
+            fix = f"{again}, or undo the change of its parameters or ranges"
+            raise UserError(f"the search space of '{label}' is another one now", where, fix)
+        if one.trial is None:
+            fix = f"see why in the records and {again}, or leave it out with --methods"
+            raise UserError(f"no trial of '{label}' finished", where, fix)
+        if one.transfer is not None:
+            per_transfer[one.transfer] = space.settings(one.values)
+    if per_transfer:
+        return chosen.model_copy(update={"per_transfer": per_transfer})
+    return with_settings(chosen, space.settings(entries[0].values))
+
+
+def with_settings(chosen: MethodConfig, settings: MethodSettings, label: str = "") -> MethodConfig:
+    """A method with other settings over its own."""
+    merged = settings.over(chosen)
+    return MethodConfig(
+        name=chosen.name,
+        label=label or chosen.label,
+        training=merged.training,
+        **merged.parameters,
+    )
+
+
+def lines(tuned: Tuned) -> Iterator[str]:
+    """A line on each method: the defaults, the best trial, how many there were, its values."""
+    width = max(len(_title(m)) for m in tuned.methods)
+    for m in tuned.methods:
+        failed = f" ({m.failed} failed)" if m.failed else ""
+        values = ", ".join(f"{k} {_short(v)}" for k, v in m.values.items()) or "-"
+        yield (
+            f"{_title(m):{width}}  default {_dice(m.default_validation_dice)}  "
+            f"best {_dice(m.validation_dice)}  {m.finished + m.failed} trials{failed}  {values}"
+        )
+
+
+def _title(method: TunedMethod) -> str:
+    return method.method if method.transfer is None else f"{method.method} {method.transfer}"
+
+
+def _dice(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
