@@ -18,8 +18,8 @@ transfers, divided by the number of (subject, seed) cells,
 with f >= 1, and S = t(fA) sqrt(A) where B <= E. S alone covers 92 % where the seeds carry most of
 the variance, the conservative C alone 91-98 %; the half-width above covers 92.7-97 % for 20
 subjects and more with 3 to 5 seeds, whatever the shares of the variances
-(tests/test_statistics.py). With two seeds it is 87-98 %; with one seed the interval holds for that
-seed alone. Transfers are taken as given, not as a sample of transfers.
+(tests/analysis/test_statistics.py). With two seeds it is 87-98 %; with one seed the interval holds
+for that seed alone. Transfers are taken as given, not as a sample of transfers.
 """
 
 from __future__ import annotations
