@@ -123,6 +123,23 @@ def test_scopes() -> None:
     torch.testing.assert_close(balanced.joint()[:3], means)
 
 
+def test_labelled_voxels_alone() -> None:
+    """The joint of the voxels with y > 0; the background is at no risk, whatever the source."""
+    theta = torch.rand(2, 3, 20, dtype=torch.float64).softmax(1)
+    y = torch.randint(0, 3, (2, 20))
+    labelled, alone = LeepStatistics(3, 3, "labelled"), LeepStatistics(3, 3)
+    labelled.update(theta, y)
+    alone.update(theta.movedim(1, 0)[:, y > 0][None], y[y > 0][None])
+    torch.testing.assert_close(labelled.joint(), alone.joint())
+    torch.testing.assert_close(labelled.conditional()[1:], alone.conditional()[1:])
+    torch.testing.assert_close(labelled.prior()[1:], alone.prior()[1:])
+    for risk in ("neg_log", "one_minus"):
+        own = RiskMap(labelled.conditional(), risk)(theta, y)  # type: ignore[arg-type]
+        other = RiskMap(alone.conditional(), risk)(theta, y)  # type: ignore[arg-type]
+        assert bool((own[y == 0] < 1e-12).all()) and bool((own[y > 0] > 1e-3).all())
+        torch.testing.assert_close(own[y > 0], other[y > 0])
+
+
 def test_a_perfect_source_has_no_risk_and_a_useless_one_has_the_prior() -> None:
     y = torch.tensor([[0, 0, 0, 1]])
     perfect = torch.nn.functional.one_hot(y, 2).movedim(-1, 1).double()

@@ -144,7 +144,7 @@ def _time(name: str, subjects: SubjectStore, config: TrainingConfig, device: tor
     method = create(name, {})
     method.check(run.network, run.parts)
     method.prepare(run)
-    fit = fitting(run, method, Curves())
+    fit = fitting(run, method, Curves(looks=0))
     seconds = _clock(device, lambda: method.train(run, fit))
     subjects.fields.clear()
     return seconds

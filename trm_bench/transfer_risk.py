@@ -34,13 +34,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Scope = Literal["all", "brain", "class_balanced"]
+Scope = Literal["all", "brain", "labelled", "class_balanced"]
 Risk = Literal["neg_log", "one_minus"]
 Normalise = Literal["none", "max", "minmax_per_image", "mean_one"]
 Weight = Literal["risk", "affine", "power"]
 Denominator = Literal["label_foreground", "image_foreground", "weights", "voxels"]
 Over = Literal["all", "foreground"]
 
+VOXELS, DICE = "voxels", "dice"  # the terms of a segmentation loss
 LARGEST_WEIGHT = 1e12  # of weight=power: a sum of weighted losses stays finite in float32
 # a label that the statistics never saw has p = 0; the map stays finite (R <= 27.7)
 SMALLEST_PROBABILITY = 1e-12
@@ -58,7 +59,9 @@ class LeepStatistics:
         target_classes: Kt, the number of target classes, background included.
         source_classes: Ks, the number of channels of the source softmax.
         scope: Which voxels count: `all`; `brain`, those under the mask given to `update`;
-            `class_balanced`, all, with every target class that occurs given the same total mass.
+            `labelled`, those with y > 0, so that the background has no part in the joint and is
+            at no risk; `class_balanced`, all, with every target class that occurs given the same
+            total mass.
     """
 
     def __init__(self, target_classes: int, source_classes: int, scope: Scope = "all") -> None:
@@ -91,11 +94,16 @@ class LeepStatistics:
         if self.scope == "brain" and brain is None:
             raise ValueError("scope='brain' needs the brain mask")
         per_class = probabilities.movedim(1, 0).flatten(1)
-        flat = label.flatten()
-        inside = brain.flatten() if self.scope == "brain" and brain is not None else None
+        flat, inside = label.flatten(), self.inside(label, brain)
         for k in range(len(self._mass)):
-            chosen = flat == k if inside is None else (flat == k) & inside
+            chosen = flat == k if inside is None else (flat == k) & inside.flatten()
             self._mass[k] += (per_class * chosen).sum(1, dtype=torch.float64).cpu()
+
+    def inside(self, label: Tensor, brain: Tensor | None) -> Tensor | None:
+        """The voxels that count, a bool mask of the label's shape; None for all."""
+        if self.scope == "labelled":
+            return label > 0
+        return brain if self.scope == "brain" else None
 
     def joint(self) -> Tensor:
         """P(k, c), float64, shape (Kt, Ks), summing to 1.
@@ -115,18 +123,29 @@ class LeepStatistics:
         return mass / total
 
     def prior(self) -> Tensor:
-        """P(k), float64, shape (Kt,): how often each target class occurs in the scope."""
-        return self.joint().sum(1)
+        """P(k), float64, shape (Kt,): how often each target class occurs in the scope.
+
+        Under `labelled` P(0) is 1, as in `conditional`.
+        """
+        return self._without_risk(self.joint().sum(1))
 
     def conditional(self) -> Tensor:
         """P(k | c), float64, shape (Kt, Ks).
 
-        A source class that never occurs gets the prior P(k).
+        A source class that never occurs gets the prior P(k). Under `labelled` P(0 | c) is 1, and
+        the rest is a distribution without it: the map is about labelled voxels, and in all others
+        p = 1 and the risk is 0.
         """
         joint = self.joint()
         per_source = joint.sum(0, keepdim=True)
         seen = joint / per_source.clamp(min=torch.finfo(torch.float64).tiny)
-        return torch.where(per_source > 0, seen, joint.sum(1, keepdim=True))
+        return self._without_risk(torch.where(per_source > 0, seen, joint.sum(1, keepdim=True)))
+
+    def _without_risk(self, probability: Tensor) -> Tensor:
+        """Probability of classes, in dimension 0, with 1 for a background that does not count."""
+        if self.scope == "labelled":
+            probability[0] = 1
+        return probability
 
 
 class RiskMap:
@@ -247,7 +266,13 @@ class RiskWeightedLoss(nn.Module):
     def forward(
         self, logits: Tensor, label: Tensor, weight: Tensor, brain: Tensor | None = None
     ) -> Tensor:
-        """The loss, a scalar.
+        """The loss, a scalar: the sum of `terms`, which says what the arguments are."""
+        return torch.stack([*self.terms(logits, label, weight, brain).values()]).sum()
+
+    def terms(
+        self, logits: Tensor, label: Tensor, weight: Tensor, brain: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of the loss, each with its weight: `voxels`, and `dice` where it counts.
 
         Args:
             logits: Shape (B, Kt, *spatial).
@@ -280,12 +305,10 @@ class RiskWeightedLoss(nn.Module):
                 .sum()
                 .clamp(min=1)
             )
-        loss = self.cross_entropy * weighted / count
-        return (
-            loss
-            if self.dice is None
-            else loss + self.with_dice * self.dice(logits, label.unsqueeze(1))
-        )
+        terms = {VOXELS: self.cross_entropy * weighted / count}
+        if self.dice is not None:
+            terms[DICE] = self.with_dice * self.dice(logits, label.unsqueeze(1))
+        return terms
 
 
 def soft_dice() -> nn.Module:

@@ -126,6 +126,14 @@ READING = {"scope": "all", "risk": "one_minus", "normalise": "none", "weight": "
 DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("scratch", "finetune", "frozen_encoder")},
     **dict.fromkeys(("trm", "trm_prior", "trm_uniform", "trm_shuffled"), READING),
+    "trm_paper_literal": READING | {"risk": "neg_log", "weight": "risk"},
+    "trm_minmax_power": READING
+    | {
+        "risk": "neg_log",
+        "normalise": "minmax_per_image",
+        "base": 10,
+        "over": "foreground",
+    },
     "focal": {"gamma": 2.0},  # the paper's best
     "topk": {"share": 0.1},  # nnU-Net's
     "lp_ft": {"share": 0.2},

@@ -9,6 +9,7 @@ import torch
 from harness import CPU, context, trained
 from torch.nn import functional
 
+from trm_bench.errors import UserError
 from trm_bench.methods import Context
 from trm_bench.methods.registry import create
 from trm_bench.methods.trm import FIELD, TransferRiskMap
@@ -78,13 +79,57 @@ def test_the_scope_decides_which_voxels_count() -> None:
     inside[: len(inside) // 3] = True
     run.training_set.brain = inside
     diagnostics = []
-    for scope in ("all", "brain", "class_balanced"):
+    for scope in ("all", "brain", "class_balanced", "labelled"):
         run.diagnostics = {}
         prepared("trm", run, scope=scope)
         diagnostics.append(run.diagnostics)
     priors = [tuple(d["prior"]) for d in diagnostics]
-    assert len(set(priors)) == 3 and priors[2] == pytest.approx((0.5, 0.5))
+    assert len(set(priors)) == 4 and priors[2] == pytest.approx((0.5, 0.5))
+    assert diagnostics[3]["leep"] == pytest.approx(
+        0, abs=1e-9
+    )  # one labelled class: nothing is at risk
     assert diagnostics[0]["leep"] != diagnostics[1]["leep"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("trm_paper_literal", {"weight": "risk", "normalise": "none"}),
+        (
+            "trm_minmax_power",
+            {
+                "weight": "power",
+                "base": 10.0,
+                "normalise": "minmax_per_image",
+                "over": "foreground",
+            },
+        ),
+    ],
+)
+def test_a_named_reading_is_trm_with_its_options(name: str, options: dict[str, Any]) -> None:
+    losses = []
+    for method, given in ((name, {}), ("trm", {"risk": "neg_log", **options})):
+        run, made = prepared(method, **given)
+        batch = run.patches.batch(0)
+        losses.append(made.segmentation_loss(run, run.network(batch.image), batch))
+    assert torch.equal(*losses)
+    with pytest.raises(UserError, match=name):
+        create(name, {"risk": "one_minus"})
+
+
+def test_the_literal_reading_by_hand() -> None:
+    """R = -log p, w = R, over the labelled voxels; Dice as the protocol weighs it."""
+    run, method = prepared("trm_paper_literal")
+    batch = run.patches.batch(1)
+    logits = run.network(batch.image)
+    image, label, _ = run.training_set.volume(0)
+    source = run.predict(run.source, image).double().flatten(2)[0]  # (Ks, V)
+    p = (method.statistics.conditional()[label.flatten().long()] * source.T).sum(1)
+    torch.testing.assert_close(weights(run)[0].flatten(), -p.log().float())
+    ce = functional.cross_entropy(logits, batch.label, reduction="none")
+    wanted = (batch.fields[FIELD] * ce).sum() / (batch.label > 0).sum()
+    wanted = wanted + soft_dice()(logits, batch.label.unsqueeze(1))
+    torch.testing.assert_close(method.segmentation_loss(run, logits, batch), wanted)
 
 
 def test_the_prior_is_one_weight_a_class_and_the_map_is_not() -> None:

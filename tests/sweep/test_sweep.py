@@ -289,10 +289,12 @@ class TestBudgets:
     def test_every_method_has_the_same(
         self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Counts backward passes, of all methods; ForkMerge trains two branches."""
+        """Counts backward passes, of all methods; ForkMerge trains two branches, and
+        Disagreement passes a source batch too.
+        """
         network = {"name": "UNet", "channels": [4, 8], "strides": [2], "norm": "batch"}
         names = trainable(parse(toy.protocol(toy_data, network=network), "test"))
-        assert len(names) == 19
+        assert len(names) == 21
         counts: Counter[str] = Counter()
         current: list[Job] = []
         do, backward = execute.do, Tensor.backward
@@ -314,7 +316,7 @@ class TestBudgets:
         assert counts == {f"run {name}": 2 * 4 * branches[name] for name in names}
         for m in outcome.tuned.methods:
             assert (m.finished, m.runs, m.steps) == (2, 2, 8), m.method
-            assert m.passes == 8 * branches[m.method]
+            assert m.passes == 8 * (2 if m.method == "disagreement" else branches[m.method])
 
     def test_test_subjects_cannot_be_reached(
         self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch

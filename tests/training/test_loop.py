@@ -16,14 +16,17 @@ from helpers import CPU, examples, store, subject
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
+from trm_bench.baselines.finetune import Finetune
 
 from trm_bench.data.patches import PatchSampler
 from trm_bench.methods import Context, Fit, Method, Parameters
 from trm_bench.networks import Parts, evaluating, resolved_precision
-from trm_bench.protocol.schema import EvaluationConfig, TrainingConfig
+from trm_bench.protocol.schema import EvaluationConfig, LossConfig, TrainingConfig
 from trm_bench.seeds import generator, seed_of
 from trm_bench.training import evaluation
 from trm_bench.training.loop import Curves, Diverged, learning_rate_factor, train
+from trm_bench.transfer_risk import soft_dice
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
 
@@ -229,6 +232,47 @@ def test_clipping_sees_what_a_method_did_to_the_gradients() -> None:
     method = Slope(0.001, before_update=enlarge)
     trained(method, clip=0.5, schedule="constant")
     np.testing.assert_allclose(method.moves, 0.05, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------ balance of the loss
+
+
+def test_the_balance_is_that_of_the_gradients_of_both_terms() -> None:
+    curves, method = Curves(), Finetune(Parameters())
+    run = context(steps=10, loss=LossConfig(cross_entropy=0.7, dice=2.0))
+    norms = []
+    for term in (0, 1):
+        run.network.zero_grad()
+        batch = run.patches.batch(0)
+        logits = run.network(batch.image)
+        losses = (
+            functional.cross_entropy(logits, batch.label),
+            soft_dice()(logits, batch.label.unsqueeze(1)),
+        )
+        ((0.7, 2.0)[term] * losses[term]).backward()
+        gradients = [p.grad.flatten() for p in run.network.parameters() if p.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+    run.network.zero_grad()
+    train(run, method, curves)
+    assert [step for step, _ in curves.voxel_share] == [1, 3, 5, 7, 9]
+    assert curves.voxel_share[0][1] == pytest.approx(norms[0] / sum(norms), rel=1e-5)
+
+
+def test_looking_at_the_balance_changes_nothing() -> None:
+    ends = []
+    for looks in (0, 5):
+        run = context(steps=10)
+        curves = Curves(looks=looks)
+        train(run, Finetune(Parameters()), curves)
+        assert len(curves.voxel_share) == looks and curves.passes == 10
+        ends.append(torch.cat([p.detach().flatten() for p in run.network.parameters()]))
+    assert torch.equal(*ends)
+
+
+def test_one_term_alone_has_no_balance() -> None:
+    curves = Curves()
+    trained(Finetune(Parameters()), curves, loss=LossConfig(cross_entropy=1, dice=0))
+    assert curves.voxel_share == [] and curves.passes == 10
 
 
 # --------------------------------------------------------------------------------------- divergence

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from trm_bench.analysis import voxels
 from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON, REFERENCE, SCRATCH
 from trm_bench.data.patches import SubjectStore
-from trm_bench.data.prepared import Prepared, open_prepared
-from trm_bench.errors import UserError
+from trm_bench.data.prepared import Prepared, open_expected
 from trm_bench.fingerprint import code_fingerprint
+from trm_bench.methods.trm import READINGS
 from trm_bench.runs import compute, store
 from trm_bench.runs.records import Record, VoxelAudit
 from trm_bench.runs.store import ProtocolFolder, Results
@@ -28,7 +28,7 @@ from trm_bench.seeds import deterministic
 from trm_bench.training.evaluation import predict, to_prepared
 from trm_bench.transfer_risk import RiskMap
 
-FOCUS, PRIOR = "trm", "trm_prior"
+PRIOR = "trm_prior"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Audit:
         seed: Of the runs.
         records: Method, as the table calls it, to the record of its run.
         code: Fingerprint of what computes the audit.
-        test: Prepared test subjects.
+        test: Subject to prepared volume, of the test subjects.
     """
 
     folder: ProtocolFolder
@@ -49,7 +49,7 @@ class Audit:
     seed: int
     records: Mapping[str, Record]
     code: str
-    test: tuple[Path, ...]
+    test: Mapping[str, Path]
 
     @property
     def result(self) -> Path:
@@ -69,7 +69,7 @@ class Audit:
         """
         if REFERENCE not in self.records:
             return {}
-        return {m: r for m, r in self.records.items() if r.config.method.name == FOCUS}
+        return {m: r for m, r in self.records.items() if r.config.method.name in READINGS}
 
 
 def pending(results: Results, prepared: Mapping[str, Prepared]) -> list[Audit]:
@@ -96,7 +96,7 @@ def pending(results: Results, prepared: Mapping[str, Prepared]) -> list[Audit]:
         if done and done.runs == runs and done.code == code:
             continue
         members = records[SCRATCH].config.subjects.test
-        test = tuple(prepared[m.subject].path for m in members if m.subject in prepared)
+        test = {m.subject: prepared[m.subject].path for m in members if m.subject in prepared}
         audits.append(Audit(results.folder, transfer, seed, records, code, test))
     return audits
 
@@ -114,7 +114,8 @@ def audit(work: Audit, device: torch.device, progress: Callable[[int, int, None]
     """
     deterministic(device)
     domain = work.records[SCRATCH].config.domain
-    volumes = [_opened(path) for path in work.test]
+    members = work.records[SCRATCH].config.subjects.test
+    volumes = [open_expected(work.test[m.subject], *m) for m in members if m.subject in work.test]
     test_set = SubjectStore(volumes, domain.images, domain.label_map, device)
     maps = _Maps(work, device)
     outcomes: dict[str, dict[str, list[tuple[int, int, int]]]] = {}
@@ -209,10 +210,3 @@ class _Maps:
                 one = torch.ones_like(image[:, :1])  # one source class, so that P(y | c) = P(y)
                 maps[PRIOR] = RiskMap(prior[:, None], risk)(one, label)[0].cpu().numpy()
         return maps
-
-
-def _opened(path: Path) -> Prepared:
-    prepared = open_prepared(path)
-    if prepared is None:
-        raise UserError("the prepared volume is gone or damaged", path, "delete it and run again")
-    return prepared

@@ -119,6 +119,20 @@ def open_prepared(path: Path) -> Prepared | None:
         return None
 
 
+def open_expected(path: Path, subject: str, digest: str) -> Prepared:
+    """The prepared subject at `path`, which must be a certain one, made of certain files.
+
+    Raises:
+        OSError: It is gone, damaged or another one.
+    """
+    prepared = open_prepared(path)
+    if prepared is None or (prepared.subject, prepared.digest) != (subject, digest):
+        raise OSError(
+            f"{path}: the prepared volume is gone, damaged or another one; delete it and run again"
+        )
+    return prepared
+
+
 def prepare(
     dataset: Dataset, subject: Subject, modalities: Sequence[str], volume: VolumeConfig, path: Path
 ) -> Prepared:

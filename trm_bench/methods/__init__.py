@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from trm_bench.data.patches import Batch, PatchSampler, SubjectStore
 from trm_bench.networks import Parts
-from trm_bench.transfer_risk import soft_dice
+from trm_bench.transfer_risk import DICE, VOXELS, soft_dice
 
 if TYPE_CHECKING:
     from trm_bench.protocol.schema import TrainingConfig
@@ -61,6 +61,7 @@ class Context:
         seed_axes: Axes of this run's draws; a method adds its own name to them.
         device: Where everything lives.
         step: Of the loop, from 0.
+        terms: Of the last segmentation loss, each with its weight; see `Method.terms`.
         diagnostics: What the method wants in the record (JSON values).
     """
 
@@ -77,6 +78,7 @@ class Context:
     seed_axes: tuple[object, ...]
     device: torch.device
     step: int = 0
+    terms: dict[str, Tensor] = field(default_factory=dict)
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -170,17 +172,22 @@ class Method:
         return self.segmentation_loss(run, logits, batch) + self.penalty(run)
 
     def segmentation_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of the predictions.
+        """The loss of the predictions: the sum of `terms`."""
+        run.terms = self.terms(run, logits, batch)
+        return torch.stack([*run.terms.values()]).sum()
 
-        By default cross-entropy and soft Dice, weighted as the protocol says.
+    def terms(self, run: Context, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss of the predictions, scalars: `voxels` and `dice`.
+
+        By default cross-entropy and soft Dice, weighted as the protocol says; without those of
+        weight 0.
         """
-        config = run.config.loss
-        loss = logits.new_zeros((), dtype=torch.float32)
+        config, terms = run.config.loss, {}
         if config.cross_entropy:
-            loss = loss + config.cross_entropy * self.voxel_loss(run, logits.float(), batch)
+            terms[VOXELS] = config.cross_entropy * self.voxel_loss(run, logits.float(), batch)
         if config.dice:
-            loss = loss + config.dice * soft_dice()(logits.float(), batch.label.unsqueeze(1))
-        return loss
+            terms[DICE] = config.dice * soft_dice()(logits.float(), batch.label.unsqueeze(1))
+        return terms
 
     def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
         """The voxel-wise term of the loss: by default the mean cross-entropy."""

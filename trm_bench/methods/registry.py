@@ -21,6 +21,8 @@ BUILTIN = {
     "finetune": "trm_bench.baselines.finetune:Finetune",
     "trm": "trm_bench.methods.trm:TransferRiskMap",
     "trm_prior": "trm_bench.methods.trm:PriorRisk",
+    "trm_paper_literal": "trm_bench.methods.trm:PaperLiteral",
+    "trm_minmax_power": "trm_bench.methods.trm:MinmaxPower",
     "trm_uniform": "trm_bench.methods.trm:UniformRisk",
     "trm_shuffled": "trm_bench.methods.trm:ShuffledRisk",
     "focal": "trm_bench.baselines.focal:Focal",

@@ -5,6 +5,7 @@ information.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from trm_bench.transfer_risk import (
 
 PAPER = "Duan et al., ICASSP 2025, arXiv:2502.02340"
 FIELD = "risk weight"
+READINGS = ("trm", "trm_paper_literal", "trm_minmax_power")  # methods whose weights are the map's
 
 
 class TrmParameters(Parameters):
@@ -35,7 +37,9 @@ class TrmParameters(Parameters):
     See `trm_bench.transfer_risk` for each option.
     """
 
-    scope: Scope = hyper("all", "voxels in the joint", search=["all", "brain", "class_balanced"])
+    scope: Scope = hyper(
+        "all", "voxels in the joint", search=["all", "brain", "labelled", "class_balanced"]
+    )
     risk: Risk = hyper("one_minus", "how p becomes a risk", search=["neg_log", "one_minus"])
     normalise: Normalise = hyper(
         "none", "of the risks", search=["none", "max", "minmax_per_image", "mean_one"]
@@ -57,11 +61,14 @@ class TrmParameters(Parameters):
     denominator: Denominator = hyper(
         "label_foreground",
         "what the sum is divided by",
-        search=["label_foreground", "image_foreground", "weights"],
+        search=["label_foreground", "image_foreground", "weights", "voxels"],
     )
     over: Over = hyper("all", "voxels in the sum", search=["all", "foreground"])
     with_dice: float | None = hyper(
-        None, "weight of the Dice term; null is the protocol's", search=None, ge=0
+        None,
+        "weight of the Dice term; null is the protocol's",
+        search=[None, 0.0, 0.2, 5.0],
+        ge=0,
     )
 
 
@@ -104,7 +111,7 @@ class TransferRiskMap(Method):
         risks = []
         for probabilities, label, brain in self._evidence(run):
             risk = self.risk_map(probabilities, label)
-            inside = brain if self.p.scope == "brain" else None
+            inside = self.statistics.inside(label, brain)
             summary.update(risk, self.risk_map.transferability(probabilities, label), label, inside)
             risks.append(risk.float())
         run.diagnostics |= {
@@ -133,13 +140,63 @@ class TransferRiskMap(Method):
         assert statistics is not None
         return statistics
 
-    def segmentation_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
-        return self.criterion(logits, batch.label, batch.fields[FIELD], batch.brain)
+    def terms(self, run: Context, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return self.criterion.terms(logits, batch.label, batch.fields[FIELD], batch.brain)
 
     def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         assert run.source is not None
         probabilities = run.predict(run.source, image)
         return {"risk": self.risk_map(probabilities, label), "source": probabilities.argmax(1)}
+
+
+class PaperLiteralParameters(TrmParameters):
+    """One reading of the paper, which is not searched."""
+
+    scope: Literal["all"] = hyper("all", "voxels in the joint")
+    risk: Literal["neg_log"] = hyper("neg_log", "how p becomes a risk")
+    normalise: Literal["none"] = hyper("none", "of the risks")
+    weight: Literal["risk"] = hyper("risk", "how the risk becomes a weight")
+    strength: Literal[1] = hyper(1, "of weight=affine: without effect")
+    base: Literal[3] = hyper(3, "of weight=power: without effect")
+    denominator: Literal["label_foreground"] = hyper("label_foreground", "of the sum")
+    over: Literal["all"] = hyper("all", "voxels in the sum")
+    with_dice: None = hyper(None, "the Dice term has the protocol's weight")
+
+
+class PaperLiteral(TransferRiskMap):
+    """`trm` as the paper's sentences read when nothing is added: R = -log p, w = R, over the
+    labelled foreground.
+
+    A fixed reading, so that a sweep tunes its training. Whether it is the authors' is not known.
+    """
+
+    name = "trm_paper_literal"
+    Parameters = PaperLiteralParameters
+
+
+class MinmaxPowerParameters(TrmParameters):
+    """Another reading of the paper, which is not searched."""
+
+    scope: Literal["all"] = hyper("all", "voxels in the joint")
+    risk: Literal["neg_log"] = hyper("neg_log", "how p becomes a risk")
+    normalise: Literal["minmax_per_image"] = hyper("minmax_per_image", "of the risks")
+    weight: Literal["power"] = hyper("power", "how the risk becomes a weight")
+    strength: Literal[1] = hyper(1, "of weight=affine: without effect")
+    base: Literal[10] = hyper(10, "b of weight=power")
+    denominator: Literal["label_foreground"] = hyper("label_foreground", "of the sum")
+    over: Literal["foreground"] = hyper("foreground", "voxels in the sum")
+    with_dice: None = hyper(None, "the Dice term has the protocol's weight")
+
+
+class MinmaxPower(TransferRiskMap):
+    """`trm` as one third party reads it: R = -log p, each image to [0, 1], w = 10^R, mean over the
+    labelled foreground, plus Dice.
+
+    A fixed reading, so that a sweep tunes its training. Not the authors'.
+    """
+
+    name = "trm_minmax_power"
+    Parameters = MinmaxPowerParameters
 
 
 class PriorRisk(TransferRiskMap):

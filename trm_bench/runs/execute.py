@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trm_bench import environment
 from trm_bench.data.patches import SubjectStore
-from trm_bench.data.prepared import Prepared, open_prepared
+from trm_bench.data.prepared import Prepared, open_expected
 from trm_bench.methods import Context, Method
 from trm_bench.methods.registry import create
 from trm_bench.runs import compute, store
@@ -59,7 +59,7 @@ def do(job: Job, device: torch.device, progress: Progress) -> str:
         config=job.config,
         environment=environment.describe(device),
         started=started,
-        curves={"loss": curves.loss, "validation": curves.validation},
+        curves=curves.logged(),
         passes=curves.passes,
         **note,
     )
@@ -96,13 +96,7 @@ def load_part(job: Job, device: torch.device, part: str) -> SubjectStore:
 
 
 def _open(job: Job, subject: str, digest: str) -> Prepared:
-    path = job.prepared[subject]
-    prepared = open_prepared(path)
-    if prepared is None or (prepared.subject, prepared.digest) != (subject, digest):
-        raise OSError(
-            f"{path}: the prepared volume is gone, damaged or another one; delete it and run again"
-        )
-    return prepared
+    return open_expected(job.prepared[subject], subject, digest)
 
 
 def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
@@ -115,7 +109,7 @@ def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
         id=job.id,
         config=config,
         validation_dice=run.validate(run.network),
-        curves={"loss": curves.loss, "validation": curves.validation},
+        curves=curves.logged(),
         environment=environment.describe(device),
     )
     store.write_checkpoint(job.result, about, run.network.state_dict())

@@ -186,8 +186,9 @@ class Record(Strict):
         started: ISO 8601.
         source: The source network that it started from.
         loading: Audit of the source weights.
-        curves: `loss` and `validation`, as (step, value).
-        passes: Forward and backward passes of the training: steps, of all branches of a method.
+        curves: `loss`, `validation` and `voxel_share`, as (step, value); see `training.loop`.
+        passes: Forward passes that a gradient went back through: one a step, and of all branches
+            and source batches of a method.
         validation_dice: Mean over validation subjects and regions, at the end.
         metrics: Test subject to region to metric to value.
         manifest: Part to subject to file to (bytes, sha256).

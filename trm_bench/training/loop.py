@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from trm_bench.methods import Context, Fit, Method
 from trm_bench.networks import autocast
+from trm_bench.transfer_risk import DICE, VOXELS
 
 if TYPE_CHECKING:
     from trm_bench.protocol.schema import TrainingConfig
 
 Progress = Callable[[int, float], None]
 
+BALANCE_LOOKS = 5  # in a training: each costs two more backward passes
 LOG_EVERY = 10  # steps between looks at the loss: a look makes the host wait for the device
 
 
@@ -32,12 +35,23 @@ class Curves:
     Attributes:
         loss: Step numbers and values, thinned to every LOG_EVERY-th step.
         validation: Likewise, where the protocol selects by it.
-        passes: Forward and backward passes so far: steps, of all branches of a method.
+        voxel_share: Likewise, of a few steps: the share of the voxel-wise term in the gradient,
+            ||g_voxels|| / (||g_voxels|| + ||g_dice||), norms over all trained parameters; where
+            the loss has both terms.
+        passes: Forward passes of the trained network so far that a gradient goes back through:
+            one a step, and of all branches and source batches of a method.
+        looks: At the gradients, spread over the steps.
     """
 
     loss: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    voxel_share: list[tuple[int, float]] = field(default_factory=list)
     passes: int = 0
+    looks: int = BALANCE_LOOKS
+
+    def logged(self) -> dict[str, list[tuple[int, float]]]:
+        """The curves by name."""
+        return {"loss": self.loss, "validation": self.validation, "voxel_share": self.voxel_share}
 
 
 def train(
@@ -87,10 +101,12 @@ def fitting(
             run.step = step
             batch = run.patches.batch(step)
             optimizer.zero_grad(set_to_none=True)
-            with autocast(run.device, config.precision):
+            with autocast(run.device, config.precision), _counted(run.network, curves):
                 loss = method.loss(run, batch)
+            if curves.looks and step % max(1, config.steps // curves.looks) == 0:
+                _look_at_gradients(run, step, trained, curves)
+            run.terms = {}
             loss.backward()
-            curves.passes += 1
             method.before_update(run)
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(trained, config.clip)
@@ -109,6 +125,39 @@ def fitting(
         best.restore()
 
     return fit
+
+
+@contextmanager
+def _counted(network: nn.Module, curves: Curves) -> Iterator[None]:
+    """Counts the forward passes inside that a gradient can go back through."""
+
+    def count(*call: object) -> None:
+        curves.passes += torch.is_grad_enabled()
+
+    hook = network.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _look_at_gradients(run: Context, step: int, trained: Sequence[Tensor], curves: Curves) -> None:
+    """Logs `Curves.voxel_share`; the gradients that the optimiser gets are not touched."""
+    if run.terms.keys() != {VOXELS, DICE}:
+        return
+    norms = {
+        name: nn.utils.get_total_norm(
+            [
+                g.float()
+                for g in torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+                if g is not None
+            ]
+        ).item()
+        for name, term in run.terms.items()
+    }
+    total = sum(norms.values())
+    if math.isfinite(total) and total > 0:
+        curves.voxel_share.append((step + 1, norms[VOXELS] / total))
 
 
 class _Best:
