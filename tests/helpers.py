@@ -18,8 +18,8 @@ from trm_bench.data.patches import SubjectStore
 from trm_bench.datasets.base import LabelMap
 from trm_bench.display import Display
 from trm_bench.protocol import parse
+from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.plan import Plan
-from trm_bench.runs.store import ResultsFolder
 
 Run = Callable[..., tuple[int, str]]  # what the fixture `trm_bench` gives
 CPU = torch.device("cpu")

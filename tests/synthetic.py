@@ -21,8 +21,9 @@ from trm_bench.analysis import voxels
 from trm_bench.environment import Environment
 from trm_bench.protocol.schema import MethodConfig, Protocol
 from trm_bench.runs.config import Member, RunConfig, RunDomain, RunMethod, Subjects
+from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Cell, Record, StoredPlan, VoxelAudit
-from trm_bench.runs.store import ProtocolFolder, write_model
+from trm_bench.runs.store import write_model
 
 FAMILY = ["scratch", "finetune", "trm", "trm_prior", "trm_uniform", "trm_shuffled"]
 OTHERS = [

@@ -26,8 +26,9 @@ from trm_bench.methods import Method
 from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol import parse
 from trm_bench.runs import execute
+from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.plan import Job
-from trm_bench.runs.store import ProtocolFolder, Results, read_results
+from trm_bench.runs.store import Results, read_results
 from trm_bench.training import loop
 
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from trm_bench.errors import BadSubject, UserError
 from trm_bench.methods.registry import create
 from trm_bench.protocol import Protocol
 from trm_bench.protocol.load import data_root
+from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.plan import Plan
-from trm_bench.runs.store import ResultsFolder
 
 
 def check(

@@ -27,6 +27,7 @@ OUTSIDE = tuple(
         "plugins",
         "protocol",
         "runs.config",
+        "runs.folders",
         "runs.records",
         "runs.store",
     )

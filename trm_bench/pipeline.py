@@ -34,15 +34,10 @@ from trm_bench.protocol.load import data_root
 from trm_bench.report import mlflow
 from trm_bench.runs import execute
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task, default_jobs
+from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
 from trm_bench.runs.records import LeftOut, StoredPlan, Tuned
-from trm_bench.runs.store import (
-    ProtocolFolder,
-    ResultsFolder,
-    read_record,
-    read_results,
-    write_plan,
-)
+from trm_bench.runs.store import read_record, read_results, write_plan
 
 WORTH_WORKERS = 128 * 2**20  # bytes of files to prepare above which starting processes pays
 

@@ -22,7 +22,8 @@ from sklearn.metrics import roc_auc_score
 from trm_bench import pipeline
 from trm_bench.analysis import audit
 from trm_bench.display import Display
-from trm_bench.runs.store import ProtocolFolder, Results, read_results
+from trm_bench.runs.folders import ProtocolFolder
+from trm_bench.runs.store import Results, read_results
 
 METHODS = ["scratch", "finetune", "trm", "trm_prior"]
 

@@ -23,7 +23,8 @@ from trm_bench import report
 from trm_bench.analysis.tests import compare
 from trm_bench.errors import UserError
 from trm_bench.report import evidence, tables
-from trm_bench.runs.store import ProtocolFolder, read_results
+from trm_bench.runs.folders import ProtocolFolder
+from trm_bench.runs.store import read_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 METHODS = [*synthetic.FAMILY, "focal"]

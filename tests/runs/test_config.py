@@ -20,8 +20,9 @@ from trm_bench.fingerprint import digest_of
 from trm_bench.runs import execute
 from trm_bench.runs import plan as planning
 from trm_bench.runs.config import RunConfig
+from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.plan import Job, Plan
-from trm_bench.runs.store import ProtocolFolder, read_record
+from trm_bench.runs.store import read_record
 
 
 def ids(made: Plan) -> tuple[set[str], set[str]]:

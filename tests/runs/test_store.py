@@ -13,12 +13,10 @@ from safetensors.torch import save_file
 
 from trm_bench.environment import Environment
 from trm_bench.errors import UserError
+from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, protocol_folders
 from trm_bench.runs.plan import Plan
 from trm_bench.runs.records import Cell, Checkpoint, LeftOut, Record, StoredPlan, VoxelAudit
 from trm_bench.runs.store import (
-    ProtocolFolder,
-    ResultsFolder,
-    protocol_folders,
     read_checkpoint,
     read_model,
     read_plan,

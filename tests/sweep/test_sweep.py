@@ -27,9 +27,10 @@ from trm_bench.methods.registry import trainable
 from trm_bench.protocol import parse
 from trm_bench.runs import execute
 from trm_bench.runs.executors import LocalPool
+from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Job
 from trm_bench.runs.records import Record, TunedMethod
-from trm_bench.runs.store import ProtocolFolder, ResultsFolder, read_record, read_spent
+from trm_bench.runs.store import read_record, read_trials
 from trm_bench.sweep import driver
 
 CPU = torch.device("cpu")
@@ -72,8 +73,21 @@ class TestTrials:
             assert method.steps == method.passes == 6 * 4
         assert len(records(finished.folder)) == 12
         assert len(list((finished.folder.results.path / "sources").iterdir())) == 1
-        costs = {s.method: s for s in read_spent(finished.folder).methods}
-        assert all(costs[m].passes == 24 and costs[m].seconds > 0 for m in ("finetune", "trm"))
+
+    def test_every_trial_is_told(self, finished: driver.Outcome) -> None:
+        by_id = records(finished.folder)
+        swept = read_trials(finished.folder).methods
+        assert [s.method for s in swept] == ["finetune", "trm"]
+        for method in swept:
+            assert [t.number for t in method.trials] == list(range(6))
+            for trial in method.trials:
+                (record,) = [by_id[run] for run in trial.runs]
+                assert trial.validation_dice == record.validation_dice
+                assert trial.voxel_share and 0 < trial.voxel_share < 1
+                assert trial.seconds == pytest.approx(sum(record.seconds.values()))
+            assert method.seconds == pytest.approx(sum(t.seconds for t in method.trials))
+            best = max(method.trials, key=lambda t: t.validation_dice or 0)
+            assert best.values == of(finished, method.method).values
 
     def test_the_best_is_the_best_of_the_records(self, finished: driver.Outcome) -> None:
         for method in finished.tuned.methods:
@@ -139,7 +153,7 @@ class TestTrials:
         sweep(tmp_path, toy_data, methods=["trm"])
         outcome = sweep(tmp_path, toy_data, methods=["finetune"])
         assert outcome.folder.tuned.read_bytes() == finished.folder.tuned.read_bytes()
-        assert [s.method for s in read_spent(outcome.folder).methods] == ["finetune", "trm"]
+        assert [s.method for s in read_trials(outcome.folder).methods] == ["finetune", "trm"]
         outcome = sweep(tmp_path, toy_data, methods=["trm"], sweep={**SWEEP, "trials": 2})
         written = yaml.safe_load(outcome.folder.tuned.read_text())
         assert [m["method"] for m in written["methods"]] == ["trm"]  # budgets are not mixed

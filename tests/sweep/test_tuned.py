@@ -17,8 +17,9 @@ from trm_bench.baselines.finetune import Finetune
 
 from trm_bench.protocol.schema import LossConfig
 from trm_bench.runs import plan as planning
+from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Record, Tuned
-from trm_bench.runs.store import ProtocolFolder, read_plan, read_record, read_tuned
+from trm_bench.runs.store import read_plan, read_record, read_tuned
 
 METHODS = ["scratch", "finetune", "trm"]
 CHANGES: dict[str, Any] = {"methods": METHODS, "sweep": {"trials": 3, "steps": 3}}

@@ -22,8 +22,9 @@ from trm_bench.data.prepared import Prepared, open_expected
 from trm_bench.fingerprint import code_fingerprint
 from trm_bench.methods.trm import READINGS
 from trm_bench.runs import compute, store
+from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Record, VoxelAudit
-from trm_bench.runs.store import ProtocolFolder, Results
+from trm_bench.runs.store import Results
 from trm_bench.seeds import deterministic
 from trm_bench.training.evaluation import predict, to_prepared
 from trm_bench.transfer_risk import RiskMap

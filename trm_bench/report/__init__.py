@@ -11,7 +11,8 @@ from trm_bench.files import write_json, write_text
 from trm_bench.report import figures, tables
 from trm_bench.report.evidence import Evidence, collect
 from trm_bench.report.provenance import provenance
-from trm_bench.runs.store import ProtocolFolder, ResultsFolder, protocol_folders, read_results
+from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, protocol_folders
+from trm_bench.runs.store import read_results
 
 
 def write(folder: ProtocolFolder) -> list[Path]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from trm_bench.analysis.voxels import REFERENCE, SCRATCH, lost
 from trm_bench.files import write_atomically
-from trm_bench.runs.store import Results, read_slices, slug
+from trm_bench.runs.folders import slug
+from trm_bench.runs.store import Results, read_slices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

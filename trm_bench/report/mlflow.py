@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from trm_bench.protocol.schema import Protocol
 from trm_bench.runs.config import RunConfig
+from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Cell, Record
-from trm_bench.runs.store import ProtocolFolder, read_plan, read_record
+from trm_bench.runs.store import read_plan, read_record
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

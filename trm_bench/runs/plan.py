@@ -20,8 +20,9 @@ from trm_bench.methods.registry import create
 from trm_bench.networks import resolved_precision
 from trm_bench.protocol.schema import Domain, Protocol, TrainingConfig, Transfer
 from trm_bench.runs.config import Member, RunConfig, RunDomain, RunMethod, Subjects
+from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Cell, Tuned
-from trm_bench.runs.store import ProtocolFolder, read_record
+from trm_bench.runs.store import read_record
 
 # Where the code that can change a number starts; what these import counts as well.
 NUMERIC = ("trm_bench.runs.compute", "trm_bench.data.volumes")

@@ -119,23 +119,50 @@ class TunedNote(Strict):
     budget: Budget
 
 
-class Spent(Strict):
-    """What the trials of a method took; `seconds` are those of their trainings, added up."""
+class SweptTrial(Strict):
+    """A trial of a sweep.
+
+    Attributes:
+        number: From 0, which has the defaults.
+        values: Of the dimensions that mattered.
+        validation_dice: Mean over its runs; None where one failed or diverged.
+        reason: Why there is none.
+        voxel_share: Mean over its runs and their looks; see `training.loop.Curves`. None where the
+            loss has one term.
+        seconds: Of its runs, added up; another trial with these values has the same runs.
+        runs: Their ids.
+    """
+
+    number: int
+    values: dict[str, Any]
+    validation_dice: float | None
+    reason: str = ""
+    voxel_share: float | None = None
+    seconds: float
+    runs: tuple[str, ...]
+
+
+class SweptMethod(Strict):
+    """All trials of a method, of one transfer where each has its own values.
+
+    Attributes:
+        method: Its label.
+        transfer: None where the values are for all.
+        seconds: Of all its runs, each once.
+        trials: In the order of their numbers.
+    """
 
     method: str
     transfer: str | None
-    trials: int
-    runs: int
-    steps: int
-    passes: int
     seconds: float
+    trials: tuple[SweptTrial, ...]
 
 
-class SpentFile(Strict):
-    """spent.json, apart from tuned.yaml, since no two sweeps take the same time."""
+class Trials(Strict):
+    """trials.json, apart from tuned.yaml, since no two sweeps take the same time."""
 
     schema_version: Literal[2] = SCHEMA
-    methods: tuple[Spent, ...] = ()
+    methods: tuple[SweptMethod, ...] = ()
 
 
 class StoredPlan(Strict):

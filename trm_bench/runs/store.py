@@ -1,26 +1,8 @@
-"""The results folder: every path, every reader and every writer of it.
-
-results/                                what a command gets as --out
-    sources/<id>.safetensors            source networks, shared by the protocols
-    prepared/<dataset>/                 prepared volumes, likewise
-    phantom/<name>/                     stand-in data
-    mlflow.db, mlartifacts/             the tracking store
-    index.html                          the index over the protocols' reports
-    <protocol>/
-        plan.json                       which run fills which cell (transfer, method, seed)
-        records/<id>.json               one per run, named by the hash of its configuration
-        slices/<id>.safetensors         a few test slices with prediction and risk map
-        predictions/<id>/*.nii.gz       classes of every test subject, on its cropped native grid
-        voxels/*.json                   audits of the voxel level
-        sweep/tuned.yaml                the best values of each method
-        sweep/spent.json                what finding them took
-        figures/, report.html, tables   what the report writes
-"""
+"""Readers and writers of what a results folder holds; see `runs.folders` for its paths."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,12 +15,13 @@ from pydantic import BaseModel, ValidationError
 from trm_bench.errors import UserError
 from trm_bench.files import write_atomically, write_text
 from trm_bench.runs.config import SCHEMA
+from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import (
     Cell,
     Checkpoint,
     Record,
-    SpentFile,
     StoredPlan,
+    Trials,
     Tuned,
     VoxelAudit,
 )
@@ -81,131 +64,6 @@ def write_model(path: Path, content: BaseModel) -> None:
     """Writes a model as JSON, atomically; NaN and infinity are refused, since JSON has none."""
     plain = content.model_dump(mode="json")
     write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
-
-
-# ---------------------------------------------------------------------------------------- folders
-
-
-def slug(transfer: str) -> str:
-    """A transfer's name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", transfer)
-
-
-@dataclass(frozen=True)
-class ResultsFolder:
-    """The folder that a command gets as --out."""
-
-    path: Path
-
-    def protocol(self, name: str) -> ProtocolFolder:
-        """The part of a protocol."""
-        return ProtocolFolder(self.path / name)
-
-    def source(self, identity: str) -> Path:
-        """A source network's file."""
-        return self.path / "sources" / f"{identity}.safetensors"
-
-    def prepared(self, dataset: str) -> Path:
-        """The prepared volumes of a dataset."""
-        return self.path / "prepared" / dataset
-
-    def phantom(self, name: str) -> Path:
-        """Stand-in data."""
-        return self.path / "phantom" / name
-
-    @property
-    def mlflow_store(self) -> Path:
-        """The tracking store, where no other is named."""
-        return self.path / "mlflow.db"
-
-    def mlflow_artifacts(self, experiment: str) -> Path:
-        """The tracking store's files of an experiment."""
-        return self.path / "mlartifacts" / experiment
-
-    @property
-    def index(self) -> Path:
-        """The index over the protocols' reports."""
-        return self.path / "index.html"
-
-
-@dataclass(frozen=True)
-class ProtocolFolder:
-    """A protocol's part of a results folder; its name is the protocol's."""
-
-    path: Path
-
-    @property
-    def results(self) -> ResultsFolder:
-        """The folder that it is part of."""
-        return ResultsFolder(self.path.parent)
-
-    @property
-    def plan(self) -> Path:
-        """Which run fills which cell."""
-        return self.path / "plan.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the command that writes here."""
-        return self.path / ".lock"
-
-    @property
-    def records(self) -> Path:
-        """The folder of the records."""
-        return self.path / "records"
-
-    def record(self, run: str) -> Path:
-        """A run's record."""
-        return self.records / f"{run}.json"
-
-    def slices(self, run: str) -> Path:
-        """The slices that a run kept for pictures."""
-        return self.path / "slices" / f"{run}.safetensors"
-
-    def prediction(self, run: str, subject: str) -> Path:
-        """A run's prediction of a test subject."""
-        return self.path / "predictions" / run / f"{subject}.nii.gz"
-
-    def audit(self, transfer: str, seed: int) -> Path:
-        """The voxel-level audit of a transfer."""
-        return self.path / "voxels" / f"{slug(transfer)}_seed{seed}.json"
-
-    @property
-    def tuned(self) -> Path:
-        """The best values of a sweep."""
-        return self.path / "sweep" / "tuned.yaml"
-
-    @property
-    def spent(self) -> Path:
-        """What a sweep took."""
-        return self.path / "sweep" / "spent.json"
-
-    @property
-    def figures(self) -> Path:
-        """The folder of the report's charts and pictures."""
-        return self.path / "figures"
-
-    def report(self, name: str) -> Path:
-        """A file that the report writes: `report.html`, `table.md`, `metrics.csv`, ..."""
-        return self.path / name
-
-
-def protocol_folders(path: Path) -> list[ProtocolFolder]:
-    """Protocol folders at `path`: itself, or those below it.
-
-    Raises:
-        UserError: There is none.
-    """
-    folders = [ProtocolFolder(path)]
-    if not folders[0].plan.is_file():
-        folders = [ProtocolFolder(p.parent) for p in sorted(path.glob("*/plan.json"))]
-    if not folders:
-        fix = "run a protocol first: trm-bench run PROTOCOL --out DIR"
-        raise UserError("no results of trm-bench here", path, fix)
-    return folders
-
-
-# ------------------------------------------------------------------------------ readers, writers
 
 
 def read_record(path: Path) -> Record | None:
@@ -322,11 +180,11 @@ def refuse_mixture(folder: ProtocolFolder, data: str) -> None:
         )
 
 
-def write_tuned(folder: ProtocolFolder, tuned: Tuned, spent: SpentFile) -> None:
-    """Writes tuned.yaml, and spent.json beside it."""
+def write_tuned(folder: ProtocolFolder, tuned: Tuned, trials: Trials) -> None:
+    """Writes tuned.yaml, and trials.json beside it."""
     import yaml
 
-    write_model(folder.spent, spent)
+    write_model(folder.trials, trials)
     plain = tuned.model_dump(mode="json")
     write_text(folder.tuned, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
 
@@ -349,9 +207,9 @@ def read_tuned(path: Path) -> Tuned:
         raise UserError("holds no tuned values", path, fix) from error
 
 
-def read_spent(folder: ProtocolFolder) -> SpentFile:
-    """What the sweep took; nothing where there was none."""
-    return read_model(SpentFile, folder.spent) or SpentFile()
+def read_trials(folder: ProtocolFolder) -> Trials:
+    """The trials of the sweep; none where there was none."""
+    return read_model(Trials, folder.trials) or Trials()
 
 
 def _in_order(cells: list[Cell]) -> list[Cell]:

@@ -15,9 +15,10 @@ from trm_bench.protocol.choices import choose_seeds, choose_transfers
 from trm_bench.protocol.schema import MethodConfig, Protocol, Transfer
 from trm_bench.protocol.sweep import SweepConfig
 from trm_bench.runs.executors import Executor, LocalPool
+from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Plan, Planner
 from trm_bench.runs.records import Budget, Record, Tuned
-from trm_bench.runs.store import ProtocolFolder, ResultsFolder, read_record, refuse_mixture
+from trm_bench.runs.store import read_record, refuse_mixture
 from trm_bench.seeds import seed_of
 from trm_bench.sweep.proposals import Trial, Values, propose
 from trm_bench.sweep.space import Space, space_of
@@ -245,7 +246,7 @@ def _written(
         conditions=planner.plan(()).conditions,
         methods=tuple(method for method, _ in pairs),
     )
-    _, kept, dropped = keep(planner.folder, tuned, [spent for _, spent in pairs])
+    _, kept, dropped = keep(planner.folder, tuned, [swept for _, swept in pairs])
     if kept or dropped:
         earlier = f"{kept} methods of earlier sweeps stay in tuned.yaml"
         display.say(f"{earlier}, {dropped} of another budget or other data are left out")

@@ -143,6 +143,14 @@ def space_of(chosen: MethodConfig, training: TrainingConfig, shared: SharedSpace
     return Space(dimensions, defaults, {**values, "training": set_by_hand}, shared=True)
 
 
+def dimensions_of(described: Mapping[str, Any]) -> tuple[Dimension, ...]:
+    """The dimensions that `Space.described` tells of, as tuned.yaml holds them."""
+    return tuple(
+        Dimension(name, d["kind"], tuple(d["search"]), d["log"], d.get("when", {}))
+        for name, d in described.items()
+    )
+
+
 def declarations(kind: type[Method]) -> dict[str, Dimension]:
     """What a method declares to be searched, by name, in the order of its parameters."""
     return {

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from trm_bench.errors import UserError, nearest
 from trm_bench.protocol.schema import MethodConfig, MethodSettings, Protocol
-from trm_bench.runs.records import Record, Spent, SpentFile, Tuned, TunedMethod
-from trm_bench.runs.store import ProtocolFolder, read_spent, read_tuned, write_tuned
+from trm_bench.runs.folders import ProtocolFolder
+from trm_bench.runs.records import Record, SweptMethod, SweptTrial, Trials, Tuned, TunedMethod
+from trm_bench.runs.store import read_trials, read_tuned, write_tuned
 from trm_bench.sweep.proposals import Trial
 from trm_bench.sweep.space import Space, space_of
 
@@ -19,7 +20,7 @@ def entry(
     space: Space,
     trials: Sequence[Trial],
     records: Sequence[Record],
-) -> tuple[TunedMethod, Spent]:
+) -> tuple[TunedMethod, SweptMethod]:
     """The best of a method's trials, the earlier one of equals, and what they cost.
 
     Args:
@@ -48,39 +49,54 @@ def entry(
         space_hash=space.hash,
         code=records[0].config.code,
     )
-    spent = Spent(
+    by_id = {record.id: record for record in records}
+    swept = SweptMethod(
         method=chosen.label,
         transfer=transfer,
-        trials=len(trials),
-        runs=tuned.runs,
-        steps=tuned.steps,
-        passes=tuned.passes,
-        seconds=sum(sum(record.seconds.values()) for record in records),
+        seconds=sum(map(_seconds, records)),
+        trials=tuple(_swept(t, [by_id[run] for run in t.runs if run in by_id]) for t in trials),
     )
-    return tuned, spent
+    return tuned, swept
 
 
-def keep(folder: ProtocolFolder, tuned: Tuned, spent: Sequence[Spent]) -> tuple[Tuned, int, int]:
-    """Writes tuned.yaml, joined with the methods of earlier sweeps of the same budget and data.
+def _swept(trial: Trial, records: Sequence[Record]) -> SweptTrial:
+    reasons = [f"{r.state}: {r.reason}" for r in records if r.state != "finished"]
+    shares = [share for record in records for _, share in record.curves.get("voxel_share", [])]
+    return SweptTrial(
+        number=trial.number,
+        values=dict(trial.values),
+        validation_dice=trial.score,
+        reason=reasons[0] if reasons else "",
+        voxel_share=sum(shares) / len(shares) if shares else None,
+        seconds=sum(map(_seconds, records)),
+        runs=trial.runs,
+    )
+
+
+def _seconds(record: Record) -> float:
+    return sum(record.seconds.values())
+
+
+def keep(
+    folder: ProtocolFolder, tuned: Tuned, swept: Sequence[SweptMethod]
+) -> tuple[Tuned, int, int]:
+    """Writes tuned.yaml and trials.json, with what earlier sweeps of this budget and data left.
 
     Returns:
         What was written, and the numbers of earlier entries kept and dropped.
     """
     earlier = read_tuned(folder.tuned) if folder.tuned.is_file() else None
-    costs = read_spent(folder)
-    new = {(m.method, m.transfer) for m in tuned.methods}
     labels = {m.method for m in tuned.methods}
     others = [m for m in (earlier.methods if earlier else ()) if m.method not in labels]
     same = earlier is not None and (
         earlier.model_copy(update={"methods": ()}) == tuned.model_copy(update={"methods": ()})
     )
     kept = others if same else []
-    names = {(m.method, m.transfer) for m in kept} | new
     methods = sorted([*kept, *tuned.methods], key=lambda m: (m.method, m.transfer or ""))
-    all_costs = {(s.method, s.transfer): s for s in (*costs.methods, *spent)}
-    sums = [all_costs[name] for name in sorted(names, key=str) if name in all_costs]
+    by_name = {(s.method, s.transfer): s for s in (*read_trials(folder).methods, *swept)}
+    trials = [by_name[m.method, m.transfer] for m in methods if (m.method, m.transfer) in by_name]
     joined = tuned.model_copy(update={"methods": tuple(methods)})
-    write_tuned(folder, joined, SpentFile(methods=tuple(sums)))
+    write_tuned(folder, joined, Trials(methods=tuple(trials)))
     return joined, len(kept), len(others) - len(kept)
 
 

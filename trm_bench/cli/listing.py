@@ -1,0 +1,73 @@
+"""Commands that say what there is: methods, protocols, this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from trm_bench.cli.options import (
+    app,
+    out,
+)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show one method's documentation.")] = None,
+) -> None:
+    """List the methods, or describe one."""
+    import inspect
+
+    from trm_bench.methods.registry import REGISTRY
+
+    if name:
+        kind = REGISTRY.get(name)
+        out.print(f"{name}  ({kind.paper})\n", highlight=False, markup=False)
+        out.print(inspect.cleandoc(kind.__doc__ or ""), highlight=False, markup=False)
+        out.print(_parameters(kind))
+        return
+    table = Table("method", "what", "parameters", "source")
+    for known in REGISTRY.names():
+        kind = REGISTRY.get(known)
+        first = inspect.cleandoc(kind.__doc__ or "").splitlines()[0]
+        table.add_row(known, first, ", ".join(kind.Parameters.model_fields) or "-", kind.paper)
+    out.print(table)
+
+
+def _parameters(kind: Any) -> Table:
+    from trm_bench.sweep.space import declarations
+
+    table, searched = Table("parameter", "default", "sweep", "what"), declarations(kind)
+    for name, field in kind.Parameters.model_fields.items():
+        sweep = str(searched.get(name, "-"))
+        table.add_row(name, str(field.default), sweep, field.description or "")
+    return table
+
+
+@app.command()
+def protocols() -> None:
+    """List the bundled protocols."""
+    from trm_bench.protocol import bundled, load_protocol
+
+    table = Table("protocol", "dataset", "what", "methods", "seeds")
+    for name in bundled():
+        p = load_protocol(name)
+        table.add_row(name, p.data.dataset, p.description, str(len(p.methods)), str(len(p.seeds)))
+    out.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and whether it suffices."""
+    from trm_bench import checks
+
+    table = Table("", "here", "verdict")
+    fine = True
+    for name, here, good in checks.doctor():
+        fine = fine and good
+        table.add_row(name, here, "[green]ok[/green]" if good else "[red]missing[/red]")
+    out.print(table)
+    if not fine:
+        raise typer.Exit(1)

@@ -1,0 +1,57 @@
+"""The application, and the options that several of its commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="trm-bench",
+    help="A benchmark suite for negative transfer in medical image segmentation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+ProtocolName = Annotated[
+    str, typer.Argument(metavar="PROTOCOL", help="A YAML file, or the name of a bundled protocol.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Override a key of the protocol; repeatable."
+    ),
+]
+Phantom = Annotated[
+    bool, typer.Option("--phantom", help="Use the stand-in data instead of the real ones.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Trainings at a time; by default one a CPU core or GPU."),
+]
+Names = Annotated[str | None, typer.Option(metavar="A,B", help="Comma-separated choice.")]
+
+
+def load(
+    name: str,
+    settings: list[str] | None,
+    phantom: bool,
+    methods: str | None = None,
+    seeds: str | None = None,
+) -> Any:
+    """The protocol with what a command chooses of it."""
+    from trm_bench import pipeline
+
+    return pipeline.load(name, settings or [], phantom, split(methods), split(seeds))
+
+
+def split(text: str | None) -> list[str]:
+    """The names in a comma-separated option."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -1,0 +1,162 @@
+"""Commands that train, or say what would be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from trm_bench.cli.options import (
+    Device,
+    Jobs,
+    Names,
+    Out,
+    Phantom,
+    ProtocolName,
+    Settings,
+    app,
+    load,
+    out,
+    split,
+)
+
+
+@app.command()
+def run(
+    protocol: ProtocolName,
+    settings: Settings = None,
+    methods: Names = None,
+    seeds: Names = None,
+    transfers: Names = None,
+    device: Device = "auto",
+    out_dir: Out = Path("results"),
+    phantom: Phantom = False,
+    jobs: Jobs = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")
+    ] = False,
+    tuned: Annotated[
+        Path | None, typer.Option("--tuned", help="The tuned.yaml of a sweep of this protocol.")
+    ] = None,
+) -> None:
+    """Run a protocol: train what is missing, then write the table. The same command resumes."""
+    from trm_bench import environment, pipeline
+    from trm_bench.display import Display
+    from trm_bench.runs.folders import ResultsFolder
+    from trm_bench.runs.store import read_tuned
+    from trm_bench.sweep.tuned import applied
+
+    loaded = load(protocol, settings, phantom, methods, seeds)
+    chosen = environment.device_of(device)
+    values = read_tuned(tuned) if tuned else None
+    if values and tuned:
+        loaded = applied(loaded, values, tuned)
+    if dry_run:
+        folder = ResultsFolder(out_dir).protocol(loaded.name)
+        with Display() as display:
+            _, plan = pipeline.planned(
+                loaded, folder, phantom, split(transfers), chosen, jobs, display, values
+            )
+        _print_plan(plan)
+        return
+    outcome = pipeline.run(
+        loaded,
+        out_dir,
+        stand_in=phantom,
+        transfers=split(transfers),
+        device=chosen,
+        jobs=jobs,
+        display=Display(),
+        tuned=values,
+    )
+    _print_outcome(outcome)
+    if outcome.states.get("failed"):
+        raise typer.Exit(1)
+
+
+def _print_plan(plan: Any) -> None:
+    for name, jobs in (("source networks", plan.sources), ("runs", plan.runs)):
+        table = Table("id", name, "state")
+        for job in jobs:
+            table.add_row(job.id, job.title, "done" if job.is_done() else "to do")
+        out.print(table)
+
+
+def _print_outcome(outcome: Any) -> None:
+    from trm_bench.report import mlflow
+
+    folder = outcome.folder
+    table = folder.report("table.md").read_text(encoding="utf-8")
+    out.print(table, markup=False, highlight=False, soft_wrap=True)
+    states = ", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items()))
+    out.print(states, highlight=False)
+    uri = mlflow.store_uri(folder)
+    for name, where in (
+        ("report", folder.report("report.html")),
+        ("table", folder.report("table.md")),
+        ("figures", folder.figures),
+        ("records", folder.records),
+        ("all numbers", folder.report("metrics.csv")),
+        ("MLflow", f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"),
+    ):
+        out.print(f"{name:12} {where}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def sweep(
+    protocol: ProtocolName,
+    settings: Settings = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Of each method.")] = None,
+    methods: Names = None,
+    seeds: Names = None,
+    transfers: Names = None,
+    device: Device = "auto",
+    out_dir: Out = Path("results"),
+    phantom: Phantom = False,
+    jobs: Jobs = None,
+) -> None:
+    """Tune every method with the same budget, on validation subjects. The same command resumes."""
+    from trm_bench import environment
+    from trm_bench.display import Display
+    from trm_bench.sweep import driver, tuned
+
+    loaded = load(protocol, settings, phantom, methods)
+    loaded = driver.with_budget(loaded, trials, split(seeds), split(transfers))
+    outcome = driver.sweep(
+        loaded,
+        out_dir,
+        stand_in=phantom,
+        device=environment.device_of(device),
+        jobs=jobs,
+        display=Display(),
+    )
+    for line in tuned.lines(outcome.tuned):
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    where = outcome.folder.tuned
+    out.print(f"use it with run {protocol} --tuned {where}", soft_wrap=True, highlight=False)
+    if any(m.trial is None for m in outcome.tuned.methods):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    protocol: ProtocolName,
+    settings: Settings = None,
+    methods: Names = None,
+    seeds: Names = None,
+    device: Device = "auto",
+    out_dir: Out = Path("results"),
+    phantom: Phantom = False,
+) -> None:
+    """Do everything that a run would, but train: schema, methods, data, splits, memory."""
+    from trm_bench import checks, environment
+    from trm_bench.display import Display
+
+    loaded = load(protocol, settings, phantom, methods, seeds)
+    for name, text in checks.check(
+        loaded, out_dir, phantom, environment.device_of(device), Display()
+    ):
+        out.print(f"[green]ok[/green]  {name:12} ", end="")
+        out.print(text, markup=False, highlight=False)

@@ -1,0 +1,116 @@
+"""Commands beside the benchmark: data, one risk map, the time of a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trm_bench.cli.options import (
+    Device,
+    ProtocolName,
+    Settings,
+    app,
+    err,
+    load,
+    out,
+    split,
+)
+from trm_bench.errors import UserError
+
+data_app = typer.Typer(no_args_is_help=True, help="Make and check data.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("phantom")
+def data_phantom(
+    layout: Annotated[str, typer.Option(help="fets2021 or iseg2019.")] = "fets2021",
+    subjects: Annotated[int, typer.Option(min=1)] = 24,
+    spacing: Annotated[float, typer.Option(help="Voxel size, mm (1 to 6).")] = 3.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out_dir: Annotated[Path, typer.Option("--out", help="Where to write it.")] = Path("phantom"),
+) -> None:
+    """Write the physics-based phantom in a public dataset's layout."""
+    from trm_bench import phantom
+    from trm_bench.display import Display
+
+    with Display() as display, display.stage("making the phantom", subjects) as stage:
+        root = phantom.write_phantom(
+            layout, out_dir, subjects, spacing, seed, lambda done, total: stage.advance(done)
+        )
+    out.print(f"use it with --set data.root={root}", soft_wrap=True, highlight=False, markup=False)
+
+
+@data_app.command("check")
+def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
+    """Read every subject of a protocol's dataset and report each that cannot be used."""
+    from trm_bench import checks
+    from trm_bench.display import Display
+
+    usable, bad = checks.check_data(load(protocol, settings, False), Display())
+    for error in bad:
+        err.print(
+            f"{error.subject}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+    out.print(f"{usable} subjects can be used, {len(bad)} cannot", highlight=False)
+    if bad:
+        raise typer.Exit(2)
+
+
+@app.command("risk-map")
+def risk_map(
+    checkpoint: Annotated[
+        Path, typer.Option(help="A source network: RESULTS/sources/ID.safetensors.")
+    ],
+    image: Annotated[
+        list[Path],
+        typer.Option(help="NIfTI image; once per modality that the network sees, in its order."),
+    ],
+    label: Annotated[Path, typer.Option(help="NIfTI label of the target task.")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="Where to write the map (.nii or .nii.gz).")
+    ] = Path("map.nii.gz"),
+    risk: Annotated[str, typer.Option(help="neg_log or one_minus.")] = "neg_log",
+    device: Device = "auto",
+) -> None:
+    """Write the transfer risk map of one subject as NIfTI, in the image's own space."""
+    from trm_bench import environment, risk_map
+
+    chosen = environment.device_of(device)
+    about = risk_map.write(checkpoint, image, label, out_file, risk, chosen)
+    explained = f"class-explained variance {about['class_explained']:.3f}"
+    out.print(f"{out_file}  LEEP {about['leep']:.4f}, {explained}")
+
+
+@app.command()
+def bench(
+    methods: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "finetune,trm",
+    device: Device = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a method in a round.")] = 10,
+    rounds: Annotated[
+        int, typer.Option(min=3, help="Rounds; every method has a turn in each.")
+    ] = 7,
+    patch: Annotated[
+        str, typer.Option(help="Patch size, e.g. 48,64,48 (or 128,128 for a 2D network).")
+    ] = "48,64,48",
+    batch: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Time a training step of methods beside the bare network step, in turn, and print ratios and
+    peak memory.
+    """
+    from trm_bench import environment, step_time
+
+    sizes = split(patch)
+    if not all(size.isdigit() for size in sizes):
+        raise UserError(f"'{patch}' is not a patch size", "--patch", "for example 48,64,48")
+    out.print(
+        step_time.bench(
+            split(methods),
+            environment.device_of(device),
+            steps,
+            rounds,
+            [int(s) for s in sizes],
+            batch,
+        )
+    )

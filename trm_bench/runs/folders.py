@@ -1,0 +1,146 @@
+"""The results folder: every path in it.
+
+
+results/                                what a command gets as --out
+    sources/<id>.safetensors            source networks, shared by the protocols
+    prepared/<dataset>/                 prepared volumes, likewise
+    phantom/<name>/                     stand-in data
+    mlflow.db, mlartifacts/             the tracking store
+    index.html                          the index over the protocols' reports
+    <protocol>/
+        plan.json                       which run fills which cell (transfer, method, seed)
+        records/<id>.json               one per run, named by the hash of its configuration
+        slices/<id>.safetensors         a few test slices with prediction and risk map
+        predictions/<id>/*.nii.gz       classes of every test subject, on its cropped native grid
+        voxels/*.json                   audits of the voxel level
+        sweep/tuned.yaml                the best values of each method
+        sweep/trials.json               every trial, and what they took
+        figures/, report.html, tables   what the report writes
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from trm_bench.errors import UserError
+
+
+def slug(transfer: str) -> str:
+    """A transfer's name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", transfer)
+
+
+@dataclass(frozen=True)
+class ResultsFolder:
+    """The folder that a command gets as --out."""
+
+    path: Path
+
+    def protocol(self, name: str) -> ProtocolFolder:
+        """The part of a protocol."""
+        return ProtocolFolder(self.path / name)
+
+    def source(self, identity: str) -> Path:
+        """A source network's file."""
+        return self.path / "sources" / f"{identity}.safetensors"
+
+    def prepared(self, dataset: str) -> Path:
+        """The prepared volumes of a dataset."""
+        return self.path / "prepared" / dataset
+
+    def phantom(self, name: str) -> Path:
+        """Stand-in data."""
+        return self.path / "phantom" / name
+
+    @property
+    def mlflow_store(self) -> Path:
+        """The tracking store, where no other is named."""
+        return self.path / "mlflow.db"
+
+    def mlflow_artifacts(self, experiment: str) -> Path:
+        """The tracking store's files of an experiment."""
+        return self.path / "mlartifacts" / experiment
+
+    @property
+    def index(self) -> Path:
+        """The index over the protocols' reports."""
+        return self.path / "index.html"
+
+
+@dataclass(frozen=True)
+class ProtocolFolder:
+    """A protocol's part of a results folder; its name is the protocol's."""
+
+    path: Path
+
+    @property
+    def results(self) -> ResultsFolder:
+        """The folder that it is part of."""
+        return ResultsFolder(self.path.parent)
+
+    @property
+    def plan(self) -> Path:
+        """Which run fills which cell."""
+        return self.path / "plan.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the command that writes here."""
+        return self.path / ".lock"
+
+    @property
+    def records(self) -> Path:
+        """The folder of the records."""
+        return self.path / "records"
+
+    def record(self, run: str) -> Path:
+        """A run's record."""
+        return self.records / f"{run}.json"
+
+    def slices(self, run: str) -> Path:
+        """The slices that a run kept for pictures."""
+        return self.path / "slices" / f"{run}.safetensors"
+
+    def prediction(self, run: str, subject: str) -> Path:
+        """A run's prediction of a test subject."""
+        return self.path / "predictions" / run / f"{subject}.nii.gz"
+
+    def audit(self, transfer: str, seed: int) -> Path:
+        """The voxel-level audit of a transfer."""
+        return self.path / "voxels" / f"{slug(transfer)}_seed{seed}.json"
+
+    @property
+    def tuned(self) -> Path:
+        """The best values of a sweep."""
+        return self.path / "sweep" / "tuned.yaml"
+
+    @property
+    def trials(self) -> Path:
+        """Every trial of a sweep, and what they took."""
+        return self.path / "sweep" / "trials.json"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the report's charts and pictures."""
+        return self.path / "figures"
+
+    def report(self, name: str) -> Path:
+        """A file that the report writes: `report.html`, `table.md`, `metrics.csv`, ..."""
+        return self.path / name
+
+
+def protocol_folders(path: Path) -> list[ProtocolFolder]:
+    """Protocol folders at `path`: itself, or those below it.
+
+    Raises:
+        UserError: There is none.
+    """
+    folders = [ProtocolFolder(path)]
+    if not folders[0].plan.is_file():
+        folders = [ProtocolFolder(p.parent) for p in sorted(path.glob("*/plan.json"))]
+    if not folders:
+        fix = "run a protocol first: trm-bench run PROTOCOL --out DIR"
+        raise UserError("no results of trm-bench here", path, fix)
+    return folders
