@@ -15,6 +15,12 @@ from trm_bench.seeds import CPU_THREADS
 torch.set_num_threads(CPU_THREADS)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=4, help="Of the sweep that is killed again and again."
+    )
+
+
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy dataset, written once."""

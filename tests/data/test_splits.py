@@ -15,7 +15,7 @@ from helpers import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trm_bench.data.splits import Split, refuse_leakage, split
+from trm_bench.data.splits import Split, inner_folds, refuse_leakage, split
 from trm_bench.datasets.base import Subject
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import SplitConfig, TargetSplit
@@ -102,6 +102,38 @@ def test_any_split_is_right_or_refused(
     order.shuffle(shuffled)
     assert split(shuffled, settings, seed) == division
     assert (split(subjects, settings, seed + 1) == division) or settings.per_seed
+
+
+@examples(100)
+@given(
+    scans=st.lists(st.integers(1, 3), min_size=12, max_size=20),
+    train=st.integers(1, 5),
+    val=st.integers(1, 3),
+    folds=st.integers(2, 9),
+    data=st.data(),
+)
+def test_inner_folds(
+    scans: list[int], train: int, val: int, folds: int, data: st.DataObject
+) -> None:
+    subjects = people(scans)
+    division = split(subjects, config(source=3, train=train, val=val), 0)
+    shots = data.draw(st.integers(1, train))
+    pool = {*division.train, *division.val}
+    if folds > train + val:
+        with pytest.raises(UserError, match=rf"{folds} folds of {train + val} training and"):
+            inner_folds(division, subjects, shots, folds)
+        return
+    parts = inner_folds(division, subjects, shots, folds)
+    assert len(parts) == folds
+    validating = [i for _, ids in parts for i in ids]
+    assert sorted(validating) == sorted(pool), "each subject validates once"
+    sizes = [len(patients_of(ids)) for _, ids in parts]
+    assert max(sizes) - min(sizes) <= 1
+    for training, ids in parts:
+        assert ids and not patients_of(training) & patients_of(ids)
+        assert set(training) <= pool and len(training) == len(set(training))
+        left = train + val - len(patients_of(ids))
+        assert len(patients_of(training)) == min(shots, left)
 
 
 def test_shots_count_patients_not_scans() -> None:

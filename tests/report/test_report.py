@@ -307,6 +307,7 @@ class TestCharts:
             "shots: no transfer",
             "transfer matrix: needs 3 domains",
             "training validation: the records",
+            "balance of the loss: the records",
         ):
             assert said in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,24 @@ class TestTrials:
         assert method.default_validation_dice == pytest.approx(sum(default) / 4, abs=1e-12)
         assert method.runs == 8 and method.passes == 16
 
+    def test_each_patient_validates_once_in_an_inner_cross_validation(
+        self, tmp_path: Path, toy_data: Path
+    ) -> None:
+        budget = {"trials": 2, "steps": 2, "folds": 3}
+        outcome = sweep(tmp_path, toy_data, methods=["finetune"], sweep=budget)
+        method, made = of(outcome, "finetune"), records(outcome.folder).values()
+        assert (method.runs, method.passes, outcome.tuned.budget.folds) == (6, 12, 3)
+        default = [r for r in made if r.config.training.optimizer.lr == 0.01]
+        pool = [m.subject for r in default for m in r.config.subjects.val]
+        assert len(default) == 3 and len(set(pool)) == len(pool) == 3
+        for record in default:
+            train = {m.subject for m in record.config.subjects.train}
+            assert train == set(pool) - {m.subject for m in record.config.subjects.val}
+        scores = [r.validation_dice or 0 for r in default]
+        assert method.default_validation_dice == pytest.approx(sum(scores) / 3, abs=1e-12)
+        with pytest.raises(UserError, match=r"sweep\.folds: 4 folds of 3 training and validation"):
+            sweep(tmp_path, toy_data, methods=["finetune"], sweep={**budget, "folds": 4})
+
     def test_each_transfer_may_have_its_own_values(self, tmp_path: Path, toy_data: Path) -> None:
         budget = {"trials": 3, "steps": 2, "per": "transfer"}
         outcome = sweep(tmp_path, toy_data, methods=["finetune"], sweep=budget, transfers=BOTH)
@@ -199,31 +219,52 @@ class TestInterruption:
 
     @pytest.mark.slow
     def test_a_sweep_that_is_killed_again_and_again_is_the_same(
-        self, finished: driver.Outcome, tmp_path: Path, toy_data: Path
+        self,
+        finished: driver.Outcome,
+        tmp_path: Path,
+        toy_data: Path,
+        request: pytest.FixtureRequest,
     ) -> None:
+        """kill -9 of a sweep of 12 trainings in two workers: after a result, or at any moment."""
+        kills = request.config.getoption("--kills")
         changes = {"methods": ["finetune", "trm"], "sweep": SWEEP}
         file = toy.write_protocol(tmp_path / "p.yaml", toy_data, **changes)
         command = [sys.executable, "-m", "trm_bench", "sweep", file, "--out", tmp_path / "out"]
         folder = ResultsFolder(tmp_path / "out").protocol("toy")
-        kills, progress = 0, 0
-        for _ in range(40):
+        moments = random.Random(0)
+
+        def start() -> subprocess.Popen[bytes]:
             # a group of its own, so that the kill takes the workers along
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [*map(str, command), "--jobs", "2"],
                 start_new_session=True,
                 stderr=subprocess.DEVNULL,
             )
-            while process.poll() is None and len(list(folder.records.glob(WHOLE))) < progress + 3:
-                time.sleep(0.05)
-            progress = len(list(folder.records.glob(WHOLE)))
-            if process.poll() is not None:
-                break
-            os.killpg(process.pid, signal.SIGKILL)
+
+        def done() -> int:
+            return len(list(folder.records.glob(WHOLE)))
+
+        for kill in range(kills):
+            process, before = start(), done()
+            last = time.monotonic() + (moments.uniform(2, 15) if kill % 2 else 120)
+            enough = 99 if kill % 2 else before + 1
+            while process.poll() is None and done() < enough and time.monotonic() < last:
+                time.sleep(0.02)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            kills += 1
-        assert process.returncode == 0 and kills >= 3
+        process = start()
+        assert process.wait() == 0
         assert folder.tuned.read_bytes() == finished.folder.tuned.read_bytes()
-        assert len(records(folder)) == 12
+        made, undisturbed = records(folder), records(finished.folder)
+        assert made.keys() == undisturbed.keys() and len(made) == 12
+        for one, other in zip(
+            read_trials(folder).methods, read_trials(finished.folder).methods, strict=True
+        ):
+            for mine, theirs in zip(one.trials, other.trials, strict=True):
+                assert mine.model_copy(update={"seconds": 0}) == theirs.model_copy(
+                    update={"seconds": 0}
+                )
 
     def test_a_run_that_failed_once_is_trained_again(
         self,

@@ -76,6 +76,42 @@ def split(subjects: Sequence[Subject], config: SplitConfig, seed: int) -> Split:
     return Split(sum(source, ()), tuple(train), sum(val, ()), sum(test, ()))
 
 
+def inner_folds(
+    division: Split, subjects: Sequence[Subject], shots: int, folds: int
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Cross-validation among the patients that a run may train on or validate on.
+
+    Each patient of the target's training and validation parts validates in one fold. The others
+    train, in the order of the split and as many of them as `shots`; source and test subjects are
+    in no fold.
+
+    Args:
+        division: The split.
+        subjects: All subjects, for their patients.
+        shots: Training patients of a run.
+        folds: How many, 2 or more.
+
+    Returns:
+        Training and validation subjects of each fold.
+
+    Raises:
+        UserError: There are fewer patients than folds.
+    """
+    patient_of = {s.id: s.patient for s in subjects}
+    validating: dict[str, list[str]] = defaultdict(list)
+    for subject in division.val:
+        validating[patient_of[subject]].append(subject)
+    pool = [*division.train_patients, *(tuple(scans) for scans in validating.values())]
+    if folds > len(pool):
+        what = f"{folds} folds of {len(pool)} training and validation patients"
+        raise UserError(what, "sweep.folds", "lower it, or give the split more of them")
+    parts = []
+    for i in range(folds):
+        rest = [scans for j, scans in enumerate(pool) if j % folds != i]
+        parts.append((sum(rest[:shots], ()), sum(pool[i::folds], ())))
+    return parts
+
+
 def _shuffled(
     by_patient: Mapping[str, list[Subject]], stratify: bool, rng: np.random.Generator
 ) -> list[str]:

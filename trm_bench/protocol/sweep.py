@@ -52,6 +52,9 @@ class SweepConfig(Strict):
         steps: Optimiser steps of a trial; null for those of `training.target`.
         seeds: Of the trainings of a trial.
         transfers: Names of the transfers that a trial trains; null for all.
+        folds: Of an inner cross-validation over the target's training and validation patients, by
+            which a trial is scored, with one training a fold; null scores it on the validation
+            subjects, which are few.
         per: `protocol`: one set of values for all transfers, by their mean; `transfer`: one each.
         sampler: `tpe`, or `random`.
         batch: Trials of a method that are proposed from the same history. It decides what a
@@ -64,6 +67,7 @@ class SweepConfig(Strict):
     steps: int | None = Field(None, ge=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     transfers: tuple[str, ...] | None = Field(None, min_length=1)
+    folds: int | None = Field(None, ge=2)
     per: Literal["protocol", "transfer"] = "protocol"
     sampler: Literal["tpe", "random"] = "tpe"
     batch: int = Field(4, ge=1)

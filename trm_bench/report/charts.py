@@ -325,4 +325,5 @@ CHARTS: dict[str, Callable[[Evidence], Drawing]] = {
     "roc_of_lost_voxels": curves.lost_voxels,
     "training_loss": curves.training,
     "training_validation": partial(curves.training, kind="validation"),
+    "balance_of_the_loss": partial(curves.training, kind="voxel_share"),
 }

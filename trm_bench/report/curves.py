@@ -90,11 +90,35 @@ def _few_shot(ax: Axes, evidence: Evidence, scores: Scores, places: list[tuple[i
 Steps = tuple[np.ndarray, np.ndarray]  # steps, and the value at each
 
 
-def training(evidence: Evidence, kind: Literal["loss", "validation"] = "loss") -> Drawing:
+Kind = Literal["loss", "validation", "voxel_share"]
+# title, axis and caption of each curve of the records
+WORDS: dict[Kind, tuple[str, str, str]] = {
+    "loss": (
+        "Training loss",
+        "training loss",
+        "Training loss, mean over seeds. Losses of different methods have different scales: "
+        "compare shapes.",
+    ),
+    "validation": (
+        "Validation during training",
+        "validation Dice",
+        "Mean Dice on the validation subjects during training, mean over seeds.",
+    ),
+    "voxel_share": (
+        "Balance of the loss",
+        "voxel-wise share",
+        "Share of the voxel-wise term in the gradient, ||g_voxels|| / (||g_voxels|| + ||g_dice||), "
+        "norms over all trained weights, mean over seeds. At 1 the Dice term changes nothing; a "
+        "weighting that moves this share does more than to weigh voxels.",
+    ),
+}
+
+
+def training(evidence: Evidence, kind: Kind = "loss") -> Drawing:
     """Training curves: the mean over seeds of a curve of the records, a panel a transfer."""
     by_cell = _curves(evidence, kind)
     if not by_cell:
-        raise DoesNotApply(f"the records hold no {kind} curves")
+        raise DoesNotApply(f"the records hold no {WORDS[kind][1]}")
     transfers = [t for t in evidence.transfers if any(key[0] == t for key in by_cell)]
     figure, axes = panels(len(transfers), 3.0, 2.4, sharey=True)
     coloured = highlights(evidence)
@@ -112,14 +136,9 @@ def training(evidence: Evidence, kind: Literal["loss", "validation"] = "loss") -
         if kind == "loss" and all((y > 0).all() for _, y in by_cell.values()):
             _log(ax)
     legend(figure, axes, any(m not in coloured for _, m in by_cell))
-    axes[0].set_ylabel("training loss" if kind == "loss" else "validation Dice")
+    title, axis, caption = WORDS[kind]
+    axes[0].set_ylabel(axis)
     figure.supxlabel("step", fontsize=9)
-    caption = {
-        "loss": "Training loss, mean over seeds. Losses of different methods have different "
-        "scales: compare shapes.",
-        "validation": "Mean Dice on the validation subjects during training, mean over seeds.",
-    }[kind]
-    title = {"loss": "Training loss", "validation": "Validation during training"}[kind]
     methods = len({m for _, m in by_cell})
     alt = f"{title} against the step for {methods} methods in {len(transfers)} transfers."
     return Drawing(figure, title, caption, alt)

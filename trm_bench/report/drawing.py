@@ -68,14 +68,27 @@ def write(drawing: Drawing, name: str, png: Path, svg: Path, phantom: bool) -> C
     """Writes a chart; one of stand-in data says so in itself, since files get about."""
     figure = drawing.figure
     if phantom:
-        text = "phantom: stand-in data, no evidence on the paper"
-        figure.suptitle(text, x=0.01, ha="left", fontsize=8.5, color=ORANGE, weight="bold")
+        _mark_as_phantom(figure)
     figure.draw_without_rendering()
     # the layout has done its work by now, which takes as long as drawing does
     figure.set_layout_engine("none")
     write_atomically(png, figure.savefig)
     write_atomically(svg, partial(figure.savefig, metadata={"Date": None}))
     return Chart(name, drawing.title, drawing.caption, drawing.alt, png, svg)
+
+
+def _mark_as_phantom(figure: Figure) -> None:
+    """Above the legend where there is one, since the layout puts a title over it."""
+    text = "phantom: stand-in data, no evidence on the paper"
+    if not figure.legends:
+        figure.suptitle(text, x=0.01, ha="left", fontsize=8.5, color=ORANGE, weight="bold")
+        return
+    from matplotlib.font_manager import FontProperties
+
+    legend = figure.legends[0]
+    legend.set_title(text, prop=FontProperties(size=8.5, weight="bold"))
+    legend.get_title().set_color(ORANGE)
+    legend.set_alignment("left")
 
 
 def scored(evidence: Evidence) -> Scores:

@@ -110,6 +110,7 @@ def report(
         unfinished=[(c.transfer, c.method, c.seed, why) for c, why in unfinished],
         left_out=[(x.subject, x.file, x.reason) for x in plan.left_out],
         spent=list(_spent(evidence)),
+        balance=list(_balance(evidence)),
         data=list(_data(evidence)),
         environments=list(_environments(evidence)),
         config=yaml.safe_dump(protocol, sort_keys=False, allow_unicode=True),
@@ -210,6 +211,17 @@ def _spent(evidence: Evidence) -> Iterator[tuple[object, ...]]:
         total = float(np.nansum([sum(r.seconds.values()) for r in runs]))
         mean = (f"{np.nanmean(x):.1f} s" if np.isfinite(x).any() else DASH for x in (train, test))
         yield method, len(runs), *mean, _duration(total), f"{memory / 2**30:.2f} GiB"
+
+
+def _balance(evidence: Evidence) -> Iterator[tuple[object, ...]]:
+    """Each method's share of the voxel-wise term in the gradient; see `training.loop.Curves`."""
+    for method in evidence.methods:
+        runs = [r for c, r in evidence.results.finished() if c.method == method]
+        curves = [[y for _, y in r.curves.get("voxel_share", [])] for r in runs]
+        if logged := [curve for curve in curves if curve]:
+            ends = ([curve[i] for curve in logged] for i in (0, -1))
+            first, last = (f"{np.mean(values):.2f}" for values in ends)
+            yield method, len(logged), first, f"{np.mean(np.concatenate(logged)):.2f}", last
 
 
 def _duration(seconds: float) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from trm_bench.data.prepared import Prepared
-from trm_bench.data.splits import Split, refuse_leakage, split
+from trm_bench.data.splits import Split, inner_folds, refuse_leakage, split
 from trm_bench.datasets.base import Dataset, Subject
 from trm_bench.errors import UserError
 from trm_bench.fingerprint import code_fingerprint, digest_of
@@ -163,6 +164,8 @@ class Planner:
             every configuration.
         tested: Whether the runs are tested. Those of a sweep's trials are not: they have no test
             subjects at all.
+        folds: Of an inner cross-validation; a cell then has a run for each. None for the split's
+            own training and validation subjects.
     """
 
     protocol: Protocol
@@ -173,6 +176,7 @@ class Planner:
     data: Literal["phantom", "real"]
     device: torch.device
     tested: bool = True
+    folds: int | None = None
 
     def plan(self, transfers: Sequence[Transfer]) -> Plan:
         """Expands the protocol into jobs.
@@ -195,8 +199,9 @@ class Planner:
             refuse_leakage(division, self.subjects, voxels)
             for transfer in transfers:
                 source = self._source(transfer, seed, division)
-                for arm in arms[transfer.name]:
-                    job = self._run(transfer, seed, division, source.config, arm)
+                parts = self._parts(transfer, division)
+                for arm, subjects in product(arms[transfer.name], parts):
+                    job = self._run(transfer, seed, subjects, source.config, arm)
                     if job.source and source.id not in known:
                         plan.sources.append(source)
                     if job.id not in known:
@@ -242,19 +247,20 @@ class Planner:
         images = "+".join(transfer.source.images)
         return self._job(config, f"source {images}:{transfer.source.labels} seed {seed}")
 
+    def _parts(self, transfer: Transfer, division: Split) -> list[Subjects]:
+        """Who trains, validates and tests: once, or in each fold."""
+        parts = [(division.train_of(transfer.shots), division.val)]
+        if self.folds is not None:
+            parts = inner_folds(division, self.subjects, transfer.shots, self.folds)
+        test = self._members(division.test) if self.tested else ()
+        return [
+            Subjects(train=self._members(train), val=self._members(val), test=test)
+            for train, val in parts
+        ]
+
     def _run(
-        self,
-        transfer: Transfer,
-        seed: int,
-        division: Split,
-        source: RunConfig,
-        arm: _Arm,
+        self, transfer: Transfer, seed: int, subjects: Subjects, source: RunConfig, arm: _Arm
     ) -> Job:
-        subjects = Subjects(
-            train=self._members(division.train_of(transfer.shots)),
-            val=self._members(division.val),
-            test=self._members(division.test) if self.tested else (),
-        )
         config = self._config("run", transfer.target, seed, subjects, arm.training, arm.method)
         own = {
             "metrics": self.protocol.metrics if self.tested else (),

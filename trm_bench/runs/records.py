@@ -39,6 +39,7 @@ class Budget(Strict):
     steps: int
     seeds: tuple[int, ...]
     transfers: tuple[str, ...]
+    folds: int | None = None
     per: Literal["protocol", "transfer"]
     sampler: Literal["tpe", "random"]
     batch: int

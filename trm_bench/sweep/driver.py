@@ -73,7 +73,12 @@ class Study:
             for i, v in enumerate(values)
         )
         changes = {"methods": methods, "seeds": config.seeds, "training": _trainings(protocol)}
-        trials = replace(planner, protocol=protocol.model_copy(update=changes), tested=False)
+        trials = replace(
+            planner,
+            protocol=protocol.model_copy(update=changes),
+            tested=False,
+            folds=config.folds,
+        )
         return trials.plan(self.transfers)
 
     def read(self, plan: Plan, values: Sequence[Values]) -> None:
@@ -144,7 +149,9 @@ def sweep(
     device, display = device or torch.device("cpu"), display or Display(quiet=True)
     if protocol.split.per_seed:
         what = "with another split for each seed, test subjects of one are tuned on in another"
-        raise UserError(what, "split.per_seed", "sweep a protocol with one split")
+        raise UserError(
+            what, "split.per_seed", "sweep it with one split: --set split.per_seed=false"
+        )
     folder, config = ResultsFolder(output).protocol(protocol.name), protocol.sweep
     spaces = [
         space_of(chosen, protocol.training.target, config.shared_space)
@@ -230,6 +237,7 @@ def _written(
         steps=config.steps or protocol.training.target.steps,
         seeds=config.seeds,
         transfers=tuple(transfer.name for transfer in transfers),
+        folds=config.folds,
         per=config.per,
         sampler=config.sampler,
         batch=config.batch,
