@@ -44,7 +44,7 @@ BOTH = {"kind": "cross_task", "pairs": [["whole", "lower_upper"], ["lower_upper"
 def sweep(out: Path, root: Path, jobs: int = 1, **changes: Any) -> driver.Outcome:
     given = {"methods": ["finetune", "trm"], "sweep": SWEEP} | changes
     loaded = parse(toy.protocol(root, **given), "test")
-    return driver.sweep(loaded, out, device=CPU, jobs=jobs)
+    return driver.sweep(loaded, out, device=CPU, jobs=jobs, pages=False)
 
 
 def records(folder: ProtocolFolder) -> dict[str, Record]:

@@ -17,10 +17,14 @@ from trm_bench.cli.options import (
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
 ) -> None:
-    """Write tables, charts and report.html again from the records of a results folder."""
+    """Write tables, charts and pages again from what a results folder holds, sweeps too."""
     from trm_bench import report
+    from trm_bench.runs.folders import swept_folders
+    from trm_bench.sweep.pages import write_sweep
 
-    for path in report.write_pages(folder):
+    swept = [path for one in swept_folders(folder) for path in write_sweep(one)]
+    has_runs = any(folder.glob("plan.json")) or any(folder.glob("*/plan.json"))
+    for path in [*(report.write_pages(folder) if has_runs or not swept else []), *swept]:
         out.print(path, soft_wrap=True, highlight=False)
 
 

@@ -134,6 +134,9 @@ def sweep(
     )
     for line in tuned.lines(outcome.tuned):
         out.print(line, soft_wrap=True, highlight=False, markup=False)
+    out.print(
+        f"report       {outcome.folder.sweep / 'report.html'}", soft_wrap=True, highlight=False
+    )
     where = outcome.folder.tuned
     out.print(f"use it with run {protocol} --tuned {where}", soft_wrap=True, highlight=False)
     if any(m.trial is None for m in outcome.tuned.methods):

@@ -57,7 +57,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _page(template: str, **values: Any) -> str:
+def page(template: str, **values: Any) -> str:
+    """A template, filled."""
     return _environment().get_template(template).render(**values)
 
 
@@ -82,7 +83,7 @@ def report(
 
     plan, unfinished = evidence.results.plan, evidence.results.unfinished()
     protocol = plan.protocol.model_dump(mode="json")
-    return _page(
+    return page(
         "report.html",
         e=evidence,
         description=plan.protocol.description,
@@ -98,7 +99,7 @@ def report(
         gone=words.gone(evidence),
         judge_notes=words.notes(evidence),
         tables=[(tables.build(evidence, m), not HIGHER_IS_BETTER[m]) for m in evidence.scores],
-        pictures=[*map(_chart, charts), *(_overlay(*overlay) for overlay in overlays.items())],
+        pictures=[*map(picture, charts), *(_overlay(*overlay) for overlay in overlays.items())],
         absent=absent,
         sensitivity=list(words.sensitivity(evidence)),
         mixed_model=list(words.mixed_model(evidence)),
@@ -139,7 +140,8 @@ def _tone(words: Sequence[str]) -> str:
 # --------------------------------------------------------------------------------------- pictures
 
 
-def _chart(chart: Chart) -> dict[str, str]:
+def picture(chart: Chart) -> dict[str, str]:
+    """A chart as templates take it."""
     return {
         "title": chart.title,
         "caption": chart.caption,
@@ -210,7 +212,7 @@ def _spent(evidence: Evidence) -> Iterator[tuple[object, ...]]:
         memory = max(r.peak_memory_bytes or 0 for r in runs)
         total = float(np.nansum([sum(r.seconds.values()) for r in runs]))
         mean = (f"{np.nanmean(x):.1f} s" if np.isfinite(x).any() else DASH for x in (train, test))
-        yield method, len(runs), *mean, _duration(total), f"{memory / 2**30:.2f} GiB"
+        yield method, len(runs), *mean, duration(total), f"{memory / 2**30:.2f} GiB"
 
 
 def _balance(evidence: Evidence) -> Iterator[tuple[object, ...]]:
@@ -224,7 +226,8 @@ def _balance(evidence: Evidence) -> Iterator[tuple[object, ...]]:
             yield method, len(logged), first, f"{np.mean(np.concatenate(logged)):.2f}", last
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
@@ -281,7 +284,7 @@ def index(pages: Iterable[tuple[str, Evidence]]) -> str:
         }
         for link, e in pages
     ]
-    return _page("index.html", rows=rows)
+    return page("index.html", rows=rows)
 
 
 def _gain(evidence: Evidence) -> str:
@@ -313,4 +316,4 @@ def compare(
     ]
     stand_in = PHANTOM if any(e.phantom for e in several.values()) else ""
     pairs = list(zip(by_metric, lower, strict=True))
-    return _page("compare.html", rows=rows, tables=pairs, stand_in=stand_in)
+    return page("compare.html", rows=rows, tables=pairs, stand_in=stand_in)

@@ -14,6 +14,8 @@ results/                                what a command gets as --out
         predictions/<id>/*.nii.gz       classes of every test subject, on its cropped native grid
         voxels/*.json                   audits of the voxel level
         sweep/tuned.yaml                the best values of each method
+        sweep/report.html, summary.md, trials.csv, figures/
+                                        what the report of a sweep writes
         sweep/trials.json               every trial, and what they took
         figures/, report.html, tables   what the report writes
 """
@@ -112,14 +114,19 @@ class ProtocolFolder:
         return self.path / "voxels" / f"{slug(transfer)}_seed{seed}.json"
 
     @property
+    def sweep(self) -> Path:
+        """The folder of a sweep's values, trials and report."""
+        return self.path / "sweep"
+
+    @property
     def tuned(self) -> Path:
         """The best values of a sweep."""
-        return self.path / "sweep" / "tuned.yaml"
+        return self.sweep / "tuned.yaml"
 
     @property
     def trials(self) -> Path:
         """Every trial of a sweep, and what they took."""
-        return self.path / "sweep" / "trials.json"
+        return self.sweep / "trials.json"
 
     @property
     def figures(self) -> Path:
@@ -129,6 +136,12 @@ class ProtocolFolder:
     def report(self, name: str) -> Path:
         """A file that the report writes: `report.html`, `table.md`, `metrics.csv`, ..."""
         return self.path / name
+
+
+def swept_folders(path: Path) -> list[ProtocolFolder]:
+    """Protocol folders at `path` that hold a sweep: itself, or those below it."""
+    folders = [ProtocolFolder(path), *map(ProtocolFolder, sorted(path.glob("*")))]
+    return [folder for folder in folders if folder.tuned.is_file()]
 
 
 def protocol_folders(path: Path) -> list[ProtocolFolder]:

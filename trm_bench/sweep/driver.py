@@ -20,6 +20,7 @@ from trm_bench.runs.plan import Plan, Planner
 from trm_bench.runs.records import Budget, Record, Tuned
 from trm_bench.runs.store import read_record, refuse_mixture
 from trm_bench.seeds import seed_of
+from trm_bench.sweep.pages import write_sweep
 from trm_bench.sweep.proposals import Trial, Values, propose
 from trm_bench.sweep.space import Space, space_of
 from trm_bench.sweep.tuned import entry, keep, with_settings
@@ -132,6 +133,7 @@ def sweep(
     device: torch.device | None = None,
     jobs: int | None = None,
     display: Display | None = None,
+    pages: bool = True,
 ) -> Outcome:
     """Tunes the methods of a protocol; what has been trained before is not trained again.
 
@@ -142,6 +144,7 @@ def sweep(
         device: CPU where not given.
         jobs: Trainings at a time; by default one a core or GPU.
         display: Where progress is shown.
+        pages: Write the report of the sweep too, which takes some seconds.
 
     Raises:
         UserError: Protocol, data or folder are not as they must be, or a source network failed.
@@ -175,6 +178,8 @@ def sweep(
         ]
         _train_all(studies, planner, LocalPool(device, jobs), display)
         tuned = _written(studies, planner, transfers, display)
+        if pages:
+            write_sweep(folder)
     return Outcome(folder, tuned)
 
 

@@ -1,0 +1,191 @@
+"""The report of a sweep, written from tuned.yaml and trials.json alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trm_bench.files import write_text
+from trm_bench.report.drawing import STYLE, Chart, Drawing, write
+from trm_bench.report.evidence import PHANTOM
+from trm_bench.report.pages import DASH, duration, page, picture
+from trm_bench.runs.folders import ProtocolFolder, slug
+from trm_bench.runs.records import Budget, Tuned
+from trm_bench.sweep.charts import history, slices
+from trm_bench.sweep.findings import ENOUGH, Finding, read_findings, shown
+
+OPTIMISM = (
+    "The best of many trials is chosen on the validation subjects that it is scored on, so its "
+    "score is too good by what noise adds to the best of them: the more trials and the fewer "
+    "subjects, the more. A gain here is a hope, not a result; run --tuned measures it on test "
+    "subjects, which no trial has."
+)
+EQUALITY = (
+    "Every method has the same number of trials and of steps in each. Trials that draw the same "
+    "values share their run. Passes are forward passes that a gradient went back through: a method "
+    "with branches or source batches makes more of them in a step."
+)
+IMPORTANCE = (
+    f"Below {ENOUGH} finished trials only the first parameter is named: among fewer, a parameter "
+    "of no effect often comes before one of a weak effect."
+)
+
+
+def write_sweep(folder: ProtocolFolder) -> list[Path]:
+    """Writes report.html, summary.md, trials.csv and the charts beside tuned.yaml.
+
+    Args:
+        folder: Of a protocol with a sweep.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: There is no tuned.yaml that can be read.
+    """
+    import matplotlib as mpl
+
+    tuned, findings = read_findings(folder)
+    if not findings:
+        return []
+    with mpl.rc_context(STYLE):
+        first = _written(history(findings), folder, "history", tuned)
+        others = [_written(slices(f), folder, slug(f.title), tuned) for f in findings]
+    texts = {
+        "report.html": _html(tuned, findings, first, others),
+        "summary.md": _markdown(tuned, findings),
+        "trials.csv": _csv(findings),
+    }
+    for name, text in texts.items():
+        write_text(folder.sweep / name, text)
+    charts = [path for chart in (first, *others) for path in (chart.png, chart.svg)]
+    return [*(folder.sweep / name for name in texts), *charts]
+
+
+def _written(drawing: Drawing, folder: ProtocolFolder, name: str, tuned: Tuned) -> Chart:
+    png, svg = (folder.sweep / "figures" / f"{name}.{end}" for end in ("png", "svg"))
+    return write(drawing, name, png, svg, tuned.data == "phantom")
+
+
+def _html(tuned: Tuned, findings: Sequence[Finding], first: Chart, others: Sequence[Chart]) -> str:
+    return page(
+        "sweep.html",
+        name=tuned.protocol,
+        budget=f"{described(tuned.budget)}; {tuned.data} data.",
+        stand_in=PHANTOM if tuned.data == "phantom" else "",
+        optimism=OPTIMISM,
+        rows=list(_rows(findings)),
+        edges=[f"{f.title}: {line}" for f in findings for line in f.edges()],
+        balance=list(_balance(findings)),
+        history=picture(first),
+        equality=EQUALITY,
+        costs=list(_costs(findings)),
+        importance_note=IMPORTANCE,
+        importances=list(_importances(findings)),
+        slices=[picture(chart) for chart in others],
+        trials=[(f.title, list(_trials(f))) for f in findings],
+    )
+
+
+def described(budget: Budget) -> str:
+    """A budget in words."""
+    seeds = ", ".join(map(str, budget.seeds))
+    scored = f"{budget.folds}-fold cross-validation" if budget.folds else "validation subjects"
+    values = "one set of values" if budget.per == "protocol" else "values for each transfer"
+    return (
+        f"{budget.trials} trials of each method, {budget.steps} steps each, seeds {seeds}, scored "
+        f"by {scored} over {', '.join(budget.transfers)}; {values}; sampler {budget.sampler}, "
+        f"{budget.batch} trials proposed at a time, seed {budget.seed}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return DASH if value is None else f"{100 * value:.2f}"
+
+
+def _rows(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
+    for f in findings:
+        e = f.entry
+        yield (
+            f.title,
+            _percent(e.default_validation_dice),
+            _percent(e.validation_dice),
+            DASH if f.gain is None else f"{f.gain:+.2f}",
+            DASH if e.trial is None else e.trial,
+            f"{e.finished} of {e.finished + e.failed}",
+            shown(e.values),
+        )
+
+
+def _balance(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
+    for f in findings:
+        shares = (None if t is None else t.voxel_share for t in (f.trials[0], f.best))
+        yield f.title, *(DASH if share is None else f"{share:.2f}" for share in shares)
+
+
+def _costs(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
+    for f in findings:
+        e = f.entry
+        yield f.title, len(f.trials), e.runs, e.steps, e.passes, duration(f.seconds)
+    sums = (sum(getattr(f.entry, name) for f in findings) for name in ("runs", "steps", "passes"))
+    seconds = duration(sum(f.seconds for f in findings))
+    yield "in all", sum(len(f.trials) for f in findings), *sums, seconds
+
+
+def _importances(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
+    for f in findings:
+        found, note = f.importances()
+        listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found.items())
+        yield f.title, listed or "not said", note
+
+
+def _trials(finding: Finding) -> Iterator[tuple[object, ...]]:
+    for t in finding.trials:
+        share = DASH if t.voxel_share is None else f"{t.voxel_share:.2f}"
+        score, time = _percent(t.validation_dice), duration(t.seconds)
+        yield t.number, score, share, time, shown(t.values), t.reason
+
+
+def _markdown(tuned: Tuned, findings: Sequence[Finding]) -> str:
+    def table(header: Sequence[str], rows: Iterator[tuple[object, ...]]) -> list[str]:
+        ruled = [list(header), ["---"] * len(header), *([str(x) for x in row] for row in rows)]
+        return ["| " + " | ".join(row) + " |" for row in ruled]
+
+    stand_in = [f"**{PHANTOM}**", ""] if tuned.data == "phantom" else []
+    methods = ("method", "defaults", "best trial", "gain", "trial", "finished", "best values")
+    costs = ("method", "trials", "runs", "steps", "passes", "time")
+    lines = [
+        f"# Sweep of {tuned.protocol}",
+        "",
+        *stand_in,
+        f"{described(tuned.budget)}. Mean Dice on validation [%].",
+        "",
+        *table(methods, _rows(findings)),
+        "",
+        OPTIMISM,
+        "",
+        *(f"- {f.title}: {line}" for f in findings for line in f.edges()),
+        "",
+        *table(costs, _costs(findings)),
+        "",
+        EQUALITY,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(findings: Sequence[Finding]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["method", "transfer", "trial", "validation_dice", "voxel_share", "seconds", "values",
+         "reason", "runs"]
+    )  # fmt: skip
+    for f in findings:
+        for t in f.trials:
+            values, runs = json.dumps(t.values), " ".join(t.runs)
+            row = [t.number, t.validation_dice, t.voxel_share, round(t.seconds, 1)]
+            writer.writerow([f.entry.method, f.entry.transfer, *row, values, t.reason, runs])
+    return text.getvalue()
