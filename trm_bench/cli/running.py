@@ -116,11 +116,15 @@ def sweep(
     out_dir: Out = Path("results"),
     phantom: Phantom = False,
     jobs: Jobs = None,
+    export_study: Annotated[
+        str | None,
+        typer.Option(metavar="URL|FILE.log", help="Copy the studies to this Optuna storage."),
+    ] = None,
 ) -> None:
     """Tune every method with the same budget, on validation subjects. The same command resumes."""
     from trm_bench import environment
     from trm_bench.display import Display
-    from trm_bench.sweep import driver, tuned
+    from trm_bench.sweep import driver, export, tuned
 
     loaded = load(protocol, settings, phantom, methods)
     loaded = driver.with_budget(loaded, trials, split(seeds), split(transfers))
@@ -139,6 +143,10 @@ def sweep(
     )
     where = outcome.folder.tuned
     out.print(f"use it with run {protocol} --tuned {where}", soft_wrap=True, highlight=False)
+    if export_study is not None:
+        names = export.export(outcome.folder, export_study)
+        text = f"{len(names)} studies are in {export.shown(export_study)}"
+        out.print(text, soft_wrap=True, highlight=False, markup=False)
     if any(m.trial is None for m in outcome.tuned.methods):
         raise typer.Exit(1)
 
