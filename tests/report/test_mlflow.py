@@ -119,10 +119,10 @@ def test_a_store_that_breaks_midway_does_not_end_the_benchmark(
         raise OSError("disk gone")
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(mirror._Mirror, "log", broken)
+    monkeypatch.setattr(mirror._RunMirror, "log", broken)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     assert run(tmp_path, toy_data, methods=["scratch"]).states == {"finished": 1}
 
 
 def test_names_are_what_mlflow_takes() -> None:
-    assert mirror._safe("dice@[x]%") == "dice__x__"
+    assert mirror.safe("dice@[x]%") == "dice__x__"

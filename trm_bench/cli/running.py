@@ -85,22 +85,30 @@ def _print_plan(plan: Any) -> None:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from trm_bench.report import mlflow
-
     folder = outcome.folder
     table = folder.report("table.md").read_text(encoding="utf-8")
     out.print(table, markup=False, highlight=False, soft_wrap=True)
     states = ", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items()))
     out.print(states, highlight=False)
+    _print_places(
+        folder,
+        {
+            "report": folder.report("report.html"),
+            "table": folder.report("table.md"),
+            "figures": folder.figures,
+            "records": folder.records,
+            "all numbers": folder.report("metrics.csv"),
+        },
+    )
+
+
+def _print_places(folder: Any, places: dict[str, Any]) -> None:
+    """Where what a command left is to be found, and how to open the tracking store."""
+    from trm_bench.report import mlflow
+
     uri = mlflow.store_uri(folder)
-    for name, where in (
-        ("report", folder.report("report.html")),
-        ("table", folder.report("table.md")),
-        ("figures", folder.figures),
-        ("records", folder.records),
-        ("all numbers", folder.report("metrics.csv")),
-        ("MLflow", f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"),
-    ):
+    ui = {"MLflow": f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"}
+    for name, where in (places | ui).items():
         out.print(f"{name:12} {where}", soft_wrap=True, highlight=False)
 
 
@@ -138,9 +146,8 @@ def sweep(
     )
     for line in tuned.lines(outcome.tuned):
         out.print(line, soft_wrap=True, highlight=False, markup=False)
-    out.print(
-        f"report       {outcome.folder.sweep / 'report.html'}", soft_wrap=True, highlight=False
-    )
+    swept = outcome.folder.sweep
+    _print_places(outcome.folder, {"report": swept / "report.html", "trials": swept / "trials.csv"})
     where = outcome.folder.tuned
     out.print(f"use it with run {protocol} --tuned {where}", soft_wrap=True, highlight=False)
     if export_study is not None:

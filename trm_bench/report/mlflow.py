@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trm_bench.protocol.schema import Protocol
 from trm_bench.runs.config import RunConfig
@@ -19,12 +20,12 @@ from trm_bench.runs.records import Cell, Record
 from trm_bench.runs.store import read_plan, read_record
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
 
     from trm_bench.display import Display
 
 Track = Callable[[str], None]
+M = TypeVar("M", bound="Mirror")
 # tags by which a resumed command sees what is logged already
 PARENT, CELL = "trm_bench.parent", "trm_bench.cell"
 BATCH = 900  # metrics a request; MLflow takes 1000
@@ -48,65 +49,87 @@ def store_uri(folder: ProtocolFolder) -> str:
 def tracker(protocol: Protocol, folder: ProtocolFolder, display: Display) -> Iterator[Track]:
     """Yields a function that logs the record of a run, in all the cells that it fills.
 
-    A store that cannot be reached or written is reported once, and the benchmark goes on without.
-
     Args:
         protocol: With `tracking: off`, nothing is logged.
         folder: Of the protocol, with its plan.
         display: Where a fault is reported.
     """
-    if protocol.tracking == "off":
-        yield lambda run_id: None
-        return
-    mirror: _Mirror | None = None
-    try:
-        display.say(f"tracking with MLflow: {store_uri(folder)}")
-        mirror = _Mirror(protocol, folder)
-    except Exception as error:  # MLflow raises what its store raises
-        display.warn(f"MLflow is not available, so nothing is tracked: {error}")
+    with guarded(protocol, folder, display, lambda: _RunMirror(protocol, folder)) as act:
+        yield lambda run_id: act(lambda mirror: mirror.log(run_id))
+        act(lambda mirror: mirror.close())
 
-    def track(run_id: str) -> None:
+
+@contextmanager
+def guarded(
+    protocol: Protocol, folder: ProtocolFolder, display: Display, make: Callable[[], M]
+) -> Iterator[Callable[[Callable[[M], None]], None]]:
+    """Yields a function that lets something be done with a mirror, which is made here.
+
+    A store that cannot be reached or written is reported once, and the work goes on without.
+
+    Args:
+        protocol: With `tracking: off`, nothing is done.
+        folder: Of the protocol.
+        display: Where a fault is reported.
+        make: Makes the mirror.
+    """
+    mirror: M | None = None
+    if protocol.tracking != "off":
+        try:
+            display.say(f"tracking with MLflow: {store_uri(folder)}")
+            mirror = make()
+        except Exception as error:  # MLflow raises what its store raises
+            display.warn(f"MLflow is not available, so nothing is tracked: {error}")
+
+    def act(what: Callable[[M], None]) -> None:
         nonlocal mirror
         if mirror is None:
             return
         try:
-            mirror.log(run_id)
+            what(mirror)
         except Exception as error:
             display.warn(
                 f"MLflow failed, so tracking stops here (the records are complete): {error}"
             )
             mirror = None
 
-    yield track
-    if mirror is not None:
-        try:
-            mirror.close()
-        except Exception as error:
-            display.warn(f"MLflow failed at the end: {error}")
+    yield act
 
 
-class _Mirror:
-    """Writes one protocol's runs to one MLflow experiment."""
+class Mirror:
+    """One parent run with its children, in the experiment of a protocol.
 
-    def __init__(self, protocol: Protocol, folder: ProtocolFolder) -> None:
+    Args:
+        name: Of the protocol.
+        folder: Of its results.
+        settings: By which a later command finds the parent again.
+        title: Of the parent.
+        tags: Of the parent.
+    """
+
+    def __init__(
+        self, name: str, folder: ProtocolFolder, settings: str, title: str, tags: Mapping[str, str]
+    ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # a dead server must not hold up a benchmark
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         from mlflow.tracking import MlflowClient
 
-        for name in ("mlflow", "alembic"):  # a new store's migrations would be told line by line
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for logger in ("mlflow", "alembic"):  # a new store's migrations would be told by line
+            logging.getLogger(logger).setLevel(logging.WARNING)
         self.client: MlflowClient = MlflowClient(tracking_uri=store_uri(folder))
-        self.folder, self.plan = folder, read_plan(folder)
-        self.experiment = self._experiment(protocol.name)
-        settings = f"{self.plan.data}-{self.plan.settings}"
-        tags = {PARENT: settings, "data": self.plan.data}
-        self.parent = self._parent(settings) or self._new(protocol.name, tags)
+        self.folder = folder
+        self.experiment = self._experiment(name)
+        self.parent = self._parent(settings) or self.new(title, {PARENT: settings, **tags})
         children = self.client.search_runs(
             [self.experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'", max_results=50_000
         )
-        # a child that is still running was cut off, and is logged again
-        self.logged = {c.data.tags.get(CELL) for c in children if c.info.status != "RUNNING"}
+        # a child that is still running was cut off by a kill, and is logged again
+        for child in children:
+            if child.info.status == "RUNNING":
+                self.client.set_terminated(child.info.run_id, "KILLED")
+        whole = ("FINISHED", "FAILED")
+        self.logged = {c.data.tags.get(CELL) for c in children if c.info.status in whole}
 
     def _experiment(self, name: str) -> str:
         """The id of the experiment, which is made where there is none."""
@@ -117,6 +140,48 @@ class _Mirror:
         if store_uri(self.folder).startswith("sqlite:"):
             artifacts = self.folder.results.mlflow_artifacts(name).resolve().as_uri()
         return str(self.client.create_experiment(name, artifact_location=artifacts))
+
+    def _parent(self, settings: str) -> str | None:
+        """The parent of earlier commands with these settings."""
+        tagged = f"tags.`{PARENT}` = '{settings}'"
+        runs = self.client.search_runs([self.experiment], tagged, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    def new(self, name: str, tags: dict[str, str], start: int | None = None) -> str:
+        """The id of a new run, which starts now or at a time in ms."""
+        run = self.client.create_run(
+            self.experiment, start_time=start, run_name=name[:250], tags=tags
+        )
+        return str(run.info.run_id)
+
+    def log_parameters(self, run: str, parameters: Mapping[str, Any]) -> None:
+        """Logs up to a hundred parameters."""
+        from mlflow.entities import Param
+
+        params = [Param(safe(k), str(v)[:6000]) for k, v in sorted(parameters.items())]
+        self.client.log_batch(run, params=params[:100])
+
+    def log_metrics(self, run: str, values: Iterable[tuple[str, int, float]]) -> None:
+        """Logs names, steps and values, as many a request as MLflow takes."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(safe(name), value, 0, step) for name, step, value in values]
+        for i in range(0, len(metrics), BATCH):
+            self.client.log_batch(run, metrics=metrics[i : i + BATCH])
+
+    def log_files(self, paths: Iterable[Path], folder: str | None = None) -> None:
+        """Brings files to the parent."""
+        for path in sorted(paths):
+            self.client.log_artifact(self.parent, str(path), folder)
+
+
+class _RunMirror(Mirror):
+    """The runs of a protocol: a child a cell."""
+
+    def __init__(self, protocol: Protocol, folder: ProtocolFolder) -> None:
+        self.plan = plan = read_plan(folder)
+        settings, tags = f"{plan.data}-{plan.settings}", {"data": plan.data}
+        super().__init__(protocol.name, folder, settings, protocol.name, tags)
 
     def log(self, run_id: str) -> None:
         """Logs a run's record in every cell that it fills and where it is not logged yet."""
@@ -130,8 +195,6 @@ class _Mirror:
                 self.logged.add(key)
 
     def _log_cell(self, cell: Cell, record: Record, key: str) -> None:
-        from mlflow.entities import Metric, Param
-
         tags = {
             "mlflow.parentRunId": self.parent,
             CELL: key,
@@ -142,43 +205,24 @@ class _Mirror:
             "run_id": record.id,
             "state": record.state,
         }
-        run = self._new(f"{cell.transfer} {cell.method} seed {cell.seed}", tags)
-        parameters = sorted(_parameters(record.config).items())
-        params = [Param(name, str(value)[:6000]) for name, value in parameters]
-        self.client.log_batch(run, params=params[:100])
-        self._log_metrics(run, [Metric(k, v, 0, step) for k, step, v in _metrics(record)])
+        run = self.new(f"{cell.transfer} {cell.method} seed {cell.seed}", tags)
+        self.log_parameters(run, _parameters(record.config))
+        self.log_metrics(run, _metrics(record))
         self.client.log_artifact(run, str(self.folder.record(cell.run)))
         finished = record.state == "finished"
         self.client.set_terminated(run, "FINISHED" if finished else "FAILED")
 
-    def _log_metrics(self, run: str, metrics: list[Metric]) -> None:
-        for i in range(0, len(metrics), BATCH):
-            self.client.log_batch(run, metrics=metrics[i : i + BATCH])
-
     def close(self) -> None:
         """Brings tables, their numbers, charts and the page to the parent, and ends it."""
-        from mlflow.entities import Metric
-
         summary = json.loads(self.folder.report("summary.json").read_text(encoding="utf-8"))
         step = len(self.plan.cells)
-        self._log_metrics(self.parent, [Metric(k, v, 0, step) for k, v in _summarised(summary)])
+        self.log_metrics(self.parent, ((k, step, v) for k, v in _summarised(summary)))
         verdict = " / ".join(summary["verdict"]["words"]) or "no verdict"
         self.client.set_tag(self.parent, "verdict", verdict)
         for pattern in ("*.csv", "table.*", "*.json", "report.html"):
-            for path in sorted(self.folder.path.glob(pattern)):
-                self.client.log_artifact(self.parent, str(path))
-        for path in sorted(self.folder.figures.glob("*.png")):
-            self.client.log_artifact(self.parent, str(path), "figures")
+            self.log_files(self.folder.path.glob(pattern))
+        self.log_files(self.folder.figures.glob("*.png"), "figures")
         self.client.set_terminated(self.parent)
-
-    def _new(self, name: str, tags: dict[str, str]) -> str:
-        return str(self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id)
-
-    def _parent(self, settings: str) -> str | None:
-        """The parent of earlier commands with these settings."""
-        tagged = f"tags.`{PARENT}` = '{settings}'"
-        runs = self.client.search_runs([self.experiment], tagged, max_results=1)
-        return str(runs[0].info.run_id) if runs else None
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:
@@ -190,7 +234,7 @@ def _parameters(config: RunConfig) -> dict[str, Any]:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, inner)
         else:
-            flat[_safe(prefix)] = value
+            flat[safe(prefix)] = value
 
     walk("", config.model_dump(mode="json", exclude=NOT_PARAMETERS))  # type: ignore[arg-type]
     walk("subjects", {part: len(members) for part, members in config.subjects.parts().items()})
@@ -204,27 +248,32 @@ def _metrics(record: Record) -> Iterator[tuple[str, int, float]]:
     Yields:
         Name, step and value.
     """
-    for name, curve in record.curves.items():
-        for step, value in curve:
-            yield f"{name}_curve", step, value
+    yield from curves(record)
     by_metric: dict[str, list[float]] = {}
     by_class: dict[str, list[float]] = {}
     for regions in record.metrics.values():
         for region, values in regions.items():
             for metric, value in values.items():
                 by_metric.setdefault(metric, []).append(value)
-                by_class.setdefault(f"{metric}.{_safe(region)}", []).append(value)
+                by_class.setdefault(f"{metric}.{safe(region)}", []).append(value)
     for name, collected in {**by_metric, **by_class}.items():
         yield f"test.{name}", 0, sum(collected) / len(collected)
     if record.validation_dice is not None:
         yield "validation.dice", 0, record.validation_dice
     for name, value in record.diagnostics.items():
         if isinstance(value, int | float):
-            yield f"diagnostics.{_safe(name)}", 0, float(value)
+            yield f"diagnostics.{safe(name)}", 0, float(value)
     for name, value in record.seconds.items():
         yield f"seconds.{name}", 0, value
     if record.peak_memory_bytes is not None:
         yield "peak_memory_gib", 0, record.peak_memory_bytes / 2**30
+
+
+def curves(record: Record, suffix: str = "") -> Iterator[tuple[str, int, float]]:
+    """Name, step and value of all that a training logged."""
+    for name, curve in record.curves.items():
+        for step, value in curve:
+            yield f"{name}_curve{suffix}", step, value
 
 
 def _summarised(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -236,14 +285,14 @@ def _summarised(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
             values["gain_low"], values["gain_high"] = numbers["gain_interval"]
             for name, value in values.items():
                 if value is not None:
-                    yield f"{metric}.{name}.{_safe(method)}", value
+                    yield f"{metric}.{name}.{safe(method)}", value
     gaps = {m: numbers["gap"] for m, numbers in summary["negative_transfer"].items()}
     for name, by_key in {**summary["voxel_level"], "negative_transfer_gap": gaps}.items():
         for key, value in by_key.items():
             if value is not None:
-                yield f"{name}.{_safe(key)}", value
+                yield f"{name}.{safe(key)}", value
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
     """MLflow takes letters, digits and _ - . / in names."""
     return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)

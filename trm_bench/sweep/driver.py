@@ -20,6 +20,7 @@ from trm_bench.runs.plan import Plan, Planner
 from trm_bench.runs.records import Budget, Record, Tuned
 from trm_bench.runs.store import read_record, refuse_mixture
 from trm_bench.seeds import seed_of
+from trm_bench.sweep import mirror
 from trm_bench.sweep.pages import write_sweep
 from trm_bench.sweep.proposals import Trial, Values, propose
 from trm_bench.sweep.space import Space, space_of
@@ -176,15 +177,21 @@ def sweep(
                 groups if config.per == "transfer" else [(None, tuple(transfers))]
             )
         ]
-        _train_all(studies, planner, LocalPool(device, jobs), display)
-        tuned = _written(studies, planner, transfers, display)
-        if pages:
-            write_sweep(folder)
+        conditions = planner.plan(()).conditions
+        with mirror.tracker(protocol, folder, display, data.kind, conditions) as track:
+            _train_all(studies, planner, LocalPool(device, jobs), display, track)
+            tuned = _written(studies, planner, transfers, display)
+            if pages:
+                write_sweep(folder)
     return Outcome(folder, tuned)
 
 
 def _train_all(
-    studies: Sequence[Study], planner: Planner, executor: Executor, display: Display
+    studies: Sequence[Study],
+    planner: Planner,
+    executor: Executor,
+    display: Display,
+    track: mirror.Track,
 ) -> None:
     """Batch by batch of all studies, until each has its trials."""
     config = planner.protocol.sweep
@@ -199,6 +206,7 @@ def _train_all(
         _train(_joined(plans), executor, planner.device, display, name)
         for study, plan, values in zip(studies, plans, batches, strict=True):
             study.read(plan, values)
+            track(study.method.label, study.name, study.trials, study.records)
 
 
 def _joined(plans: Sequence[Plan]) -> Plan:
