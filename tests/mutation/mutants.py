@@ -346,7 +346,7 @@ MUTANTS = [
     *_of(
         "sweep.driver",
         "sweep/test_sweep",
-        ("a trial is tested", "update=changes), tested=False)", "update=changes), tested=True)"),
+        ("a trial is tested", "tested=False,\n            folds", "tested=True,\n            folds"),
     ),
     *_of(
         "runs.compute",

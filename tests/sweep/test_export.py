@@ -46,7 +46,7 @@ def swept(root: Path, method: str, transfer: str | None, trials: int) -> tuple[A
     target = target.model_copy(
         update={"optimizer": target.optimizer.model_copy(update={"weight_decay": 0.0})}
     )
-    space = space_of(protocol.methods[0], target, protocol.sweep.shared_space)
+    space = space_of(protocol.methods[0], target, protocol.sweep)
     made: list[Trial] = []
     for number in range(trials):
         values = propose(space, made, [], "random", number)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from trm_bench.protocol.schema import MethodConfig, TrainingConfig
-from trm_bench.protocol.sweep import SharedSpace
+from trm_bench.protocol.sweep import SweepConfig
 from trm_bench.sweep.proposals import Trial, propose
 from trm_bench.sweep.space import Dimension, Space, space_of
 
 SPACE = space_of(
-    MethodConfig(name="trm"), TrainingConfig(steps=6, patch=(16, 16, 16)), SharedSpace()
+    MethodConfig(name="trm"), TrainingConfig(steps=6, patch=(16, 16, 16)), SweepConfig()
 )
-LINE = Space((Dimension("x", "float", (0.0, 1.0)),), {"x": 0.5}, {}, shared=False)
+LINE = Space((Dimension("x", "float", (0.0, 1.0)),), {"x": 0.5}, {}, ())
 
 
 def sweep(
@@ -81,7 +81,7 @@ def test_whole_numbers_lists_and_logarithms_are_drawn_as_declared() -> None:
         ),
         {"n": 1, "c": None, "x": 1.0},
         {},
-        shared=False,
+        training=(),
     )
     values = [t.values for t in sweep(space, lambda v: v["x"], 120, "random")[1:]]
     assert {v["n"] for v in values} == {1, 2, 3, 4}
@@ -97,7 +97,7 @@ def test_failed_trials_are_no_bad_scores_and_defaults_may_lie_outside() -> None:
     assert 0 <= propose(LINE, failed, [], "tpe", 5)["x"] <= 1
     assert propose(LINE, failed, [], "tpe", 5) == propose(LINE, done, [], "tpe", 5)
     assert propose(LINE, worst, [], "tpe", 5) != propose(LINE, done, [], "tpe", 5)
-    outside = Space(LINE.dimensions, {"x": 7.0}, {}, shared=False)
+    outside = Space(LINE.dimensions, {"x": 7.0}, {}, ())
     assert propose(outside, [], [], "tpe", 1) == {"x": 7.0}
     first = [Trial(0, {"x": 7.0}, 0.9)]
     assert 0 <= propose(outside, first, [{"x": 0.3}], "tpe", 1)["x"] <= 1

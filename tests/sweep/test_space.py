@@ -13,7 +13,7 @@ from trm_bench.methods import Context, Method, Parameters, hyper
 from trm_bench.methods.registry import REGISTRY, create
 from trm_bench.methods.trm import TransferRiskMap, UniformRisk
 from trm_bench.protocol.schema import MethodConfig, TrainingConfig
-from trm_bench.protocol.sweep import SharedSpace
+from trm_bench.protocol.sweep import SharedSpace, SweepConfig
 from trm_bench.sweep.space import Space, declarations, space_of
 from trm_bench.sweep.tuned import with_settings
 
@@ -21,7 +21,7 @@ TRAINING = TrainingConfig(steps=6, patch=(16, 16, 16))
 
 
 def of(name: str, **settings: Any) -> Space:
-    return space_of(MethodConfig(name=name, **settings), TRAINING, SharedSpace())
+    return space_of(MethodConfig(name=name, **settings), TRAINING, SweepConfig())
 
 
 def names(space: Space) -> list[str]:
@@ -32,7 +32,7 @@ def names(space: Space) -> list[str]:
 def test_every_method_has_a_space_that_holds_its_defaults(name: str) -> None:
     space, chosen = of(name), MethodConfig(name=name)
     assert space.dimensions
-    assert space.shared == (not declarations(REGISTRY.get(name)))
+    assert bool(space.training) == (not declarations(REGISTRY.get(name)))
     values = space.default()
     assert all(d.holds(values[d.name]) for d in space.dimensions if d.name in values)
     tuned = with_settings(chosen, space.settings(values))
@@ -46,6 +46,20 @@ def test_methods_without_own_ranges_tune_the_training(name: str) -> None:
     assert names(space) == ["lr", "weight_decay", "warmup", "dice_share"]
     assert [d.log for d in space.dimensions] == [True, True, False, False]
     assert space.default() == {"lr": 1e-3, "weight_decay": 1e-5, "warmup": 0.0, "dice_share": 0.5}
+
+
+def test_every_method_may_tune_the_training() -> None:
+    always = SweepConfig(tune_training="always")
+    own, both = of("focal"), space_of(MethodConfig(name="focal"), TRAINING, always)
+    assert names(both) == [*names(own), *names(of("finetune"))]
+    assert both.default() == own.default() | of("finetune").default()
+    assert both.hash != own.hash
+    settings = both.settings({"gamma": 1.5, "lr": 0.02})
+    assert settings.parameters == {"gamma": 1.5} and settings.training.lr == 0.02
+    by_hand = MethodConfig(name="focal", gamma=1.0, training={"lr": 0.1})
+    assert names(space_of(by_hand, TRAINING, always)) == ["weight_decay", "warmup", "dice_share"]
+    plain = MethodConfig(name="finetune")
+    assert space_of(plain, TRAINING, always) == space_of(plain, TRAINING, SweepConfig())
 
 
 def test_a_parameter_matters_under_the_value_it_depends_on() -> None:
@@ -81,7 +95,7 @@ def test_what_the_protocol_sets_is_not_searched() -> None:
 
 def test_the_hash_is_of_what_is_searched_and_held_fixed() -> None:
     chosen = MethodConfig(name="finetune")
-    wider = space_of(chosen, TRAINING, SharedSpace(lr=(1e-5, 1e-1)))
+    wider = space_of(chosen, TRAINING, SweepConfig(shared_space=SharedSpace(lr=(1e-5, 1e-1))))
     hashes = [of("finetune"), wider, of("trm"), of("trm", with_dice=0.5), of("trm", scope="brain")]
     assert len({space.hash for space in hashes}) == len(hashes)
     assert of("trm").hash == of("trm", label="other").hash
@@ -141,6 +155,7 @@ def _declared(**fields: Any) -> type[Method]:
     [
         ({"a": hyper(1.0, "", search=(2.0, 1.0))}, "its range is empty"),
         ({"a": hyper(1.0, "", search=(0.0, 1.0), log=True)}, "starts above 0"),
+        ({"lr": hyper(1.0, "", search=(0.0, 1.0))}, "the training has a parameter of this name"),
         ({"a": hyper(1.0, "", search=(-1.0, 1.0), ge=0)}, "greater than or equal to 0"),
         ({"a": hyper("x", "", search=["x", "xy"], max_length=1)}, "search of methods.declared.a"),
         ({"a": hyper(1.0, "", search=(0.0, 1.0), when={"b": 1})}, "not declared before"),

@@ -20,7 +20,7 @@ LIMITS = {
 
 
 class SharedSpace(Strict):
-    """What a method without parameters of its own tunes; each a range [low, high].
+    """What may be tuned of a method's training; each a range [low, high].
 
     Attributes:
         lr: Learning rate of the optimiser, drawn on a logarithmic scale.
@@ -60,7 +60,9 @@ class SweepConfig(Strict):
         batch: Trials of a method that are proposed from the same history. It decides what a
             proposal knows, and --jobs does not, so that the sweep is the same with any --jobs.
         seed: Of the proposals.
-        shared_space: Of methods without parameters of their own.
+        tune_training: Who searches the shared space: `otherwise`, the methods without ranges of
+            their own; `always`, every method, its own ranges beside it.
+        shared_space: Of the training.
     """
 
     trials: int = Field(24, ge=1)
@@ -72,6 +74,7 @@ class SweepConfig(Strict):
     sampler: Literal["tpe", "random"] = "tpe"
     batch: int = Field(4, ge=1)
     seed: int = Field(0, ge=0)
+    tune_training: Literal["otherwise", "always"] = "otherwise"
     shared_space: SharedSpace = SharedSpace()
 
     @field_validator("seeds")

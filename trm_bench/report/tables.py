@@ -11,11 +11,13 @@ import numpy as np
 from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
 from trm_bench.analysis.voxels import ALL_VOXELS
 from trm_bench.report.evidence import ALPHA, GAIN_UNITS, NAMES, PHANTOM, UNITS, Evidence, Scores
+from trm_bench.runs.store import read_trials, read_tuned
 from trm_bench.training.evaluation import EMPTY_RULE
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from trm_bench.runs.folders import ProtocolFolder
     from trm_bench.runs.records import TunedNote
 
 MISSING = "\N{EN DASH}"
@@ -240,7 +242,7 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
         f"Empty masks: {both:g} where both are empty, {where_one} where one is.",
     ]
     if tuned := evidence.results.plan.tuned:
-        notes.append(_how_it_was_tuned(tuned))
+        notes.append(_how_it_was_tuned(tuned, evidence.results.folder))
     if left_out := evidence.results.plan.left_out:
         notes.append(f"Left out: {_some([x.subject for x in left_out])}.")
     if unfinished := evidence.results.unfinished():
@@ -251,13 +253,19 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
     return notes
 
 
-def _how_it_was_tuned(tuned: TunedNote) -> str:
+def _how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
+    """The budget and what it took; the time, where the sweep lies beside the results."""
     b = tuned.budget
+    is_here = folder.tuned.is_file() and read_tuned(folder.tuned).note.digest == tuned.digest
+    hours = sum(method.seconds for method in read_trials(folder).methods) / 3600
+    took = f"{tuned.passes} forward-backward passes in all" + (
+        f", {hours:.1f} hours of training" if is_here else ""
+    )
     each = "each method and transfer" if b.per == "transfer" else "each method"
     return (
         f"Tuned on the validation subjects, with the same budget for {each}: {b.trials} trials of "
         f"{b.steps} steps on {len(b.seeds)} seed{'' if len(b.seeds) == 1 else 's'} of "
-        f"{_some(list(b.transfers))} ({b.sampler}; tuned.yaml {tuned.digest})."
+        f"{_some(list(b.transfers))} ({b.sampler}; {took}; tuned.yaml {tuned.digest})."
     )
 
 

@@ -40,6 +40,7 @@ class Budget(Strict):
     seeds: tuple[int, ...]
     transfers: tuple[str, ...]
     folds: int | None = None
+    tune_training: Literal["otherwise", "always"] = "otherwise"
     per: Literal["protocol", "transfer"]
     sampler: Literal["tpe", "random"]
     batch: int
@@ -110,14 +111,23 @@ class Tuned(Strict):
     @property
     def note(self) -> TunedNote:
         """What a plan says of it."""
-        return TunedNote(digest=digest_of(self.model_dump(mode="json"))[:16], budget=self.budget)
+        passes = sum(method.passes for method in self.methods)
+        digest = digest_of(self.model_dump(mode="json"))[:16]
+        return TunedNote(digest=digest, budget=self.budget, passes=passes)
 
 
 class TunedNote(Strict):
-    """What plan.json says of the tuned.yaml whose values its runs have: its hash, its budget."""
+    """What plan.json says of the tuned.yaml whose values its runs have.
+
+    Attributes:
+        digest: Its hash.
+        budget: Of each method.
+        passes: Of the trials of all its methods; see `Record`.
+    """
 
     digest: str
     budget: Budget
+    passes: int = 0
 
 
 class SweptTrial(Strict):

@@ -157,10 +157,7 @@ def sweep(
             what, "split.per_seed", "sweep it with one split: --set split.per_seed=false"
         )
     folder, config = ResultsFolder(output).protocol(protocol.name), protocol.sweep
-    spaces = [
-        space_of(chosen, protocol.training.target, config.shared_space)
-        for chosen in protocol.methods
-    ]
+    spaces = [space_of(chosen, protocol.training.target, config) for chosen in protocol.methods]
     with pipeline.only_one(folder), display:
         data = pipeline.open_data(protocol, folder.results, stand_in, jobs, display)
         refuse_mixture(folder, data.kind)
@@ -251,6 +248,7 @@ def _written(
         seeds=config.seeds,
         transfers=tuple(transfer.name for transfer in transfers),
         folds=config.folds,
+        tune_training=config.tune_training,
         per=config.per,
         sampler=config.sampler,
         batch=config.batch,

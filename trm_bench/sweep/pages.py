@@ -94,11 +94,12 @@ def described(budget: Budget) -> str:
     """A budget in words."""
     seeds = ", ".join(map(str, budget.seeds))
     scored = f"{budget.folds}-fold cross-validation" if budget.folds else "validation subjects"
+    space = "" if budget.tune_training == "otherwise" else "; every method tunes the training too"
     values = "one set of values" if budget.per == "protocol" else "values for each transfer"
     return (
         f"{budget.trials} trials of each method, {budget.steps} steps each, seeds {seeds}, scored "
-        f"by {scored} over {', '.join(budget.transfers)}; {values}; sampler {budget.sampler}, "
-        f"{budget.batch} trials proposed at a time, seed {budget.seed}"
+        f"by {scored} over {', '.join(budget.transfers)}; {values}{space}; sampler "
+        f"{budget.sampler}, {budget.batch} trials proposed at a time, seed {budget.seed}"
     )
 
 

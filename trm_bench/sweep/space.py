@@ -14,7 +14,7 @@ from trm_bench.fingerprint import digest_of
 from trm_bench.methods import Method
 from trm_bench.methods.registry import REGISTRY, create
 from trm_bench.protocol.schema import MethodConfig, MethodSettings, MethodTraining, TrainingConfig
-from trm_bench.protocol.sweep import SharedSpace
+from trm_bench.protocol.sweep import SharedSpace, SweepConfig
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Space:
         dimensions: What is searched; those in a `when` stand before those that name them.
         defaults: Value of each dimension where nothing is tuned.
         fixed: Parameters that are not searched, with their values.
-        shared: Whether it is the shared space of the training, and not the method's own parameters.
+        training: Names of the dimensions that are of the training and not the method's own.
     """
 
     dimensions: tuple[Dimension, ...]
     defaults: Mapping[str, Any]
     fixed: Mapping[str, Any]
-    shared: bool
+    training: tuple[str, ...]
 
     def matters(self, dimension: Dimension, values: Mapping[str, Any]) -> bool:
         """Whether a dimension matters under the values of those before it."""
@@ -78,9 +78,9 @@ class Space:
 
     def settings(self, values: Mapping[str, Any]) -> MethodSettings:
         """Values of a trial as a protocol says them."""
-        if self.shared:
-            return MethodSettings(training=MethodTraining(**values))
-        return MethodSettings(**values)
+        own = {name: value for name, value in values.items() if name not in self.training}
+        shared = {name: value for name, value in values.items() if name in self.training}
+        return MethodSettings(training=MethodTraining(**shared), **own)
 
     def described(self) -> dict[str, Any]:
         """Dimension to what it is, as JSON values."""
@@ -93,18 +93,18 @@ class Space:
     @property
     def hash(self) -> str:
         """16 hex digits: of the dimensions and of what is fixed; defaults are code, or training."""
-        return digest_of(self.described(), dict(self.fixed), self.shared)[:16]
+        return digest_of(self.described(), dict(self.fixed), self.training)[:16]
 
 
-def space_of(chosen: MethodConfig, training: TrainingConfig, shared: SharedSpace) -> Space:
-    """The search space of a method: its own parameters, or the shared space where it has none.
+def space_of(chosen: MethodConfig, training: TrainingConfig, sweep: SweepConfig) -> Space:
+    """The search space of a method: its own parameters, the shared space of the training, or both.
 
     What the protocol sets of a method by hand is not searched.
 
     Args:
         chosen: The method in the protocol.
         training: The target training of the protocol.
-        shared: Ranges of the shared space.
+        sweep: Of the protocol; says who searches the shared space, and its ranges.
 
     Raises:
         UserError: A declaration cannot be searched, or the protocol leaves nothing to search.
@@ -116,31 +116,35 @@ def space_of(chosen: MethodConfig, training: TrainingConfig, shared: SharedSpace
     method = create(chosen.name, chosen.parameters, where)
     declared = declarations(type(method))
     _refuse_bad(chosen.name, declared)
-    own = tuple(d for name, d in declared.items() if name not in chosen.parameters)
-    values = method.p.model_dump(mode="json")
-    if own:
-        names = {d.name for d in own}
-        defaults = {name: values[name] for name in names}
-        fixed = {k: v for k, v in values.items() if k not in names}
-        fixed |= {"training": chosen.training.model_dump(exclude_none=True)}
-        return Space(own, defaults, fixed, shared=False)
+    own = [d for name, d in declared.items() if name not in chosen.parameters]
     set_by_hand = chosen.training.model_dump(exclude_none=True)
-    ranges = {k: v for k, v in shared.model_dump().items() if k not in set_by_hand}
-    if not ranges:
+    shared = []
+    if not own or sweep.tune_training == "always":
+        ranges = sweep.shared_space.model_dump()
+        shared = [
+            Dimension(name, "float", tuple(bounds), log=name in ("lr", "weight_decay"))
+            for name, bounds in ranges.items()
+            if name not in set_by_hand
+        ]
+    if not own and not shared:
         fix = "remove some of them, or choose other methods with --methods"
         raise UserError("the protocol sets all that could be tuned", f"{where}.training", fix)
+    values = method.p.model_dump(mode="json")
     current = {
         "lr": training.optimizer.lr,
         "weight_decay": training.optimizer.weight_decay,
         "warmup": training.warmup,
         "dice_share": training.loss.dice_share,
     }
-    dimensions = tuple(
-        Dimension(name, "float", tuple(bounds), log=name in ("lr", "weight_decay"))
-        for name, bounds in ranges.items()
+    searched = {d.name for d in own}
+    return Space(
+        dimensions=(*own, *shared),
+        defaults={
+            d.name: (values if d.name in searched else current)[d.name] for d in (*own, *shared)
+        },
+        fixed={k: v for k, v in values.items() if k not in searched} | {"training": set_by_hand},
+        training=tuple(d.name for d in shared),
     )
-    defaults = {name: current[name] for name in ranges}
-    return Space(dimensions, defaults, {**values, "training": set_by_hand}, shared=True)
 
 
 def dimensions_of(described: Mapping[str, Any]) -> tuple[Dimension, ...]:
@@ -184,6 +188,8 @@ def _refuse_bad(name: str, declared: Mapping[str, Dimension]) -> None:
             what = "a logarithmic range starts above 0"
         elif not dimension.when.keys() <= known.keys() - set(list(declared)[place:]):
             what = "what it depends on is not declared before it"
+        elif key in SharedSpace.model_fields:
+            what = "the training has a parameter of this name"
         if what:
             fix = "correct its hyper(...)"
             raise UserError(f"'{key}' cannot be searched: {what}", f"methods.{name}", fix)

@@ -128,7 +128,7 @@ def _applied_to(
         known = list(dict.fromkeys(m.method for m in tuned.methods))
         fix = f"{again}, or leave it out with --methods; {nearest(label, known)}"
         raise UserError(f"holds nothing for '{label}'", where, fix)
-    space = space_of(chosen, protocol.training.target, protocol.sweep.shared_space)
+    space = space_of(chosen, protocol.training.target, protocol.sweep)
     per_transfer: dict[str, MethodSettings] = {}
     for one in entries:
         if (one.name, one.space_hash) != (chosen.name, space.hash):
