@@ -48,6 +48,23 @@ def compare(
 
 
 @app.command()
+def readings(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of results with sweeps.")
+    ],
+    method: Annotated[str, typer.Option(help="Whose options are judged.")] = "trm",
+    out_dir: Annotated[
+        Path, typer.Option("--out", help="Where to write readings.md, its table and chart.")
+    ] = Path(),
+) -> None:
+    """Say what each value of a method's options does, over the datasets that were swept."""
+    from trm_bench.sweep.readings_report import write_readings
+
+    for path in write_readings(folders, method, out_dir):
+        out.print(path, soft_wrap=True, highlight=False)
+
+
+@app.command()
 def verdict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
 ) -> None:

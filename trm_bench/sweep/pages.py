@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from trm_bench.files import write_text
@@ -151,10 +151,6 @@ def _trials(finding: Finding) -> Iterator[tuple[object, ...]]:
 
 
 def _markdown(tuned: Tuned, findings: Sequence[Finding]) -> str:
-    def table(header: Sequence[str], rows: Iterator[tuple[object, ...]]) -> list[str]:
-        ruled = [list(header), ["---"] * len(header), *([str(x) for x in row] for row in rows)]
-        return ["| " + " | ".join(row) + " |" for row in ruled]
-
     stand_in = [f"**{PHANTOM}**", ""] if tuned.data == "phantom" else []
     methods = ("method", "defaults", "best trial", "gain", "trial", "finished", "best values")
     costs = ("method", "trials", "runs", "steps", "passes", "time")
@@ -164,17 +160,23 @@ def _markdown(tuned: Tuned, findings: Sequence[Finding]) -> str:
         *stand_in,
         f"{described(tuned.budget)}. Mean Dice on validation [%].",
         "",
-        *table(methods, _rows(findings)),
+        *markdown_table(methods, _rows(findings)),
         "",
         OPTIMISM,
         "",
         *(f"- {f.title}: {line}" for f in findings for line in f.edges()),
         "",
-        *table(costs, _costs(findings)),
+        *markdown_table(costs, _costs(findings)),
         "",
         EQUALITY,
     ]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table."""
+    ruled = [list(header), ["---"] * len(header), *([str(x) for x in row] for row in rows)]
+    return ["| " + " | ".join(row) + " |" for row in ruled]
 
 
 def _csv(findings: Sequence[Finding]) -> str:
