@@ -27,6 +27,16 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.write_dataset(tmp_path_factory.mktemp("toy"))
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs, made once: its migrations take seconds."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
 def trm_bench(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Calls `trm-bench ARGUMENTS` in this process, 80 columns wide.

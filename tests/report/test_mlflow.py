@@ -21,16 +21,6 @@ from trm_bench.runs.store import read_results
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sqlite store without runs, made once: its migrations take seconds."""
-    from mlflow.tracking import MlflowClient
-
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 def run(out: Path, data: Path, display: Display | None = None, **changes: Any) -> pipeline.Outcome:
     loaded = protocol.parse(toy.protocol(data, tracking="mlflow", **changes), "test")
     return pipeline.run(loaded, out, device=torch.device("cpu"), jobs=1, display=display)
