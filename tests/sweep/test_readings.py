@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 from helpers import Run
 from scipy import stats
 
@@ -18,7 +19,14 @@ from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Budget, SweptMethod, SweptTrial, Trials, Tuned, TunedMethod
 from trm_bench.runs.store import write_tuned
 from trm_bench.sweep.findings import Finding
-from trm_bench.sweep.readings import Dataset, balance, collect, effects, over_datasets
+from trm_bench.sweep.readings import (
+    Dataset,
+    balance,
+    collect,
+    effects,
+    observations,
+    over_datasets,
+)
 
 SPACE: dict[str, Any] = {
     "scope": {"kind": "choice", "search": ["all", "brain", "labelled"], "log": False},
@@ -32,6 +40,7 @@ SPACE: dict[str, Any] = {
     "over": {"kind": "choice", "search": ["all", None], "log": False},
 }
 TRUE = {"all": 2.0, "brain": -3.0, "labelled": 1.0, "risk": -6.0, "power": 6.0}
+SCOPES = ("all", "brain", "labelled")
 SLOPE = 1.5  # points for each factor e of base
 MIDDLE = (math.log(1.5) + math.log(100)) / 2
 
@@ -42,7 +51,7 @@ def method(
     noise: float = 0.0,
     seed: int = 0,
     shift: float = 0.0,
-    scopes: tuple[str, ...] = ("all", "brain", "labelled"),
+    scopes: tuple[str, ...] = SCOPES,
     failed: int = 0,
     space: dict[str, Any] = SPACE,
 ) -> tuple[TunedMethod, SweptMethod]:
@@ -107,12 +116,18 @@ def folder(path: Path, data: str = "real", **named: Any) -> ProtocolFolder:
         protocol=path.name,
         data=data,  # type: ignore[arg-type]
         budget=budget,
-        conditions={},
+        conditions={"subjects": "0"},
         methods=tuple(entry for entry, _ in pairs),
     )
     made = ProtocolFolder(path)
     write_tuned(made, tuned, Trials(methods=tuple(swept for _, swept in pairs)))
     return made
+
+
+def saturated(found: Finding) -> bool:
+    """As many trials as coefficients, and all of them estimable but those of `over`."""
+    table = effects(found)
+    return bool(table.df.iloc[0] == 0 and table[table.option != "over"].effect.notna().all())
 
 
 def column(table: pd.DataFrame, name: str = "effect") -> dict[str, float]:
@@ -140,8 +155,6 @@ class TestOneDataset:
 
     def test_standard_errors_are_those_of_least_squares(self) -> None:
         """Of the two weights, against a regression on one dummy and the rest, by statsmodels."""
-        import statsmodels.api as sm
-
         found = finding(trials=30, noise=2.0)
         rows = [t for t in found.trials if t.validation_dice is not None]
         log = np.array([math.log(t.values.get("base", 1)) for t in rows])
@@ -171,8 +184,48 @@ class TestOneDataset:
         assert few.effect.isna().any()
         assert effects(finding(trials=4, failed=4)).effect.isna().all()
 
+    def test_values_that_can_be_compared_are_so_beside_one_that_cannot(self) -> None:
+        """`labelled` comes with weight=risk alone, and no other value does: they are one thing."""
+        trials = [
+            SweptTrial(
+                number=i, values={"scope": s, "weight": w, "over": "all"}, seconds=1.0,
+                validation_dice=(60 + TRUE[s] + TRUE[w]) / 100, runs=(f"run{i}",),
+            )
+            for i, (s, w) in enumerate(
+                [("all", "power"), ("brain", "power"), ("labelled", "risk"), ("all", "power")]
+            )
+        ]  # fmt: skip
+        entry, _ = method()
+        table = effects(Finding(entry, tuple(trials), 1.0))
+        scope = table[table.option == "scope"].set_index("value")
+        assert dict(scope.effect[["all", "brain"]]) == pytest.approx({"all": 2.5, "brain": -2.5})
+        assert scope.effect.isna()["labelled"] and scope.why["labelled"] == "not told apart"
+        assert table[table.option == "weight"].effect.isna().all()
+
+    def test_trials_that_share_a_run_are_one(self) -> None:
+        found = finding(trials=20, noise=1.0)
+        again = Finding(found.entry, found.trials * 3, 1.0)
+        pd.testing.assert_frame_equal(effects(found), effects(again))
+
+    def test_without_trials_left_for_the_error_there_is_no_interval(self) -> None:
+        """Five trials for the mean, two scopes, a weight and a slope."""
+        few = next(f for seed in range(99) if saturated(f := finding(trials=5, seed=seed)))
+        row = over_datasets(datasets(few)).set_index("value").loc["power"]
+        assert row.effect == pytest.approx(6, abs=1e-6) and math.isnan(row.low)
+        assert row.interval == "one dataset, no residual"
+
+    def test_the_value_of_intervals(self) -> None:
+        """Of 95 % intervals some 95 % hold the effect."""
+        hits = 0
+        for seed in range(200):
+            row = effects(finding(trials=24, noise=3.0, seed=seed)).set_index("value").loc["power"]
+            half = stats.t.ppf(0.975, row.df) * row.se
+            hits += abs(row.effect - TRUE["power"]) <= half
+        assert 181 <= hits <= 198
+
     def test_failed_trials_do_not_count(self) -> None:
         table = effects(finding(trials=40, failed=10))
+        assert table[table.option == "scope"].failed.sum() == 10
         assert table[table.option == "scope"].trials.sum() == 30
         assert column(table)["power"] == pytest.approx(6, abs=1e-6)
 
@@ -204,8 +257,40 @@ class TestSeveral:
         assert dict(ranks) == {"all": 2.0, "brain": 2.5, "labelled": 1.5}
 
     def test_the_balance_by_value(self) -> None:
-        shares = balance(datasets(finding()), "scope")
-        assert shares == pytest.approx({"all": 0.9, "brain": 0.3, "labelled": 0.3})
+        shares = balance(datasets(finding(), finding(scopes=("all",))), "scope")
+        assert shares["all"] == pytest.approx({"d0": 0.9, "d1": 0.9})
+        assert shares["brain"] == pytest.approx({"d0": 0.3})
+
+    def test_datasets_that_drew_other_values_have_one_zero(self) -> None:
+        """The method is the same in both, so that its effects are too."""
+        both = datasets(finding(trials=40), finding(trials=40, scopes=("all", "brain")))
+        table = over_datasets(both)
+        scope = table[table.option == "scope"].set_index("value")
+        assert scope.against.unique().tolist() == ["all, brain"]
+        for name in ("d0", "d1"):
+            assert dict(scope[name][["all", "brain"]]) == pytest.approx({"all": 2.5, "brain": -2.5})
+        assert scope.effect["labelled"] == pytest.approx(1.5) and scope.d1.isna()["labelled"]
+        assert scope["rank"].tolist() == [1, 3, 2], "of the one dataset that has all values"
+        assert scope.ranked.tolist() == [1, 1, 1] and scope.best.tolist() == [1, 0, 0]
+        assert table[table.option == "weight"].ranked.tolist() == [2, 2]
+
+    def test_three_datasets_of_which_two_lack_a_value(self) -> None:
+        lacking = {"scopes": ("all", "brain"), "trials": 40, "noise": 1.0}
+        several = [finding(trials=40, noise=1.0), finding(**lacking), finding(**lacking, seed=5)]
+        table = over_datasets(datasets(*several)).set_index("value")
+        row = table.loc["labelled"]
+        assert row.datasets == 1 and row.interval.startswith("one dataset")
+        assert table.loc["brain"].datasets == 3
+        # by hand: labelled against the mean of the other two, whose dummies carry the regression
+        trials = observations(several[0])
+        has = np.array(["base" in t.values for t in trials], float)
+        log = [math.log(t.values["base"]) - MIDDLE if "base" in t.values else 0.0 for t in trials]
+        scope = [t.values["scope"] for t in trials]
+        x = np.stack([[s == v for s in scope] for v in TRUE if v in SCOPES] + [has, log], 1)
+        y = np.array([100 * (t.validation_dice or 0) for t in trials])
+        test = sm.OLS(y, np.array(x, float)).fit().t_test([-0.5, -0.5, 1, 0, 0])
+        assert row.effect == pytest.approx(float(test.effect[0]))
+        assert (row.low, row.high) == pytest.approx(tuple(test.conf_int()[0]))
 
 
 class TestCommand:
@@ -219,9 +304,23 @@ class TestCommand:
         page = (tmp_path / "out" / "readings.md").read_text()
         assert "| weight | power | +6.00 | [+6.00, +6.00] | range of two datasets" in page
         assert "trm_paper_literal" in page and (tmp_path / "out" / "readings.svg").is_file()
-        folder(tmp_path / "few", trials=4)
-        trm_bench("readings", tmp_path / "few", "--out", tmp_path / "out")
+        assert "The same subjects: one, two." in page and "ends are the two datasets" in page
         assert "phantom" not in page
+
+    def test_nothing_to_be_told_is_said(self, tmp_path: Path, trm_bench: Run) -> None:
+        folder(tmp_path / "few", trials=2)
+        code, _ = trm_bench("readings", tmp_path / "few", "--out", tmp_path / "out")
+        page = (tmp_path / "out" / "readings.md").read_text()
+        assert code == 0 and "No effect is estimable" in page
+        assert "not estimable: never drawn" in page
+
+    def test_a_sweep_counts_once_and_names_are_told_apart(self, tmp_path: Path) -> None:
+        for place in ("r", "s"):
+            folder(tmp_path / place / "a")
+        given = [tmp_path / "r", tmp_path / "r" / "a", tmp_path / "s" / ".." / "s"]
+        found = collect(given, "trm")
+        assert [d.name for d in found] == ["r/a", "s/a"]
+        assert {"r/a", "s/a"} <= set(over_datasets(found).columns)
 
     def test_stand_in_data_stay_apart_and_are_named(self, tmp_path: Path, trm_bench: Run) -> None:
         folder(tmp_path / "a")

@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trm_bench.files import write_text
-from trm_bench.report.drawing import BLUE, GREY, PALE, STYLE, Drawing, panels, write
+from trm_bench.report.drawing import (
+    BLUE,
+    GREY,
+    PALE,
+    STYLE,
+    Drawing,
+    legend,
+    panels,
+    plain,
+    write,
+)
 from trm_bench.report.evidence import PHANTOM
 from trm_bench.sweep.pages import markdown_table
-from trm_bench.sweep.readings import Dataset, balance, collect, over_datasets, references
+from trm_bench.sweep.readings import (
+    Dataset,
+    balance,
+    collect,
+    observations,
+    over_datasets,
+    references,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 HOW = (
     "Effects in Dice points on validation subjects, from an additive model of each dataset's "
-    "trials; those of an option sum to 0 over its values. Interactions are not modelled. A sampler "
-    "that seeks good scores draws bad values seldom: for this question sweep with "
-    "`--set sweep.sampler=random`, and with many trials. Effects that the trials cannot tell apart "
-    "are not estimable (-)."
+    "trials: against the mean of the option's values, or for each factor e of a number. "
+    "Interactions are not modelled. Trials that failed have no score, so a value that often fails "
+    "looks better than it is. A sampler that seeks good scores draws bad values seldom: for this "
+    "question sweep with `--set sweep.sampler=random`, and with many trials. Effects that the "
+    "trials cannot tell apart are not estimable (-)."
+)
+OVER = {
+    1: "One dataset: an interval is about these trials of it, and says nothing of other data.",
+    2: "Two datasets: the ends are the two datasets' effects, not an interval.",
+}
+INTERVALS = (
+    "Intervals are 95 % t intervals over datasets, each for its value alone: of twenty values "
+    "without an effect, one leaves out 0 by chance."
 )
 FEW = (
     "**No effect is estimable: the model has about as many effects as there are values to choose "
@@ -61,41 +88,105 @@ def _phantom(datasets: Sequence[Dataset]) -> bool:
 
 def _forest(table: pd.DataFrame, datasets: Sequence[Dataset], method: str) -> Drawing:
     """A row a value: dots of the datasets, their mean, its interval."""
-    shown = table[table.datasets > 0].reset_index(drop=True)
-    figure, (ax,) = panels(1, 5.6, 0.2 * len(shown) + 1.0)
-    ax.axvline(0, color=GREY, linewidth=0.9)
-    for y, (_, row) in enumerate(shown.iterrows()):
-        for dataset in datasets:
-            ax.plot([row[dataset.name]], [y], "o", color=PALE, markersize=4, zorder=1)
-        if math.isfinite(row.low):
-            ax.plot([row.low, row.high], [y, y], color=BLUE, linewidth=1.6, zorder=2)
-        clear = math.isfinite(row.low) and (row.low > 0 or row.high < 0)
-        ax.plot([row.effect], [y], "D", color=BLUE, markersize=5, zorder=3,
-                markerfacecolor=BLUE if clear else "white")  # fmt: skip
-    names = [f"{row.option}: {row.value}" for row in shown.itertuples()]
-    ax.set_yticks(range(len(names)), names)
+    figure, (ax,) = panels(1, 5.6, 0.2 * len(table) + 1.2)
+    ax.axvline(0, color=GREY, linewidth=0.9, zorder=0)
+    for y, (_, row) in enumerate(table.iterrows()):
+        _mark(ax, y, row, [row[d.name] for d in datasets] if len(datasets) > 1 else [])
+    names = [f"{row.option}: {row.value}" for row in table.itertuples()]
+    ax.set_yticks(range(len(names)), [plain(name) for name in names])
     ax.set_ylim(len(names) - 0.4, -0.6)
-    changes = [i for i in range(1, len(shown)) if shown.option[i] != shown.option[i - 1]]
+    changes = [i for i in range(1, len(table)) if table.option[i] != table.option[i - 1]]
     for place in changes:
         ax.axhline(place - 0.5, color=PALE, linewidth=0.6)
     ax.set_xlabel("effect on validation Dice [points]")
-    listed = ", ".join(f"{n} {e:+.2f}" for n, e in zip(names, shown.effect, strict=True))
+    if table.datasets.any():
+        legend(figure, [ax], others=False)
+    listed = ", ".join(f"{n} {_points(e)}" for n, e in zip(names, table.effect, strict=True))
     return Drawing(
         figure,
         f"Readings of {method}",
-        "Effect of each value; pale: single datasets; filled: an interval without 0.",
+        "Effect of each value; pale: single datasets; filled: a line without 0.",
         f"Forest plot of effects in Dice points: {listed}.",
     )
 
 
+def _mark(ax: Axes, y: float, row: pd.Series, single: Sequence[float]) -> None:
+    if not row.datasets:
+        ax.text(0, y, " not estimable", fontsize=7, color=GREY, va="center")
+        return
+    known = [effect for effect in single if math.isfinite(effect)]
+    if known:
+        ax.plot(known, [y] * len(known), "o", color=PALE, markersize=4, zorder=1, label="a dataset")
+    alone = len(single) > 1 and len(known) == 1  # among intervals over datasets, another thing
+    colour, label = (GREY, "one dataset's trials") if alone else (BLUE, "mean")
+    label = label if single else "effect"
+    if math.isfinite(row.low):
+        ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1.6, zorder=2)
+    clear = math.isfinite(row.low) and (row.low > 0 or row.high < 0)
+    ax.plot([row.effect], [y], "D", color=colour, markersize=5, zorder=3, linestyle="none",
+            markerfacecolor=colour if clear else "white", label=label)  # fmt: skip
+
+
 def _markdown(table: pd.DataFrame, datasets: Sequence[Dataset], method: str) -> str:
-    names = [d.name for d in datasets]
     stand_in = [f"**{PHANTOM}**", ""] if _phantom(datasets) else []
-    trials = ", ".join(
-        f"{d.name} ({d.finding.entry.finished} finished trials, {d.finding.entry.failed} failed)"
-        for d in datasets
+    scores = (
+        (name, label, *("-" if s is None else f"{100 * s:.2f}" for s in (default, best)))
+        for name, label, default, best in references(datasets)
     )
-    header = ("option", "value", "effect", "interval", "what it is", "mean rank", "best in", *names)
+    return "\n".join(
+        [
+            f"# Readings of {method}",
+            "",
+            *stand_in,
+            f"Datasets: {', '.join(map(_counted, datasets))}.",
+            "",
+            HOW,
+            "",
+            OVER.get(len(datasets), INTERVALS),
+            *(line for note in _notes(table, datasets) for line in ("", note)),
+            "",
+            *_effects(table, datasets),
+            "",
+            "Validation Dice [%] of the searched reading and of the fixed ones:",
+            "",
+            *markdown_table(("dataset", "method", "defaults", "best trial"), scores),
+            *_shares(datasets),
+            "",
+        ]
+    )
+
+
+def _counted(dataset: Dataset) -> str:
+    entry, used = dataset.finding.entry, len(observations(dataset.finding))
+    shared = entry.finished - used
+    told = f"{entry.finished} finished trials, {entry.failed} failed"
+    return f"{dataset.name} ({told}{f', {shared} with the run of another' if shared else ''})"
+
+
+def _notes(table: pd.DataFrame, datasets: Sequence[Dataset]) -> Iterator[str]:
+    """What must be known of these datasets."""
+    if table.effect.isna().all():
+        yield FEW
+    for dimension in datasets[0].finding.dimensions:
+        own = table[table.option == dimension.name]
+        against = own.against.iloc[0]
+        if against and against != ", ".join(own["value"]):
+            yield f"Effects of {dimension.name} are against the mean of {against}."
+    for subjects in dict.fromkeys(d.subjects for d in datasets if d.subjects):
+        same = [d.name for d in datasets if d.subjects == subjects]
+        if len(same) > 1:
+            yield (
+                f"The same subjects: {', '.join(same)}. These are not independent, so that an "
+                "interval over datasets is too narrow."
+            )
+
+
+def _effects(table: pd.DataFrame, datasets: Sequence[Dataset]) -> list[str]:
+    names = [d.name for d in datasets]
+    header = (
+        "option", "value", "effect", "interval", "what it is", "mean rank", "best in", "trials",
+        "failed", *names,
+    )  # fmt: skip
     rows = [
         (
             row.option,
@@ -103,40 +194,29 @@ def _markdown(table: pd.DataFrame, datasets: Sequence[Dataset], method: str) -> 
             _points(row.effect),
             f"[{_points(row.low)}, {_points(row.high)}]" if math.isfinite(row.low) else "-",
             row.interval,
-            "-" if math.isnan(row["rank"]) else f"{row['rank']:.1f}",
-            f"{row.best} of {row.datasets}",
+            f"{row['rank']:.1f}" if row.ranked else "-",
+            f"{row.best} of {row.ranked}" if row.ranked else "-",
+            row.trials,
+            row.failed,
             *(_points(row[name]) for name in names),
         )
         for _, row in table.iterrows()
     ]
-    scores = (
-        (name, label, *("-" if s is None else f"{100 * s:.2f}" for s in (default, best)))
-        for name, label, default, best in references(datasets)
+    return markdown_table(header, rows)
+
+
+def _shares(datasets: Sequence[Dataset]) -> list[str]:
+    shares = balance(datasets, "denominator")
+    if not shares:
+        return []
+    names = [d.name for d in datasets]
+    rows = (
+        (value, *(f"{own[name]:.2f}" if name in own else "-" for name in names))
+        for value, own in shares.items()
     )
-    shares = ((value, f"{share:.2f}") for value, share in balance(datasets, "denominator").items())
-    return "\n".join(
-        [
-            f"# Readings of {method}",
-            "",
-            *stand_in,
-            f"Datasets: {trials}.",
-            "",
-            HOW,
-            *(["", FEW] if table.effect.isna().all() else []),
-            "",
-            *markdown_table(header, rows),
-            "",
-            "Validation Dice [%] of the searched reading and of the fixed ones:",
-            "",
-            *markdown_table(("dataset", "method", "defaults", "best trial"), scores),
-            "",
-            "Share of the voxel-wise term in the norm of the gradient, mean over trials:",
-            "",
-            *markdown_table(("denominator", "share"), shares),
-            "",
-        ]
-    )
+    title = "Share of the voxel-wise term in the norm of the gradient, plain mean over trials:"
+    return ["", title, "", *markdown_table(("denominator", *names), rows)]
 
 
 def _points(value: float) -> str:
-    return "-" if not math.isfinite(value) else f"{value:+.2f}"
+    return f"{value:+.2f}" if math.isfinite(value) else "-"
