@@ -166,7 +166,7 @@ def assert_whole(target: str, folder: ProtocolFolder) -> None:
             assert own.get("voxel_share") == trial.voxel_share
 
 
-@pytest.fixture(params=["sqlite", "log", "journal"])
+@pytest.fixture(params=["sqlite", "log"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'studies.db'}"
