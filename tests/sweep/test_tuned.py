@@ -15,11 +15,12 @@ import yaml
 from helpers import Run
 from trm_bench.baselines.finetune import Finetune
 
+from trm_bench import report
 from trm_bench.protocol.schema import LossConfig
 from trm_bench.runs import plan as planning
 from trm_bench.runs.folders import ProtocolFolder
-from trm_bench.runs.records import Record, Tuned
-from trm_bench.runs.store import read_plan, read_record, read_tuned
+from trm_bench.runs.records import Record, SweptMethod, Trials, Tuned
+from trm_bench.runs.store import read_plan, read_record, read_tuned, write_tuned
 
 METHODS = ["scratch", "finetune", "trm"]
 CHANGES: dict[str, Any] = {"methods": METHODS, "sweep": {"trials": 3, "steps": 3}}
@@ -155,6 +156,19 @@ class TestApplied:
             "steps on 1 seed of whole->lower_upper"
         )
         assert caption in (out / "toy" / "table.md").read_text()
+        tuned = read_tuned(file)
+        passes = sum(m.passes for m in tuned.methods)
+        took = f"{passes} forward-backward passes in all"
+        assert f"{took}; tuned.yaml" in (out / "toy" / "table.md").read_text()
+        # with the sweep beside the results, the time is known too
+        costs = [
+            SweptMethod(method=m.method, transfer=None, seconds=1800, trials=())
+            for m in tuned.methods
+        ]
+        write_tuned(ProtocolFolder(out / "toy"), tuned, Trials(methods=tuple(costs)))
+        report.write(ProtocolFolder(out / "toy"))
+        hours = f"{took}, {len(costs) / 2:.1f} hours of training; tuned.yaml"
+        assert hours in (out / "toy" / "table.md").read_text()
 
     def test_tuned_and_untuned_methods_never_share_a_table(
         self, swept: Path, trm_bench: Run

@@ -19,12 +19,12 @@ def report(
 ) -> None:
     """Write tables, charts and pages again from what a results folder holds, sweeps too."""
     from trm_bench import report
-    from trm_bench.runs.folders import swept_folders
+    from trm_bench.runs.folders import run_folders, swept_folders
     from trm_bench.sweep.pages import write_sweep
 
     swept = [path for one in swept_folders(folder) for path in write_sweep(one)]
-    has_runs = any(folder.glob("plan.json")) or any(folder.glob("*/plan.json"))
-    for path in [*(report.write_pages(folder) if has_runs or not swept else []), *swept]:
+    written = report.write_pages(folder) if run_folders(folder) or not swept else []
+    for path in [*written, *swept]:
         out.print(path, soft_wrap=True, highlight=False)
 
 

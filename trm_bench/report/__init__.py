@@ -11,7 +11,12 @@ from trm_bench.files import write_json, write_text
 from trm_bench.report import figures, tables
 from trm_bench.report.evidence import Evidence, collect
 from trm_bench.report.provenance import provenance
-from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, protocol_folders
+from trm_bench.runs.folders import (
+    ProtocolFolder,
+    ResultsFolder,
+    distinct_names,
+    protocol_folders,
+)
 from trm_bench.runs.store import read_results
 
 
@@ -88,7 +93,8 @@ def compare(several: Sequence[Path], output: Path) -> list[Path]:
         listed = ", ".join(f"{e.results.folder.path} ({e.results.plan.data})" for e in results)
         what = f"phantom and real data never stand in one table: {listed}"
         raise UserError(what, fix="compare each kind by itself")
-    labelled = dict(zip(_labels(results), results, strict=True))
+    labels = distinct_names([(e.name, e.results.folder) for e in results])
+    labelled = dict(zip(labels, results, strict=True))
     metrics = list(dict.fromkeys(m for e in results for m in e.scores))
     by_metric = [tables.compare(labelled, m) for m in metrics]
     lower = [not HIGHER_IS_BETTER[m] for m in metrics]
@@ -116,16 +122,6 @@ def verdict(output: Path) -> tuple[bool, str]:
 
     several = [collect(read_results(folder)) for folder in protocol_folders(output)]
     return all(e.holds for e in several), "\n\n".join(words.verdict(e) for e in several)
-
-
-def _labels(several: Sequence[Evidence]) -> list[str]:
-    """Each protocol's name, with the folder above it where it comes twice; numbered, likewise."""
-    names = [e.name for e in several]
-    names = [
-        n if names.count(n) == 1 else f"{e.results.folder.results.path.name}/{n}"
-        for n, e in zip(names, several, strict=True)
-    ]
-    return [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
 
 
 def _write(evidence: Evidence) -> list[Path]:

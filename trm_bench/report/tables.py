@@ -256,11 +256,10 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
 def _how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
     """The budget and what it took; the time, where the sweep lies beside the results."""
     b = tuned.budget
-    is_here = folder.tuned.is_file() and read_tuned(folder.tuned).note.digest == tuned.digest
-    hours = sum(method.seconds for method in read_trials(folder).methods) / 3600
-    took = f"{tuned.passes} forward-backward passes in all" + (
-        f", {hours:.1f} hours of training" if is_here else ""
-    )
+    took = f"{tuned.passes} forward-backward passes in all"
+    if folder.tuned.is_file() and read_tuned(folder.tuned).note.digest == tuned.digest:
+        hours = sum(method.seconds for method in read_trials(folder).methods) / 3600
+        took += f", {hours:.1f} hours of training"
     each = "each method and transfer" if b.per == "transfer" else "each method"
     return (
         f"Tuned on the validation subjects, with the same budget for {each}: {b.trials} trials of "

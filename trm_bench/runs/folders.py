@@ -1,6 +1,5 @@
 """The results folder: every path in it.
 
-
 results/                                what a command gets as --out
     sources/<id>.safetensors            source networks, shared by the protocols
     prepared/<dataset>/                 prepared volumes, likewise
@@ -14,15 +13,16 @@ results/                                what a command gets as --out
         predictions/<id>/*.nii.gz       classes of every test subject, on its cropped native grid
         voxels/*.json                   audits of the voxel level
         sweep/tuned.yaml                the best values of each method
+        sweep/trials.json               every trial, and what they took
         sweep/report.html, summary.md, trials.csv, figures/
                                         what the report of a sweep writes
-        sweep/trials.json               every trial, and what they took
         figures/, report.html, tables   what the report writes
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,20 +140,37 @@ class ProtocolFolder:
 
 def swept_folders(path: Path) -> list[ProtocolFolder]:
     """Protocol folders at `path` that hold a sweep: itself, or those below it."""
-    folders = [ProtocolFolder(path), *map(ProtocolFolder, sorted(path.glob("*")))]
-    return [folder for folder in folders if folder.tuned.is_file()]
+    return _those_with(path, "sweep/tuned.yaml")
+
+
+def run_folders(path: Path) -> list[ProtocolFolder]:
+    """Protocol folders at `path` that hold runs: itself, or those below it."""
+    return _those_with(path, "plan.json")
+
+
+def _those_with(path: Path, file: str) -> list[ProtocolFolder]:
+    folders = [path] if (path / file).is_file() else sorted(path.glob("*"))
+    return [ProtocolFolder(folder) for folder in folders if (folder / file).is_file()]
 
 
 def protocol_folders(path: Path) -> list[ProtocolFolder]:
-    """Protocol folders at `path`: itself, or those below it.
+    """Protocol folders at `path` that hold runs: itself, or those below it.
 
     Raises:
         UserError: There is none.
     """
-    folders = [ProtocolFolder(path)]
-    if not folders[0].plan.is_file():
-        folders = [ProtocolFolder(p.parent) for p in sorted(path.glob("*/plan.json"))]
+    folders = run_folders(path)
     if not folders:
         fix = "run a protocol first: trm-bench run PROTOCOL --out DIR"
         raise UserError("no results of trm-bench here", path, fix)
     return folders
+
+
+def distinct_names(named: Sequence[tuple[str, ProtocolFolder]]) -> list[str]:
+    """Names, with that of the results folder before those that come twice; numbered at last."""
+    names = [name for name, _ in named]
+    names = [
+        n if names.count(n) == 1 else f"{folder.path.resolve().parent.name}/{n}"
+        for n, (_, folder) in zip(names, named, strict=True)
+    ]
+    return [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]

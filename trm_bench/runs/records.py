@@ -84,6 +84,11 @@ class TunedMethod(Strict):
     space_hash: str
     code: str
 
+    @property
+    def title(self) -> str:
+        """Method, and transfer where each has its own values."""
+        return " ".join(filter(None, (self.method, self.transfer)))
+
 
 class Tuned(Strict):
     """tuned.yaml: the best values that a sweep came to.

@@ -177,7 +177,7 @@ def sweep(
         conditions = planner.plan(()).conditions
         with mirror.tracker(protocol, folder, display, data.kind, conditions) as track:
             _train_all(studies, planner, LocalPool(device, jobs), display, track)
-            tuned = _written(studies, planner, transfers, display)
+            tuned = _written(studies, planner, transfers, conditions, display)
             if pages:
                 write_sweep(folder)
     return Outcome(folder, tuned)
@@ -239,6 +239,7 @@ def _written(
     studies: Sequence[Study],
     planner: Planner,
     transfers: Sequence[Transfer],
+    conditions: dict[str, str],
     display: Display,
 ) -> Tuned:
     protocol, config = planner.protocol, planner.protocol.sweep
@@ -262,7 +263,7 @@ def _written(
         protocol=protocol.name,
         data=planner.data,
         budget=budget,
-        conditions=planner.plan(()).conditions,
+        conditions=conditions,
         methods=tuple(method for method, _ in pairs),
     )
     _, kept, dropped = keep(planner.folder, tuned, [swept for _, swept in pairs])

@@ -6,7 +6,6 @@ Computed from tuned.yaml and trials.json alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,7 +39,7 @@ class Finding:
     @property
     def title(self) -> str:
         """Method, and transfer where each has its own values."""
-        return " ".join(filter(None, (self.entry.method, self.entry.transfer)))
+        return self.entry.title
 
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -144,9 +143,3 @@ def read_findings(folder: ProtocolFolder) -> tuple[Tuned, list[Finding]]:
         if (s := swept.get((m.method, m.transfer))) is not None
     ]
     return tuned, findings
-
-
-def shown(values: Mapping[str, Any]) -> str:
-    """Values as one line."""
-    said = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-    return ", ".join(said) or "-"

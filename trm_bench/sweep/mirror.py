@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from trm_bench.fingerprint import digest_of
 from trm_bench.protocol.schema import Protocol
 from trm_bench.report.mlflow import CELL, Mirror, curves, guarded
 from trm_bench.runs.folders import ProtocolFolder
-from trm_bench.runs.records import Record
+from trm_bench.runs.records import Record, SweptTrial
 from trm_bench.sweep.proposals import Trial
 from trm_bench.sweep.times import span
+from trm_bench.sweep.tuned import swept
 
 if TYPE_CHECKING:
     from trm_bench.display import Display
@@ -82,18 +82,18 @@ class _SweepMirror(Mirror):
     def _log_trial(
         self, name: str, tags: dict[str, str], trial: Trial, records: Sequence[Record]
     ) -> None:
-        times = span(records)
+        told, times = swept(trial, records), span(records)
         start, end = (None, None) if times is None else (int(1000 * t.timestamp()) for t in times)
         more = {
             "mlflow.parentRunId": self.parent,
             "trial": str(trial.number),
             "runs": " ".join(trial.runs),
-            "reason": "; ".join(f"{r.state}: {r.reason}" for r in records if r.reason)[:500],
+            "reason": told.reason[:500],
         }
         run = self.new(name, {**tags, **more}, start)
         own = {"method": tags["method"], "trial": trial.number}
         self.log_parameters(run, {**trial.values, **own})
-        self.log_metrics(run, _metrics(trial, records))
+        self.log_metrics(run, _metrics(told, records))
         state = "FAILED" if trial.score is None else "FINISHED"
         self.client.set_terminated(run, state, end_time=end)
 
@@ -105,13 +105,12 @@ class _SweepMirror(Mirror):
         self.client.set_terminated(self.parent)
 
 
-def _metrics(trial: Trial, records: Sequence[Record]) -> Iterator[tuple[str, int, float]]:
+def _metrics(trial: SweptTrial, records: Sequence[Record]) -> Iterator[tuple[str, int, float]]:
     """Score, balance, seconds, and the curves of each run, numbered where there are several."""
-    if trial.score is not None:
-        yield "validation.dice", 0, trial.score
-    shares = [y for record in records for _, y in record.curves.get("voxel_share", [])]
-    if shares:
-        yield "voxel_share", 0, fmean(shares)
-    yield "seconds", 0, sum(sum(record.seconds.values()) for record in records)
+    if trial.validation_dice is not None:
+        yield "validation.dice", 0, trial.validation_dice
+    if trial.voxel_share is not None:
+        yield "voxel_share", 0, trial.voxel_share
+    yield "seconds", 0, trial.seconds
     for i, record in enumerate(records):
         yield from curves(record, f".run{i}" if len(records) > 1 else "")

@@ -15,7 +15,8 @@ from trm_bench.report.pages import DASH, duration, page, picture
 from trm_bench.runs.folders import ProtocolFolder, slug
 from trm_bench.runs.records import Budget, Tuned
 from trm_bench.sweep.charts import history, slices
-from trm_bench.sweep.findings import ENOUGH, Finding, read_findings, shown
+from trm_bench.sweep.findings import ENOUGH, Finding, read_findings
+from trm_bench.sweep.tuned import shown
 
 OPTIMISM = (
     "The best of many trials is chosen on the validation subjects that it is scored on, so its "

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trm_bench.errors import UserError, nearest
-from trm_bench.runs.folders import ProtocolFolder, swept_folders
+from trm_bench.runs.folders import ProtocolFolder, distinct_names, swept_folders
 from trm_bench.runs.records import SweptTrial
 from trm_bench.sweep.findings import Finding, float_of, read_findings
 from trm_bench.sweep.space import Dimension
@@ -81,7 +81,8 @@ def collect(paths: Sequence[Path], method: str) -> list[Dataset]:
         folders |= {folder.path.resolve(): folder for folder in found}
     datasets = [one for folder in folders.values() for one in _datasets(folder, method)]
     _refuse_mixture(datasets)
-    return _distinct(datasets)
+    names = distinct_names([(d.name, ProtocolFolder(d.path)) for d in datasets])
+    return [replace(d, name=name) for d, name in zip(datasets, names, strict=True)]
 
 
 def _datasets(folder: ProtocolFolder, method: str) -> list[Dataset]:
@@ -100,17 +101,6 @@ def _datasets(folder: ProtocolFolder, method: str) -> list[Dataset]:
         subjects = tuned.conditions.get("subjects", "")
         datasets.append(Dataset(name, folder.path, tuned.data, finding, others, subjects))
     return datasets
-
-
-def _distinct(datasets: Sequence[Dataset]) -> list[Dataset]:
-    """Names that come twice get that of the results folder before them, and a number at last."""
-    names = [d.name for d in datasets]
-    names = [
-        n if names.count(n) == 1 else f"{d.path.resolve().parent.name}/{n}"
-        for n, d in zip(names, datasets, strict=True)
-    ]
-    names = [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
-    return [replace(d, name=n) for n, d in zip(names, datasets, strict=True)]
 
 
 def _refuse_mixture(datasets: Sequence[Dataset]) -> None:

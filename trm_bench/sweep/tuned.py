@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trm_bench.errors import UserError, nearest
 from trm_bench.protocol.schema import MethodConfig, MethodSettings, Protocol
@@ -50,16 +51,17 @@ def entry(
         code=records[0].config.code,
     )
     by_id = {record.id: record for record in records}
-    swept = SweptMethod(
+    of_method = SweptMethod(
         method=chosen.label,
         transfer=transfer,
         seconds=sum(map(_seconds, records)),
-        trials=tuple(_swept(t, [by_id[run] for run in t.runs if run in by_id]) for t in trials),
+        trials=tuple(swept(t, [by_id[run] for run in t.runs if run in by_id]) for t in trials),
     )
-    return tuned, swept
+    return tuned, of_method
 
 
-def _swept(trial: Trial, records: Sequence[Record]) -> SweptTrial:
+def swept(trial: Trial, records: Sequence[Record]) -> SweptTrial:
+    """A trial with what the records of its runs say."""
     reasons = [f"{r.state}: {r.reason}" for r in records if r.state != "finished"]
     shares = [share for record in records for _, share in record.curves.get("voxel_share", [])]
     return SweptTrial(
@@ -157,23 +159,21 @@ def with_settings(chosen: MethodConfig, settings: MethodSettings, label: str = "
 
 def lines(tuned: Tuned) -> Iterator[str]:
     """A line on each method: the defaults, the best trial, how many there were, its values."""
-    width = max(len(_title(m)) for m in tuned.methods)
+    width = max(len(m.title) for m in tuned.methods)
     for m in tuned.methods:
         failed = f" ({m.failed} failed)" if m.failed else ""
-        values = ", ".join(f"{k} {_short(v)}" for k, v in m.values.items()) or "-"
         yield (
-            f"{_title(m):{width}}  default {_dice(m.default_validation_dice)}  "
-            f"best {_dice(m.validation_dice)}  {m.finished + m.failed} trials{failed}  {values}"
+            f"{m.title:{width}}  default {_dice(m.default_validation_dice)}  "
+            f"best {_dice(m.validation_dice)}  {m.finished + m.failed} trials{failed}  "
+            f"{shown(m.values)}"
         )
-
-
-def _title(method: TunedMethod) -> str:
-    return method.method if method.transfer is None else f"{method.method} {method.transfer}"
 
 
 def _dice(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def shown(values: Mapping[str, Any]) -> str:
+    """Values as one line."""
+    said = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    return ", ".join(said) or "-"
