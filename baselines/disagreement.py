@@ -66,6 +66,7 @@ class Disagreement(SourceHeadMethod):
     name = "disagreement"
     paper = "after Sun et al. 2025, arXiv:2510.24044"
     Parameters = DisagreementParameters
+    uses_source_data = True
 
     def prepare(self, run: Context) -> None:
         super().prepare(run)

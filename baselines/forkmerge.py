@@ -63,6 +63,8 @@ class ForkMerge(SourceHeadMethod):
     name = "forkmerge"
     paper = "Jiang et al., NeurIPS 2023, arXiv:2301.12618"
     Parameters = ForkMergeParameters
+    uses_validation = True
+    uses_source_data = True
 
     def prepare(self, run: Context) -> None:
         super().prepare(run)

@@ -37,6 +37,7 @@ class WiseFt(Method):
     name = "wise_ft"
     paper = "Wortsman et al., CVPR 2022, arXiv:2109.01903"
     Parameters = WiseFtParameters
+    uses_validation = True
 
     def prepare(self, run: Context) -> None:
         state = run.network.state_dict()

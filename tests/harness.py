@@ -119,6 +119,8 @@ class Result:
 
 def trained(name: str, parameters: dict[str, Any] | None = None, **of_context: Any) -> Result:
     run = context(transfers=REGISTRY.get(name).transfers, **of_context)
+    method = create(name, parameters or {})
+    run.config = method.adjusted(run.config)
     result = Result(run, state(run.network))
     drawn = run.patches.batch
 
@@ -128,7 +130,7 @@ def trained(name: str, parameters: dict[str, Any] | None = None, **of_context: A
         return batch
 
     run.patches.batch = record  # type: ignore[method-assign]
-    train(run, create(name, parameters or {}), result.curves)
+    train(run, method, result.curves)
     return result
 
 

@@ -100,6 +100,7 @@ def write(
     of_class = np.linspace(0, -6, len(classes))
     made_by = _protocol(folder.name, methods, seeds, metrics, claim, kind)
     base = _record(made_by, data, {"train": _ids(12), "val": _ids(4), "test": ids}, files)
+    measures = _measures(transfers, seeds, seed)
     place, cells = ProtocolFolder(folder), []
     for transfer in transfers:
         level = draws.uniform(58, 66)
@@ -110,7 +111,8 @@ def write(
                 dice = level + gains[method] + of_subject + of_class + effect - of_seed.mean()
                 dice = np.clip((dice + draws.normal(0, noise, dice.shape)) / 100, 0, 1)
                 cell = Cell(transfer=transfer, method=method, seed=s, run=f"{len(cells):016x}")
-                record = _of_cell(base, cell, _scores(dice, ids, classes, metrics), draws)
+                scores = _scores(dice, ids, classes, metrics)
+                record = _of_cell(base, cell, scores, measures[transfer, s], draws)
                 write_model(place.record(cell.run), record)
                 cells.append(cell)
     _write_audits(place, cells, ids, draws)
@@ -121,6 +123,20 @@ def write(
 
 def _ids(number: int) -> list[str]:
     return [f"FeTS21_Training_{i + 1:03d}" for i in range(number)]
+
+
+def _measures(
+    transfers: Sequence[str], seeds: Sequence[int], seed: int
+) -> dict[tuple[str, int], dict[str, float]]:
+    """LEEP and mean risk of each transfer and seed, of which no score knows anything."""
+    draws = np.random.default_rng([seed, 1])  # the scores' draws stay what they are without these
+    measures = {}
+    for transfer in transfers:
+        level = draws.normal(-3, 0.5)
+        for s in seeds:
+            leep = -float(np.exp(level + draws.normal(0, 0.1)))
+            measures[transfer, s] = {"leep": leep, "risk_mean": -leep * draws.uniform(0.3, 0.5)}
+    return measures
 
 
 def _audit(
@@ -238,7 +254,11 @@ def _record(made_by: Protocol, data: str, parts: Mapping[str, Sequence[str]], fi
 
 
 def _of_cell(
-    base: Record, cell: Cell, scores: dict[str, Any], draws: np.random.Generator
+    base: Record,
+    cell: Cell,
+    scores: dict[str, Any],
+    measures: Mapping[str, float],
+    draws: np.random.Generator,
 ) -> Record:
     """The record of one cell; checked by whoever reads it, since copying checks nothing."""
     steps = np.arange(10, 310, 10)
@@ -257,8 +277,7 @@ def _of_cell(
     }
     if cell.method.startswith("trm") and cell.method != "trm_uniform":
         changes["diagnostics"] = {
-            "leep": -0.06,
-            "risk_mean": 0.02,
+            **measures,
             "risk_per_class": [0.01, 0.98],
             "class_explained": 0.98,
             "conditional": [[0.99, 0.83], [0.01, 0.17]],

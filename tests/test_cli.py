@@ -68,6 +68,7 @@ def test_check(trm_bench: Run, file: Path, tmp_path: Path) -> None:
         "train 2, val 1, test 3",
         "1 source networks and 3 runs",
         "memory",
+        "1 seed: nothing is said over seeds",
     ):
         assert said in text
     assert not (tmp_path / "out" / "sources").exists()
@@ -266,4 +267,4 @@ def test_summary_is_json_without_nan(trm_bench: Run, file: Path, tmp_path: Path)
     summary = json.loads(
         (tmp_path / "out" / "toy" / "summary.json").read_text(), parse_constant=refuse
     )
-    assert summary["metrics"]["dice"]["trm"]["gain_points"] is None
+    assert summary["metrics"]["dice"]["trm"]["gain"] is None

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import helpers
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ import toy
 from trm_bench import methods, pipeline, seeds
 from trm_bench.analysis.table import COLUMNS
 from trm_bench.data import patches
+from trm_bench.datasets.decathlon import Decathlon
 from trm_bench.errors import UserError
 from trm_bench.methods import Method
 from trm_bench.methods.registry import REGISTRY
@@ -108,22 +110,34 @@ class TestResults:
             json.loads((finished / "summary.json").read_text()),
         )
         assert summary["data"] == "real"
-        dice = table[table.metric == "dice"].groupby("method").value.mean() * 100
+        dice = table[table.metric == "dice"].groupby("method").value.mean()
         for method in ("scratch", "finetune", "trm"):
             found = summary["metrics"]["dice"][method]
             assert found["mean"] == pytest.approx(dice[method])
-            assert found["gain_points"] == pytest.approx(dice[method] - dice["finetune"], abs=1e-9)
+            assert found["gain"] == pytest.approx(dice[method] - dice["finetune"], abs=1e-9)
             assert found["gain_relative_percent"] == pytest.approx(
                 100 * (dice[method] / dice["finetune"] - 1)
             )
             assert found["n_subjects"] == 3
         gap = summary["negative_transfer"]["trm"]
-        assert gap["gap"] * 100 == pytest.approx(dice["scratch"] - dice["trm"])
-        assert gap["present"] == (gap["interval"][0] > 0)
+        assert gap["gap"] == pytest.approx(dice["scratch"] - dice["trm"])
+        assert gap["interval"] == [None, None] and gap["present"] is None, "one seed"
         hd95 = summary["metrics"]["hd95"]
-        assert hd95["trm"]["gain_points"] == pytest.approx(
-            hd95["finetune"]["mean"] - hd95["trm"]["mean"]
-        )
+        gain = hd95["finetune"]["mean"] - hd95["trm"]["mean"]
+        assert hd95["trm"]["gain"] == pytest.approx(gain)
+
+    def test_passes_are_those_of_the_records(self, finished: Path) -> None:
+        told = pd.read_csv(finished / "table.csv", index_col="method")["passes / finetune"]
+        plan = json.loads((finished / "plan.json").read_text())
+        passes = {
+            cell["method"]: json.loads((finished / f"records/{cell['run']}.json").read_text())[
+                "passes"
+            ]
+            for cell in plan["cells"]
+        }
+        assert passes["finetune"] == 6, "a pass a step"
+        expected = {method: n / passes["finetune"] for method, n in passes.items()}
+        assert told.to_dict() == pytest.approx(expected)
 
     def test_provenance_names_data_code_and_machine(self, finished: Path) -> None:
         found = json.loads((finished / "provenance.json").read_text())
@@ -138,6 +152,55 @@ class TestResults:
         }
         assert set(found["files"]) == {i for ids in split.values() for i in ids}
         assert "root" not in found["protocol"]["data"]
+
+    @pytest.mark.parametrize("unit", ["mm", "voxels"])
+    def test_the_plan_names_the_unit_of_distances(
+        self, unit: str, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Decathlon, "distance_unit", unit)
+        folder = run(tmp_path, toy_data, methods=["scratch"]).folder.path
+        assert read(folder).plan.distance_unit == unit
+
+
+class TestDisjointDesign:
+    SPLIT = {  # noqa: RUF012 (constant)
+        "source": 2,
+        "target": {"train": 2, "val": 1, "test": "rest"},
+        "design": "disjoint",
+        "sets": 2,
+    }
+
+    def test_every_seed_trains_on_a_set_of_its_own(self, tmp_path: Path, toy_data: Path) -> None:
+        methods = ["scratch", "finetune"]
+        outcome = run(tmp_path, toy_data, methods=methods, split=self.SPLIT, seeds=[0, 1])
+        assert outcome.states == {"finished": 4}
+        first, second = (
+            [r for c, r in read(outcome.folder.path).finished() if c.seed == seed]
+            for seed in (0, 1)
+        )
+        for a, b in zip(first, second, strict=True):
+            assert len(a.manifest["train"]) == len(b.manifest["train"]) == 2
+            assert set(a.manifest["train"]).isdisjoint(b.manifest["train"])
+            assert set(a.metrics) == set(b.metrics) and len(a.metrics) == 2
+            shared = set(a.manifest["test"]) | set(a.manifest["val"])
+            assert shared == set(b.manifest["test"]) | set(b.manifest["val"])
+            assert shared.isdisjoint({*a.manifest["train"], *b.manifest["train"]})
+        # that all seeds share the test subjects keeps them in one table
+        table = pd.read_csv(outcome.folder.path / "metrics.csv")
+        assert (table.groupby(["method", "class", "metric", "subject"]).seed.nunique() == 2).all()
+
+    def test_a_choice_of_seeds_does_not_change_the_split(
+        self, tmp_path: Path, toy_data: Path
+    ) -> None:
+        both = helpers.plan(toy_data, tmp_path, split=self.SPLIT, seeds=[0, 1])
+        alone = helpers.plan(toy_data, tmp_path, split=self.SPLIT, seeds=[1])
+        assert alone.settings == both.settings, "two commands make one table"
+        assert [job.id for job in alone.runs] == [j.id for j in both.runs if j.config.seed == 1]
+
+    def test_a_seed_too_many_trains_nothing(self, tmp_path: Path, toy_data: Path) -> None:
+        with pytest.raises(UserError, match=r"split\.sets: seed 2 has no training set of its own"):
+            run(tmp_path, toy_data, methods=["scratch"], split=self.SPLIT, seeds=[0, 2])
+        assert not list(tmp_path.rglob("records/*.json"))
 
 
 class TestRepeatability:

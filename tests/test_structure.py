@@ -30,7 +30,7 @@ LAYERS = (
     ("display",),
     ("analysis",),
     ("report",),
-    ("checks", "pipeline", "risk_map", "step_time"),
+    ("checks", "pipeline", "prospects", "risk_map", "step_time"),
     ("sweep",),
     ("__main__", "cli"),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from trm_bench import datasets, environment, pipeline
+from trm_bench import datasets, environment, pipeline, prospects
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError
 from trm_bench.methods.registry import create
@@ -45,12 +45,13 @@ def check(
     if plan.sources:
         parts["source"] = len(plan.sources[0].config.subjects.train)
     sizes = ", ".join(f"{part} {size}" for part, size in parts.items())
-    yield "split", f"{sizes}; no patient on two sides"
+    yield "split", f"{protocol.split.design}: {sizes}; no patient on two sides"
     done = sum(job.is_done() for job in (*plan.sources, *plan.runs))
     yield (
         "plan",
         f"{len(plan.sources)} source networks and {len(plan.runs)} runs, {done} of them done",
     )
+    yield "power", prospects.line(prospects.of_plan(protocol, plan))
     needed = pipeline.check_networks(protocol, plan)
     subjects = _store_bytes(plan, data)
     available = _memory(device)

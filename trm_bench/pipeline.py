@@ -163,6 +163,7 @@ def _store_plan(
         data=data.kind,
         settings=plan.settings,
         left_out=tuple(data.left_out),
+        distance_unit=data.dataset.distance_unit,
         cells=tuple(plan.cells),
         tuned=tuned and tuned.note,
     )

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from trm_bench.analysis import negative_transfer, voxels
-from trm_bench.analysis.intervals import bootstrap_gain
+from trm_bench.analysis.intervals import gains
 from trm_bench.analysis.table import COLUMNS, KEYS
 from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON
 from trm_bench.runs.records import VoxelAudit
@@ -149,9 +149,9 @@ def test_rates_are_means_over_subjects() -> None:
     assert set(rates["class"]) == {"tumour", ALL_VOXELS}, "a class without voxels has no rate"
     assert set(rates["transfer"]) == {"x->y", "y->x", "mean"}
     row = of(rates, "tumour")
-    assert (row.negative_rate, row.positive_rate, row.net) == pytest.approx((0.0255, 0.0555, 0.03))
+    assert (row.negative_rate, row.positive_rate, row.net) == pytest.approx((2.55, 5.55, 3.0))
     assert (row.n_subjects, row.n_seeds) == (12, 3)
-    assert row.low == pytest.approx(0.03) == row.high, "the net rate is the same in every subject"
+    assert row.low == pytest.approx(3.0) == row.high, "the net rate is the same in every subject"
 
 
 def test_the_net_rate_has_the_interval_of_a_gain() -> None:
@@ -164,14 +164,14 @@ def test_the_net_rate_has_the_interval_of_a_gain() -> None:
             lost, won = (int(n) for n in draws.integers(0, 90, 2))
             counts[1] = (1000, lost, won)
             key = ("", audit.transfer, audit.seed, subject, "tumour", "share")
-            rows += [(*key, "lost", lost / 1000), (*key, "won", won / 1000)]
+            rows += [(*key, "lost", lost / 10), (*key, "won", won / 10)]
     order = ["protocol", "transfer", "seed", "subject", "class", "metric", "method", "value"]
     table = pd.DataFrame(rows, columns=order)[[*KEYS, "value"]]
-    gains = bootstrap_gain(table, "share", [("won", "lost")]).set_index("transfer")
+    of_won = gains(table, "share", [("won", "lost")]).set_index("transfer")
     net = negative_transfer.rates(made)
     net = net[net["class"] == "tumour"].set_index("transfer")
     for column, same in (("net", "gain"), ("low", "low"), ("high", "high")):
-        assert net[column].to_dict() == gains[same].to_dict()
+        assert net[column].to_dict() == of_won[same].to_dict()
     assert net.loc["mean", "low"] < net.loc["mean", "net"] < net.loc["mean", "high"]
 
 

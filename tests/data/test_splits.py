@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import helpers
@@ -56,7 +57,8 @@ configs = st.builds(
     test=st.one_of(st.just("rest"), st.integers(0, 8)),
     stratify=st.sampled_from([None, "institution"]),
     seed=st.integers(0, 5),
-    per_seed=st.booleans(),
+    design=st.sampled_from(["fixed", "disjoint", "resampled"]),
+    sets=st.integers(1, 4),
 )
 
 
@@ -73,12 +75,20 @@ def test_any_split_is_right_or_refused(
     subjects = people([n for n, _ in cohort], [i for _, i in cohort])
     target, total = settings.target, len(cohort)
     source = round(settings.source * total) if settings.source < 1 else int(settings.source)
-    left = total - source - target.train - target.val
+    disjoint = settings.design == "disjoint"
+    sets = settings.sets if disjoint else 1
+    if disjoint and seed >= sets:
+        with pytest.raises(UserError, match=rf"seed {seed} has no training set") as caught:
+            split(subjects, settings, seed)
+        assert caught.value.where == "split.sets"
+        return
+    left = total - source - sets * target.train - target.val
     test = left if target.test == "rest" else target.test
     if source < 1 or test < 1 or test > left:
         with pytest.raises(UserError, match=rf"{total} usable patients do not suffice") as caught:
             split(subjects, settings, seed)
         assert caught.value.where == "split" and caught.value.fix
+        assert ("split.sets" in caught.value.fix) == disjoint
         return
     division = split(subjects, settings, seed)
     parts = division.parts()
@@ -88,9 +98,10 @@ def test_any_split_is_right_or_refused(
         "val": target.val,
         "test": test,
     }
-    everything = [i for ids in parts.values() for i in ids]
+    assert [len(patients_of(ids)) for ids in division.others] == [target.train] * (sets - 1)
+    everything = [i for ids in (*parts.values(), *division.others) for i in ids]
     assert len(everything) == len(set(everything))
-    for ids in parts.values():
+    for ids in (*parts.values(), *division.others):
         assert {s.id for s in subjects if s.patient.partition("-")[2] in patients_of(ids)} == set(
             ids
         ), "patient split"
@@ -101,7 +112,8 @@ def test_any_split_is_right_or_refused(
     shuffled = list(subjects)
     order.shuffle(shuffled)
     assert split(shuffled, settings, seed) == division
-    assert (split(subjects, settings, seed + 1) == division) or settings.per_seed
+    if settings.design == "fixed":
+        assert split(subjects, settings, seed + 1) == division
 
 
 @examples(100)
@@ -145,12 +157,76 @@ def test_shots_count_patients_not_scans() -> None:
         )
 
 
-def test_the_seed_and_per_seed() -> None:
+def test_the_seed_and_the_design() -> None:
     subjects = people([1] * 30)
-    shared, own = config(seed=1), config(seed=1, per_seed=True)
+    shared, own = config(seed=1), config(seed=1, design="resampled")
     assert split(subjects, shared, 0) == split(subjects, shared, 7)
     assert len({split(subjects, own, seed) for seed in range(5)}) == 5
     assert len({split(subjects, config(seed=seed), 0) for seed in range(5)}) == 5
+
+
+@examples(100)
+@given(
+    cohort=st.lists(st.tuples(st.integers(1, 3), st.sampled_from("abc")), min_size=25, max_size=40),
+    train=st.integers(1, 4),
+    sets=st.integers(1, 5),
+    stratify=st.sampled_from([None, "institution"]),
+    draw=st.integers(0, 5),
+)
+def test_disjoint_sets_share_all_but_the_training_set(
+    cohort: list[tuple[int, str]], train: int, sets: int, stratify: str | None, draw: int
+) -> None:
+    subjects = people([n for n, _ in cohort], [i for _, i in cohort])
+    sizes = {"source": 3, "val": 1, "stratify": stratify, "seed": draw}
+    settings = config(train=train, design="disjoint", sets=sets, **sizes)
+    divisions = [split(subjects, settings, seed) for seed in range(sets)]
+    assert len({(d.source, d.val, d.test) for d in divisions}) == 1
+    assert len({frozenset(d.train) for d in divisions}) == sets
+    for own in divisions:
+        assert own.others == tuple(d.train for d in divisions if d is not own)
+
+    # one shuffled list: source, sets, validation, test; the sets together are one larger fixed set
+    fixed = split(subjects, config(train=sets * train, **sizes), 0)
+    assert (fixed.source, fixed.val, fixed.test) == (own.source, own.val, own.test)
+    assert fixed.train_patients == sum((d.train_patients for d in divisions), ())
+
+
+def test_one_disjoint_set_is_the_fixed_split() -> None:
+    """The numbers of a protocol with one seed do not change with the design."""
+    subjects = people([2] * 20)
+    for draw in range(5):
+        disjoint = config(seed=draw, design="disjoint", sets=1)
+        assert split(subjects, disjoint, 0) == split(subjects, config(seed=draw), 0)
+
+
+def test_splits_are_those_of_earlier_results() -> None:
+    """What has been published is bound to these subjects."""
+    subjects = people([1] * 9)
+    fixed = split(subjects, config(), 0)
+    resampled = split(subjects, config(design="resampled"), 1)
+    assert fixed.train == ("0-008", "0-005") and resampled.train == ("0-007", "0-002")
+
+
+def test_shots_are_nested_in_each_seeds_own_set() -> None:
+    subjects = people([1] * 40)
+    settings = config(train=5, design="disjoint", sets=5)
+    divisions = [split(subjects, settings, seed) for seed in range(5)]
+    for shots in (1, 3, 5):
+        assert len({i for d in divisions for i in d.train_of(shots)}) == 5 * shots
+
+
+def test_a_seed_without_a_set_says_what_to_do() -> None:
+    with pytest.raises(UserError) as caught:
+        split(people([1] * 40), config(design="disjoint", sets=3), 4)
+    assert caught.value.where == "split.sets"
+    assert "raise it to 5" in caught.value.fix and "from 0 to 2" in caught.value.fix
+
+
+def test_too_few_patients_for_all_sets() -> None:
+    subjects, settings = people([1] * 14), config(design="disjoint", sets=5)
+    assert len(split([*subjects, *people([1] * 15)[14:]], settings, 0).test) == 1
+    with pytest.raises(UserError, match=r"14 usable .* source 3, train 5 x 2, val 1"):
+        split(subjects, settings, 0)
 
 
 def test_every_scan_is_in_some_part() -> None:
@@ -161,7 +237,12 @@ def test_every_scan_is_in_some_part() -> None:
 class TestStrata:
     SIZES = {"big": 60, "middle": 30, "small": 10}  # noqa: RUF012 (constant)
 
-    def farthest(self, stratify: str | None) -> float:
+    @pytest.mark.parametrize("sets", [1, 3])
+    def test_every_part_holds_the_institutions_in_proportion(self, sets: int) -> None:
+        assert self.farthest("institution", sets) <= 2
+        assert self.farthest(None, sets) > 3, "the test would not see a difference"
+
+    def farthest(self, stratify: str | None, sets: int) -> float:
         """The farthest that an institution's number in any part lies from its proportion, over 20
         splits.
         """
@@ -170,19 +251,14 @@ class TestStrata:
         of = {s.id: s.institution for s in subjects}
         apart = 0.0
         for seed in range(20):
-            division = split(
-                subjects, config(source=0.5, train=20, val=10, stratify=stratify, seed=seed), 0
-            )
-            for ids in division.parts().values():
+            sizes = {"source": 0.4, "train": 12, "val": 10, "stratify": stratify, "seed": seed}
+            division = split(subjects, config(design="disjoint", sets=sets, **sizes), 0)
+            for ids in (*division.parts().values(), *division.others):
                 counts = Counter(of[i] for i in ids)
                 apart = max(
                     apart, *(abs(counts[k] - len(ids) * n / 100) for k, n in self.SIZES.items())
                 )
         return apart
-
-    def test_every_part_holds_the_institutions_in_proportion(self) -> None:
-        assert self.farthest("institution") <= 2
-        assert self.farthest(None) > 4, "the test would not see a difference"
 
     def test_every_institution_is_in_every_large_part(self) -> None:
         subjects = people([1] * 40, [f"i{n % 10}" for n in range(40)])
@@ -219,6 +295,25 @@ class TestLeakage:
         with pytest.raises(UserError, match=r"leak: .* are the same content") as caught:
             refuse_leakage(self.CLEAN, self.SUBJECTS, self.CONTENTS | dict.fromkeys(pair, "f" * 64))
         assert all(i in str(caught.value) for i in pair)
+
+    @pytest.mark.parametrize("others", [(("0-004",),), (("9-009",), ("0-004",))])
+    def test_a_copy_in_the_training_set_of_another_seed_is_refused(
+        self, others: tuple[tuple[str, ...], ...]
+    ) -> None:
+        """In another set than the seed's own, whichever part holds the other copy."""
+        subjects = [*self.SUBJECTS, *people([0] * 9 + [10])]
+        contents = {s.id: s.id for s in subjects}
+        division = Split(("0-000", "1-000"), (("0-001",),), ("0-002",), ("0-003",), others)
+        refuse_leakage(division, subjects, contents)
+        for partner in ("0-000", "0-001", "0-002", "0-003", *others[0]):
+            if partner == "0-004":
+                continue
+            same = contents | dict.fromkeys((partner, "0-004"), "f" * 64)
+            with pytest.raises(UserError, match=r"leak: .*train of other seeds.* same content"):
+                refuse_leakage(division, subjects, same)
+        patient = replace(division, others=(*others[:-1], ("0-004", "1-000")))
+        with pytest.raises(UserError, match=r"leak: .*train of other seeds.* same patient"):
+            refuse_leakage(patient, subjects, contents)
 
     @pytest.mark.parametrize("ends", ["train", "val", "test"])
     def test_a_patient_in_two_parts_is_refused(self, ends: str) -> None:

@@ -782,6 +782,7 @@ def test_lgg_slices_are_in_numeric_order_and_axes_point_right_front_up(tmp_path:
     assert np.argwhere(scan.label[..., 9]).tolist() == [[columns - 1 - 2, rows - 1 - 1]]
     assert np.unique(scan.label).tolist() == [0, 1]
     np.testing.assert_array_equal(scan.affine, np.eye(4))
+    assert dataset.distance_unit == "voxels", "the affine's unit lengths are not millimetres"
     files = [file.name for file in dataset.files(dataset.subjects()[0])]
     assert files == [f"{CS}_{n}{ending}.tif" for n in range(1, 12) for ending in ("", "_mask")]
 

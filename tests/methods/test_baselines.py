@@ -120,11 +120,24 @@ def test_is_documented_and_declares_its_search(name: str) -> None:
             create(name, {key: value})
 
 
+@pytest.mark.parametrize("name", sorted(REGISTRY.names()))
+def test_declares_what_it_uses_beyond_fine_tuning(name: str) -> None:
+    kind, used = REGISTRY.get(name), set()
+    run = context(transfers=kind.transfers, steps=2)
+    validate, source_patches = run.validate, run.source_patches
+    run.validate = lambda network: used.add("validation") or validate(network)
+    run.source_patches = lambda: used.add("source data") or source_patches()
+    train(run, create(name, {}), Curves())
+    assert ("source data" in used) == kind.uses_source_data
+    assert ("validation" in used or kind.validation_in_training_set) == kind.uses_validation
+
+
 READING = {"scope": "all", "risk": "one_minus", "normalise": "none", "weight": "power",
            "strength": 1.0, "base": 3.0, "denominator": "label_foreground", "over": "all",
            "with_dice": None}  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in ("scratch", "finetune", "frozen_encoder")},
+    **{name: {} for name in ("scratch", "finetune", "finetune_with_validation", "frozen_encoder")},
+    "finetune_longer": {"times": 2},
     **dict.fromkeys(("trm", "trm_prior", "trm_uniform", "trm_shuffled"), READING),
     "trm_paper_literal": READING | {"risk": "neg_log", "weight": "risk"},
     "trm_minmax_power": READING
@@ -202,12 +215,13 @@ def test_a_method_of_another_package_is_found_and_conforms(
         timeout=100,
     )
     assert done.returncode == 0, done.stdout
-    assert "6 passed" in done.stdout, done.stdout
+    assert "7 passed" in done.stdout, done.stdout
 
 
 # ------------------------------------------------------------------------------------------- limits
 
 NOTHING = {
+    "finetune_longer": {"times": 1},
     "l2_sp": {"alpha": 0, "beta": 0},
     "delta": {"alpha": 0, "beta": 0},
     "bss": {"eta": 0},
@@ -236,6 +250,15 @@ def test_with_strength_is_not_finetuning(
     name: str, finetuned: dict[tuple[int, bool], Result]
 ) -> None:
     assert not same(trained(name, dims=3).after, finetuned[3, False].after)
+
+
+def test_finetune_longer_is_fine_tuning_of_more_steps() -> None:
+    """The learning rate falls over all of them, and validations stay as many."""
+    selected = {"select": "best", "warmup": 0.5, "same_task": True}
+    longer = trained("finetune_longer", {"times": 3}, steps=4, validate_every=2, **selected)
+    plain = trained("finetune", steps=12, validate_every=6, **selected)
+    assert same(longer.after, plain.after) and longer.curves == plain.curves
+    assert len(longer.curves.validation) == 2 and longer.curves.passes == 12
 
 
 def test_strong_l2_sp_stays_at_the_source() -> None:
@@ -788,14 +811,3 @@ def test_source_patches_leave_the_moving_statistics_alone() -> None:
     )
     network(random(2, 1, 4, 4))
     assert not torch.equal(norm.running_mean, mean)
-
-
-def test_methods_that_keep_source_data_ask_for_it_and_others_do_not() -> None:
-    for name in REGISTRY.names():
-        asked = []
-        run = context(transfers=REGISTRY.get(name).transfers, steps=1)
-        make = run.source_patches
-        run.source_patches = lambda make=make, asked=asked: asked.append(1) or make()
-        method: Method = create(name, {})
-        train(run, method, Curves())
-        assert bool(asked) == (name in ("forkmerge", "disagreement")), name

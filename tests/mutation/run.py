@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,15 @@ def warm() -> None:
 
 def child(mutant: Mutant, log: Path) -> None:
     """Runs a mutant's tests in this process, which ends with pytest's exit code."""
+    import hypothesis
     import pytest
 
     signal.alarm(LONGEST)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ["HYPOTHESIS_DATABASE_FILE"] = os.devnull
+    hypothesis.settings.register_profile("mutants", database=None)
+    hypothesis.settings.load_profile("mutants")
     sys.meta_path.insert(0, Changed(mutant))
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
     code = pytest.main([*options, *mutant.tests])
@@ -144,6 +147,14 @@ def main() -> int:
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     warm()
+    # The tests must pass with nothing changed, or what fails them would count as a killed mutant.
+    plain = {m.tests: replace(m, name=f"nothing, for {m.tests[0]}", new=m.old) for m in chosen}
+    spoilt = [
+        name for name, said in run([*plain.values()], given.jobs).items() if said != "survived"
+    ]
+    if spoilt:
+        print(f"tests that fail anyway: {', '.join(spoilt)}")
+        return 1
     results = run(chosen, given.jobs)
     survivors = [name for name, result in results.items() if result == "survived"]
     broken = {name: result for name, result in results.items() if result.startswith("broken")}

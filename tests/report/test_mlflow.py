@@ -61,9 +61,7 @@ def test_children_lie_under_their_parent_and_hold_the_records(
         assert child.data.metrics["loss_curve"] > 0
     summary = json.loads(folder.report("summary.json").read_text())["metrics"]["dice"]
     assert parent.data.metrics["dice.mean.trm"] == pytest.approx(summary["trm"]["mean"])
-    assert parent.data.metrics["dice.gain_points.trm"] == pytest.approx(
-        summary["trm"]["gain_points"]
-    )
+    assert parent.data.metrics["dice.gain.trm"] == pytest.approx(summary["trm"]["gain"])
     assert "dice.gain_low.finetune" not in parent.data.metrics, "the reference has no interval"
     assert parent.data.tags["verdict"] == "no verdict"
     kept = {a.path for a in client(tmp_path).list_artifacts(parent.info.run_id)}

@@ -237,6 +237,26 @@ class TestWhatIsHashedIsWhatRuns:
         assert second is not None and second.config == first.config
         assert (second.metrics, second.curves) == (first.metrics, first.curves)
 
+    def test_controls_differ_from_fine_tuning_in_what_they_control_alone(
+        self, tmp_path: Path, toy_data: Path
+    ) -> None:
+        training = toy.protocol(toy_data)["training"]
+        training["target"] |= {"select": "best", "validate_every": 2}
+        longer = {"name": "finetune_longer", "times": 3, "training": {"lr": 0.5}}
+        methods = ["finetune", longer, "finetune_with_validation"]
+        made = helpers.plan(toy_data, tmp_path, training=training, methods=methods)
+        plain, longer, joined = (job.config for job in made.runs)
+        assert (longer.training.steps, longer.training.validate_every) == (18, 6)
+        assert longer.training.optimizer.lr == 0.5
+        own = {"training": {"steps", "validate_every", "optimizer"}, "method": True, "code": True}
+        assert longer.model_dump(exclude=own) == plain.model_dump(exclude=own)
+        assert len(plain.subjects.train) == 2 and len(plain.subjects.val) == 1
+        assert joined.subjects.train == plain.subjects.train + plain.subjects.val
+        assert joined.training.select == "last"
+        own = {"training": {"select"}, "subjects": {"train"}, "method": True, "code": True}
+        assert joined.model_dump(exclude=own) == plain.model_dump(exclude=own)
+        assert len(made.sources) == 1 and made.sources[0].config.training.steps == 6
+
     def test_a_run_without_test_subjects_is_not_tested(
         self, tmp_path: Path, toy_data: Path
     ) -> None:

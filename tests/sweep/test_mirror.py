@@ -74,7 +74,9 @@ def test_trials_lie_under_their_sweep_and_hold_what_the_records_say(
             for name, value in trial.values.items():
                 assert child.data.params[name] == str(value)
             metrics = child.data.metrics
-            assert metrics.get("validation.dice") == trial.validation_dice
+            score = trial.validation_dice
+            expected = None if score is None else pytest.approx(100 * score)
+            assert metrics.get("validation.dice") == expected
             assert child.info.status == ("FAILED" if trial.validation_dice is None else "FINISHED")
             record = read_record(folder.record(trial.runs[0]))
             assert record is not None
@@ -87,7 +89,7 @@ def test_trials_lie_under_their_sweep_and_hold_what_the_records_say(
     assert [by_key["finetune", i].info.status for i in range(3)] == ["FINISHED", "FAILED", "FAILED"]
     assert "the loss became nan" in by_key["finetune", 1].data.tags["reason"]
     best = max(t.validation_dice or 0 for t in read_trials(folder).methods[1].trials)
-    assert parent.data.metrics["best.trm"] == best
+    assert parent.data.metrics["best.trm"] == pytest.approx(100 * best)
     kept = {a.path for a in client(out).list_artifacts(parent.info.run_id)}
     assert {"tuned.yaml", "trials.json"} <= kept
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from helpers import Run
+from reported import documented
 
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Budget, SweptMethod, SweptTrial, Trials, Tuned, TunedMethod
@@ -175,10 +176,11 @@ class TestPages:
             assert "phantom" not in text
         assert nothing.entry.trial is None and "the loss became nan" in page
         rows = list(csv.DictReader((made.sweep / "trials.csv").open()))
-        assert len(rows) == 72
+        assert len(rows) == 72 and [*rows[0]] == documented("### trials.csv")
         last = rows[-1]
         assert json.loads(last["values"])["share"] == 0.99 and last["runs"] == "run23"
-        assert float(last["validation_dice"]) == whole.trials[-1].validation_dice
+        share = whole.trials[-1].validation_dice
+        assert share and float(last["validation_dice"]) == pytest.approx(100 * share), "per cent"
         assert [r["validation_dice"] for r in rows[:24]] == [""] * 24
         before = {path: path.read_bytes() for path in written}
         write_sweep(made)

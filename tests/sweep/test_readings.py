@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 from helpers import Run
+from reported import documented
 from scipy import stats
 
 from trm_bench.errors import UserError
@@ -301,6 +302,8 @@ class TestCommand:
         assert code == 0 and "readings.md" in text
         table = pd.read_csv(tmp_path / "out" / "readings.csv")
         assert table[table.value == "power"].effect.iloc[0] == pytest.approx(6)
+        *common, each = documented("### readings.csv")
+        assert each == "{dataset}" and [*table] == [*common, "one", "two"]
         page = (tmp_path / "out" / "readings.md").read_text()
         assert "| weight | power | +6.00 | [+6.00, +6.00] | range of two datasets" in page
         assert "trm_paper_literal" in page and (tmp_path / "out" / "readings.svg").is_file()

@@ -344,12 +344,12 @@ class TestBudgets:
     def test_every_method_has_the_same(
         self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Counts backward passes, of all methods; ForkMerge trains two branches, and
-        Disagreement passes a source batch too.
+        """Counts backward passes, of all methods; ForkMerge trains two branches, longer fine-tuning
+        takes twice the steps, and Disagreement passes a source batch too.
         """
         network = {"name": "UNet", "channels": [4, 8], "strides": [2], "norm": "batch"}
         names = trainable(parse(toy.protocol(toy_data, network=network), "test"))
-        assert len(names) == 21
+        assert len(names) == 23
         counts: Counter[str] = Counter()
         current: list[Job] = []
         do, backward = execute.do, Tensor.backward
@@ -367,11 +367,25 @@ class TestBudgets:
         budget = {"trials": 2, "steps": 4, "seed": 1}
         outcome = sweep(tmp_path, toy_data, network=network, methods=names, sweep=budget)
         assert counts.pop("source scratch") == 6  # trained once
-        branches = {name: 2 if name == "forkmerge" else 1 for name in names}
-        assert counts == {f"run {name}": 2 * 4 * branches[name] for name in names}
+        twice = ("finetune_longer", "forkmerge")
+        backwards = {name: 8 * (2 if name in twice else 1) for name in names}
+        assert counts == {f"run {name}": backwards[name] for name in names}
         for m in outcome.tuned.methods:
-            assert (m.finished, m.runs, m.steps) == (2, 2, 8), m.method
-            assert m.passes == 8 * (2 if m.method == "disagreement" else branches[m.method])
+            steps = 16 if m.method == "finetune_longer" else 8
+            assert (m.finished, m.runs, m.steps) == (2, 2, steps), m.method
+            assert m.passes == (16 if m.method == "disagreement" else backwards[m.method])
+
+    @pytest.mark.parametrize("folds", [None, 3])
+    def test_no_trial_is_scored_on_subjects_that_it_trained_on(
+        self, tmp_path: Path, toy_data: Path, folds: int | None
+    ) -> None:
+        budget = {"trials": 2, "steps": 2, "folds": folds}
+        methods = ["finetune_with_validation", "finetune"]
+        outcome = sweep(tmp_path, toy_data, methods=methods, sweep=budget)
+        for record in records(outcome.folder).values():
+            assert not {*record.config.subjects.train} & {*record.config.subjects.val}
+        control, plain = (of(outcome, name) for name in methods)
+        assert control.default_validation_dice == plain.default_validation_dice
 
     def test_test_subjects_cannot_be_reached(
         self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
@@ -415,8 +429,8 @@ class TestBadInput:
             sweep(tmp_path, toy_data, split=split)
 
     def test_a_split_for_each_seed(self, tmp_path: Path, toy_data: Path) -> None:
-        split = {"source": 3, "target": {"train": 2, "val": 1}, "per_seed": True}
-        with pytest.raises(UserError, match=r"split\.per_seed: .*test subjects"):
+        split = {"source": 3, "target": {"train": 2, "val": 1}, "design": "resampled"}
+        with pytest.raises(UserError, match=r"split\.design: .*test subjects"):
             sweep(tmp_path, toy_data, split=split)
 
     def test_an_unknown_transfer(self, tmp_path: Path, toy_data: Path) -> None:

@@ -1,79 +1,99 @@
-"""How sure a mean gain is: intervals over subjects and seeds, the seeds' spread, what a test finds.
+"""How sure a mean gain is: over subjects, over seeds and, where a design says so, over splits.
 
-Every subject is tested under every seed, and a subject (by its id) and a seed come back in several
-transfers, so both are resampled crossed, each with all that belongs to it, over all transfers at
-once: Owen's pigeonhole bootstrap (2007, doi:10.1214/07-AOAS122). Its percentiles alone cover far
-too little with three seeds (75-85 % where seeds matter) and too much where only residual noise
-does. So the percentiles give the interval's shape and its width is set as follows (the "expanded
-percentile interval" of Hesterberg 2015, doi:10.1080/00031305.2015.1089789, here with two crossed
-factors). With A, B and E the mean squares of subjects, seeds and residual of the mean over
-transfers, divided by the number of (subject, seed) cells,
+A subject (by its id) and a seed come back in several transfers, so both are crossed, each with all
+that belongs to it, over all transfers at once. Every cell (transfer, subject, seed) enters by its
+score: its deviation from its transfer's mean, divided by the number of cells of the transfer and by
+the number of transfers, since each transfer weighs the same and transfers are taken as given. With
+the scores added up over transfers to s_ij, n subjects and m seeds,
 
-    V = A + max(B - E, 0)                                variance, two-way random effects
-    S = t(f) sqrt(V),  f = V^2 / (A^2/fA + B^2/fB + E^2/fE)
-                                                         Satterthwaite 1946, doi:10.2307/3002019
-    C = sqrt(t(fA)^2 A + t(fB)^2 max(B - E, 0))          Banerjee 1960, Sankhya 22:357
-    half-width = max(S, (S + C) / 2)
+    A = n / f_A sum_i (sum_j s_ij)^2        B = m / f_B sum_j (sum_i s_ij)^2
 
-with f >= 1, and S = t(fA) sqrt(A) where B <= E. S alone covers 92 % where the seeds carry most of
-the variance, the conservative C alone 91-98 %; the half-width above covers 92.7-97 % for 20
-subjects and more with 3 to 5 seeds, whatever the shares of the variances
-(tests/analysis/test_statistics.py). With two seeds it is 87-98 %; with one seed the interval holds
-for that seed alone. Transfers are taken as given, not as a sample of transfers.
+and E, the residual mean square of the additive model (subject + seed), are what
+`generalised` makes an interval and a p-value of. Below `MIN_SEEDS` seeds there is neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from trm_bench.analysis.table import OVERALL, Pairs, default_pairs, grid, mean_over
+from trm_bench.analysis import generalised
+from trm_bench.analysis.generalised import MeanSquares
+from trm_bench.analysis.table import OVERALL, Grid, Pairs, default_pairs, grid, mean_over
 
 Values = NDArray[np.float64]
 
+LEVEL = 0.95
+MIN_SEEDS = 3  # below, two numbers or one say nothing of what another seed would give
+FARTHEST = 100.0  # a ratio beyond it is no end of an interval
+NAMES = ["gain", "low", "high", "p", "standard_error", "relative", "relative_low", "relative_high"]
 
-class Bootstrap(NamedTuple):
-    """How intervals are made.
+
+class Design(NamedTuple):
+    """What changes with the seed, and so what an interval over seeds is about.
+
+    `fixed`: initial weights and patches, on one split. `disjoint`: the target training set too,
+    without a subject in common. `resampled`: the whole split. Splits that are drawn from the same
+    patients overlap, so that m seeds resemble each other more than other patients would make them.
+    What seeds add to the variance is then inflated by 1 + m ratio, and E is the sum of all s_ij^2,
+    since each seed has other test subjects.
 
     Attributes:
-        level: Coverage of each interval on its own, with no correction for their number.
-        resamples: Bootstrap replicates.
-        seed: Of the random generator.
+        name: Which.
+        ratio: Of `resampled`; see `overlap`.
     """
 
-    level: float = 0.95
-    resamples: int = 10_000
-    seed: int = 0
+    name: Literal["fixed", "disjoint", "resampled"] = "fixed"
+    ratio: float = 0.0
 
 
-BOOTSTRAP = Bootstrap()
+def overlap(source: int, train: int, test: int, patients: int) -> float:
+    """The ratio of a resampled design.
+
+    The larger of n_test / n_train, n_train all that a run learns from (Nadeau and Bengio 2003,
+    doi:10.1023/A:1024068626366), and f / (1 - f), f the larger part of all patients that one of
+    source and target training set holds: so many members, on average, do two draws of it share, and
+    so much can seeds correlate that act through it.
+
+    Args:
+        source: Patients that the source network learns from.
+        train: Patients that a method learns from.
+        test: Test patients.
+        patients: All patients of the split.
+    """
+    share = max(source, train) / patients
+    return max(test / (source + train), share / (1 - share))
 
 
-def bootstrap_gain(
-    table: pd.DataFrame,
+FIXED = Design()
+
+
+def gains(
+    table: pd.DataFrame | Grid,
     metric: str = "dice",
     pairs: Pairs | None = None,
     reference: str = "finetune",
     focus: str = "trm",
     *,
-    how: Bootstrap = BOOTSTRAP,
+    design: Design = FIXED,
+    level: float = LEVEL,
     relative: bool = True,
 ) -> pd.DataFrame:
-    """Mean gains of methods over others, with confidence intervals; see the module.
+    """Mean gains of methods over others, with p-values and intervals; see the module.
 
     Args:
-        table: The long table of one protocol.
-        metric: Which metric.
+        table: The long table of one protocol, or its `grid`.
+        metric: Which metric, of a long table.
         pairs: (method, versus) pairs; by default those of `default_pairs`.
         reference: The method that all are compared with.
         focus: The method that is compared with all.
-        how: Coverage, replicates and seed of the bootstrap.
-        relative: Whether the relative gain is wanted, which takes as long again; NaN if not.
+        design: Of the splits.
+        level: Coverage of each interval on its own.
+        relative: Whether the relative gain is wanted, which takes longer; NaN if not.
 
     Returns:
         For each pair the rows of `mean_gains`, after the columns transfer, method and versus.
@@ -81,12 +101,13 @@ def bootstrap_gain(
     Raises:
         UserError: See `grid`; or a pair names a method without values.
     """
-    g = grid(table, metric)
+    g = table if isinstance(table, Grid) else grid(table, metric)
     pairs = default_pairs(g.methods, reference, focus) if pairs is None else list(pairs)
     parts = []
     for method, versus in pairs:
         base = g.of(versus) if relative else None
-        rows = mean_gains(g.gain(method, versus), g.transfers, g.cells, base, how=how)
+        gain = g.gain(method, versus)
+        rows = mean_gains(gain, g.transfers, g.cells, base, design=design, level=level)
         rows.insert(1, "method", method)
         rows.insert(2, "versus", versus)
         parts.append(rows)
@@ -99,26 +120,29 @@ def mean_gains(
     cells: NDArray[np.bool_],
     base: Values | None = None,
     *,
-    how: Bootstrap = BOOTSTRAP,
+    design: Design = FIXED,
+    level: float = LEVEL,
 ) -> pd.DataFrame:
-    """The mean gain in each transfer and over all, with confidence intervals; see the module.
+    """The mean gain in each transfer and over all, with p-values and intervals; see the module.
 
-    The relative gain is the ratio mean gain / mean of the other method; its interval is that of
-    the ratio's linear approximation, so that the uncertainty of the denominator is in it.
+    The relative gain is the ratio mean gain / mean of the other method. Its interval, over all
+    transfers alone, holds the ratios r for which the mean of gain - r * other is not told from 0
+    (Fieller 1954), so that it holds 0 exactly where the interval of the gain does.
 
     Args:
         gain: (transfer, subject, seed), NaN where missing.
         transfers: Names along the first axis.
         cells: Which (subject, seed) cells there are to use, same shape.
         base: What the gain is over, same shape and units; without it, relative gains are NaN.
-        how: Coverage, replicates and seed of the bootstrap.
+        design: Of the splits.
+        level: Coverage.
 
     Returns:
         One row for each transfer, and one with transfer = "mean" over all transfers that have
         values (n_transfers), each with the same weight. gain, low, high, standard_error: in the
-        units of `gain`, positive = better. relative, relative_low, relative_high: %. n_subjects
-        (distinct), n_seeds, left_out: cells not used. Low and high are NaN with fewer than two
-        subjects in a transfer.
+        units of `gain`, positive = better. p: two-sided. relative, relative_low, relative_high: %.
+        n_subjects (distinct), n_seeds, left_out: cells not used. What is of the interval is NaN
+        with fewer than two subjects in a transfer, or fewer than `MIN_SEEDS` seeds.
     """
     there = np.isfinite(gain)
     with_values = np.flatnonzero(np.any(there, axis=(1, 2)))
@@ -132,7 +156,7 @@ def mean_gains(
         rows.append(
             {
                 "transfer": name,
-                **_mean_gain(gain[index][keep], of_versus, how),
+                **_mean_gain(gain[index][keep], of_versus, design, level, name == OVERALL),
                 "n_transfers": len(index),
                 "n_subjects": int(subjects.sum()),
                 "n_seeds": int(seeds.sum()),
@@ -142,48 +166,72 @@ def mean_gains(
     return pd.DataFrame(rows)
 
 
-def _mean_gain(gain: Values, base: Values | None, how: Bootstrap) -> dict[str, float]:
+def _mean_gain(
+    gain: Values, base: Values | None, design: Design, level: float, overall: bool
+) -> dict[str, float]:
     """The numbers of one row; every cell of a transfer, and every transfer, weighs the same."""
-    names = ["gain", "low", "high", "standard_error", "relative", "relative_low", "relative_high"]
+    row = dict.fromkeys(NAMES, np.nan)
     if not gain.size:
-        return dict.fromkeys(names, np.nan)
+        return row
     mean = float(mean_over(gain, (1, 2)).mean())
-    of_versus = 0.0 if base is None else float(mean_over(base, (1, 2)).mean())
-    below, above, error = _interval(gain, how)
-    ratio = rel_below = rel_above = np.nan
+    row["gain"] = mean
+    squares = mean_squares(gain, design)
+    if squares is not None:
+        half = float(generalised.half_width(squares, level))
+        row |= {"low": mean - half, "high": mean + half}
+        row["p"] = float(generalised.p_value(mean, squares))
+        row["standard_error"] = float(np.sqrt(squares.variance))
+    of_versus = float(mean_over(base, (1, 2)).mean()) if base is not None else 0.0
     if base is not None and of_versus:
-        ratio = 100 * mean / of_versus
-        rel_below, rel_above, _ = _interval((100 * gain - ratio * base) / of_versus, how)
-    row = [mean, mean + below, mean + above, error, ratio, ratio + rel_below, ratio + rel_above]
-    return dict(zip(names, row, strict=True))
+        row["relative"] = 100 * mean / of_versus
+        if overall and squares is not None and of_versus > 0:
+            low, high = (_ratio(gain, base, side, design, level) for side in (-1, 1))
+            row |= {"relative_low": 100 * low, "relative_high": 100 * high}
+    return row
 
 
-def _interval(values: Values, how: Bootstrap) -> tuple[float, float, float]:
-    """Ends of the interval, relative to the mean over transfers, and the standard error.
+def _ratio(gain: Values, base: Values, side: int, design: Design, level: float) -> float:
+    """The end of Fieller's interval on one side; NaN where there is none.
+
+    It is where r = (mean gain + side * h(r)) / mean base, h(r) the half-width for gain - r * base.
+    """
+    mean, of_base = (float(mean_over(x, (1, 2)).mean()) for x in (gain, base))
+    ratio = mean / of_base
+    for _ in range(50):
+        if not abs(ratio) < FARTHEST:
+            break
+        squares = mean_squares(gain - ratio * base, design)
+        assert squares is not None
+        end = (mean + side * float(generalised.half_width(squares, level))) / of_base
+        if abs(end - ratio) <= 1e-7 * (1 + abs(end)):
+            return end
+        ratio = end
+    return np.nan  # the other method's mean is not clearly above 0
+
+
+def mean_squares(values: Values, design: Design = FIXED) -> MeanSquares | None:
+    """A, B and E of the mean over transfers; see the module.
 
     Args:
-        values: (transfer, subject, seed), NaN where missing.
-        how: Coverage, replicates and seed of the bootstrap.
-    """
-    from scipy import special
+        values: (transfer, subject, seed), NaN where missing; no subject and no seed without values.
+        design: Of the splits.
 
+    Returns:
+        None with fewer than two subjects in a transfer, or fewer than `MIN_SEEDS` seeds.
+    """
     there = np.isfinite(values)
-    if np.any(there, axis=2).sum(axis=1).min() < 2:
-        return np.nan, np.nan, np.nan  # one subject does not tell how subjects differ
-    score = _scores(values, there)
-    half, variance = _half_width(score, _blocks(there), how.level)
-    # A replicate counts subject i and seed j as often as both are drawn, so that all replicates
-    # are one product of the two tables of counts with the scores.
-    of_subjects, of_seeds = _draws(*score.shape, how.resamples, how.seed)
-    replicates = ((of_subjects @ score) * of_seeds).sum(axis=1)
-    spread = replicates.std()
-    if spread == 0:
-        return 0.0, 0.0, 0.0
-    upper = (1 + how.level) / 2
-    low, high = np.quantile(replicates, [1 - upper, upper])
-    # The shape is that of the replicates; stretched so that normal ones would get the half-width.
-    scale = half / (special.ndtri(upper) * spread)
-    return float(low * scale), float(high * scale), float(np.sqrt(variance))
+    if np.any(there, axis=2).sum(axis=1).min() < 2 or values.shape[2] < MIN_SEEDS:
+        return None
+    score, block = _scores(values, there), _blocks(there)
+    n, m = score.shape
+    f_a, f_b = n - int(block.max()) - 1, m - 1  # each block has a mean of its own
+    a = (score.sum(axis=1) ** 2).sum() * n / f_a
+    b = (score.sum(axis=0) ** 2).sum() * m / f_b
+    if design.name == "resampled":
+        return MeanSquares(a, b, (score**2).sum(), f_a, f_b, 1 + m * design.ratio)
+    # a cell is whole where all transfers that have its subject have it under its seed
+    whole = np.all(there | ~np.any(there, axis=2, keepdims=True), axis=0)
+    return MeanSquares(a, b, _residual(score, whole, block), f_a, f_b)
 
 
 def _scores(values: Values, there: NDArray[np.bool_]) -> Values:
@@ -208,55 +256,58 @@ def _blocks(there: NDArray[np.bool_]) -> NDArray[np.int64]:
     from scipy.sparse.csgraph import connected_components
 
     in_transfer = np.any(there, axis=2)
+    if np.any(np.all(in_transfer, axis=0)):  # a subject that all have: one block, and no search
+        return np.zeros(there.shape[1], np.int64)
     shared = in_transfer.astype(int) @ in_transfer.T.astype(int)
     _, of_transfer = connected_components(shared, directed=False)
     return np.asarray(of_transfer[in_transfer.argmax(axis=0)])
 
 
-def _half_width(score: Values, block: NDArray[np.int64], level: float) -> tuple[float, float]:
-    """Half-width of the interval and variance of the mean; the names are those of the module.
+def _residual(score: Values, whole: NDArray[np.bool_], block: NDArray[np.int64]) -> float:
+    """E, from whole cells: what the sum of a subject's and its block's seed's effect leaves.
 
     Args:
-        score: From `_scores`, (subject, seed).
+        score: From `_scores`.
+        whole: The cells to use, (subject, seed).
         block: From `_blocks`.
-        level: Coverage.
     """
-    from scipy import special
-
-    n, m = score.shape
-    blocks = int(block.max()) + 1
-    f_a, f_b = n - blocks, m - 1  # each block has its own mean, which costs a degree of freedom
-    rows, columns = score.sum(axis=1), score.sum(axis=0)
-    a = (rows**2).sum() * n / f_a
-    upper = (1 + level) / 2
-    t_a, t_b = special.stdtrit([f_a, max(f_b, 1)], upper)
-    only_subjects = t_a * np.sqrt(a), a
-    if not f_b:
-        return only_subjects
-    one_hot = (block[:, None] == np.arange(blocks)).astype(float)
-    by_block = one_hot.T @ score / one_hot.sum(axis=0)[:, None]
-    b = (columns**2).sum() * m / f_b
-    e = ((score - rows[:, None] / m - by_block[block]) ** 2).sum() * n * m / (f_a * f_b)
-    if b <= e:  # the seeds differ by no more than the residual does
-        return only_subjects
-    variance = a + b - e
-    f = variance**2 / (a**2 / f_a + b**2 / f_b + e**2 / (f_a * f_b))
-    satterthwaite = special.stdtrit(max(f, 1), upper) * np.sqrt(variance)
-    conservative = np.sqrt(t_a**2 * a + t_b**2 * (b - e))
-    return max(satterthwaite, (satterthwaite + conservative) / 2), variance
+    use = whole.sum(axis=1) > 1  # a subject's only cell has no residual
+    score, whole, block = score[use], whole[use], block[use]
+    of_block = (block[:, None] == np.unique(block)).astype(float)
+    count, of_seed = whole.sum(axis=1, keepdims=True), of_block.T @ whole
+    freedom = whole.sum() - len(score) - (of_seed > 0).sum() + of_block.shape[1]
+    if freedom <= 0:
+        return 0.0
+    rest = np.where(whole, score, 0.0)
+    for _ in range(1 if whole.all() else 50):  # exact at once where nothing is missing
+        rest = np.where(whole, rest - rest.sum(axis=1, keepdims=True) / count, 0.0)
+        seeds = of_block.T @ rest / np.maximum(of_seed, 1)
+        rest = np.where(whole, rest - of_block @ seeds, 0.0)
+    return float((rest**2).sum() * whole.sum() / freedom)
 
 
-@lru_cache(maxsize=16)
-def _draws(n: int, m: int, resamples: int, seed: int) -> tuple[Values, Values]:
-    """How often each of n subjects and of m seeds is drawn, (resample, n) and (resample, m).
+def above_zero(low: pd.Series) -> pd.Series:
+    """Whether an interval lies above 0; None where there is no interval."""
+    return (low > 0).astype(object).where(low.notna(), None)
 
-    They depend on the numbers of both alone, so that an interval depends on no other one.
+
+def over_transfers(gain: Values) -> tuple[float, float]:
+    """The 95 % interval of the mean gain where transfers are a sample of transfers.
+
+    Student's t with T - 1 degrees of freedom over the transfers' means, which holds whatever makes
+    them differ. NaN with fewer than three transfers.
+
+    Args:
+        gain: (transfer, subject, seed), NaN where missing.
     """
-    rng = np.random.default_rng([seed, n, m])
-    subjects, seeds = (
-        rng.multinomial(k, np.full(k, 1 / k), resamples).astype(float) for k in (n, m)
-    )
-    return subjects, seeds
+    from scipy import stats
+
+    means = mean_over(gain, (1, 2))
+    means = means[np.isfinite(means)]
+    if len(means) < MIN_SEEDS:
+        return np.nan, np.nan
+    half = stats.t.ppf((1 + LEVEL) / 2, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
+    return float(means.mean() - half), float(means.mean() + half)
 
 
 def seed_spread(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
@@ -302,32 +353,3 @@ def _spread(
         "n_subjects": n_subjects,
         "left_out": left_out,
     }
-
-
-def smallest_detectable_gain(
-    differences: ArrayLike, power: float = 0.8, alpha: float = 0.05
-) -> float:
-    """The smallest mean gain that a two-sided Wilcoxon test with these subjects would find.
-
-    The paired t-test's power (statsmodels TTestPower) with the differences' standard deviation,
-    for n * 3/pi subjects in place of n: 3/pi is the asymptotic relative efficiency of the
-    signed-rank test for normal differences (Hodges and Lehmann 1956, doi:10.1214/aoms/1177728261).
-    For a family of k tests give alpha / k.
-
-    Args:
-        differences: One a subject.
-        power: Probability of finding it.
-        alpha: Two-sided level.
-
-    Returns:
-        The gain in the differences' units; NaN for fewer than 3 subjects, 0 where the differences
-        do not vary.
-    """
-    from statsmodels.stats.power import TTestPower
-
-    d = np.asarray(differences, float)
-    if len(d) < 3:
-        return float("nan")
-    nobs = len(d) * 3 / np.pi
-    effect = TTestPower().solve_power(nobs=nobs, alpha=alpha, power=power, alternative="two-sided")
-    return float(np.squeeze(effect) * d.std(ddof=1))

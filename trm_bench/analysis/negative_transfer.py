@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from trm_bench.analysis.intervals import bootstrap_gain, mean_gains
+from trm_bench.analysis.intervals import FIXED, Design, above_zero, gains, mean_gains
 from trm_bench.analysis.table import COLUMNS, KEYS, OVERALL, Grid, grid, mean_over
 from trm_bench.analysis.voxels import ALL_VOXELS, SCRATCH
 
@@ -56,22 +56,24 @@ FINDINGS = [
 ]
 
 
-def gaps(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
+def gaps(table: pd.DataFrame, metric: str = "dice", *, design: Design = FIXED) -> pd.DataFrame:
     """The negative transfer gap of every method that transfers, per transfer and class.
 
     NTG = metric(scratch) - metric(transfer) for a metric of which more is better, with the other
     sign for a distance, paired by subject and seed (after Wang et al., CVPR 2019,
     arXiv:1811.09751). Positive is bad: negative transfer holds where the whole 95 % interval
-    (`intervals.bootstrap_gain`) lies above 0.
+    (`intervals.gains`, each on its own) lies above 0.
 
     Args:
         table: The long table of one protocol.
         metric: Which metric.
+        design: Of the splits.
 
     Returns:
         One row per transfer, method and class, with a class "mean" over all classes and a transfer
-        "mean" over all transfers; `gap`, `low` and `high` in the metric's own unit; no rows where
-        nothing was trained from scratch.
+        "mean" over all transfers; `gap`, `low` and `high` in points, or the metric's unit;
+        `negative_transfer` is None without an interval; no rows where nothing was trained from
+        scratch.
     """
     rows = table[table["metric"] == metric]
     methods = list(dict.fromkeys(rows["method"]))
@@ -82,17 +84,17 @@ def gaps(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     parts = []
     for name in [ALL_CLASSES, *classes] if len(classes) > 1 else classes:
         of_class = rows if name == ALL_CLASSES else rows[rows["class"] == name]
-        over = bootstrap_gain(of_class, metric, pairs, relative=False)
+        over = gains(of_class, metric, pairs, design=design, relative=False)
         parts.append(over.assign(**{"method": over["versus"], "gap": over["gain"], "class": name}))
     joined = pd.concat(parts, ignore_index=True).assign(metric=metric)
-    return joined.assign(negative_transfer=joined["low"] > 0)[GAPS]
+    return joined.assign(negative_transfer=above_zero(joined["low"]))[GAPS]
 
 
 # ------------------------------------------------------------------------------------ voxel level
 
 
-def rates(audits: Sequence[VoxelAudit]) -> pd.DataFrame:
-    """Negative and positive transfer rates: shares of a class's voxels that a method loses, wins.
+def rates(audits: Sequence[VoxelAudit], *, design: Design = FIXED) -> pd.DataFrame:
+    """Negative and positive transfer rates: how much of a class's voxels a method loses and wins.
 
     A subject's rates are means over seeds, the rates here means over subjects. `net` is positive
     minus negative rate, with its 95 % interval over subjects and seeds (`intervals.mean_gains`):
@@ -100,10 +102,11 @@ def rates(audits: Sequence[VoxelAudit]) -> pd.DataFrame:
 
     Args:
         audits: Of one protocol.
+        design: Of the splits.
 
     Returns:
         One row per transfer, method and class (and "all voxels"), and with a transfer "mean" over
-        all transfers; a class without voxels has none.
+        all transfers; a class without voxels has none. Per cent of the voxels, `net` in points.
     """
     rows = [
         ("", a.transfer, method, a.seed, subject, place, "share", *counts)
@@ -119,11 +122,13 @@ def rates(audits: Sequence[VoxelAudit]) -> pd.DataFrame:
     table = table[table["voxels"] > 0]
     parts = []
     for place, part in table.groupby("class", sort=False):
-        lost, won = (part.assign(value=part[side] / part["voxels"]) for side in ("lost", "won"))
+        lost, won = (
+            part.assign(value=100 * part[side] / part["voxels"]) for side in ("lost", "won")
+        )
         lost_cells, won_cells = grid(lost, "share"), grid(won, "share")
         for method in part["method"].unique():
             gain = won_cells.of(method) - lost_cells.of(method)
-            net = mean_gains(gain, won_cells.transfers, won_cells.cells)
+            net = mean_gains(gain, won_cells.transfers, won_cells.cells, design=design)
             negative, positive = (
                 net["transfer"].map(_means(side, method)) for side in (lost_cells, won_cells)
             )
@@ -132,7 +137,9 @@ def rates(audits: Sequence[VoxelAudit]) -> pd.DataFrame:
     return _joined(parts, RATES)
 
 
-def findings(audits: Sequence[VoxelAudit], prior: str = "trm_prior") -> pd.DataFrame:
+def findings(
+    audits: Sequence[VoxelAudit], prior: str = "trm_prior", *, design: Design = FIXED
+) -> pd.DataFrame:
     """How well each map finds the voxels that plain fine-tuning lost, and how much above the prior.
 
     The area under the ROC curve of a subject, mean over seeds, then over subjects. Within a class
@@ -145,6 +152,7 @@ def findings(audits: Sequence[VoxelAudit], prior: str = "trm_prior") -> pd.DataF
     Args:
         audits: Of one protocol.
         prior: The map of the class prior.
+        design: Of the splits.
 
     Returns:
         One row per transfer, map and class (and "all voxels", "lost against won"), and with a
@@ -163,7 +171,8 @@ def findings(audits: Sequence[VoxelAudit], prior: str = "trm_prior") -> pd.DataF
         areas = grid(part, "auroc")
         for name in part["method"].unique():
             versus = prior if prior in areas.methods else name
-            over = mean_gains(areas.gain(name, versus), areas.transfers, areas.cells)
+            gain = areas.gain(name, versus)
+            over = mean_gains(gain, areas.transfers, areas.cells, design=design)
             over = over.rename(columns={"gain": "over_prior"})
             if name == versus:  # no other map to be above
                 over[["over_prior", "low", "high"]] = np.nan

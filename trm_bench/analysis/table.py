@@ -1,7 +1,9 @@
 """The one long table that everything is computed from, its faults, and its arrays.
 
 The columns are `protocol, transfer, method, seed, subject, class, metric, value` and, where known,
-`data` ("phantom" or "real"). `class` names a scored region. One call treats one protocol.
+`data` ("phantom" or "real"). `class` names a scored region. One call treats one protocol. Values
+are in `UNITS`, from here on and in every file: shares of the records are per cent, and differences
+of them points.
 
 The unit is the test subject: a value is averaged over classes, then over seeds, and methods are
 compared within a subject. A gain is positive where the method is better, whatever the metric.
@@ -35,6 +37,9 @@ HIGHER_IS_BETTER = {
     "auroc": True,
     "share": True,
 }
+UNITS = {"dice": "%", "surface_dice": "%", "hd95": "mm"}
+# from the records' unit, in which a Dice is a share
+SCALE = {"dice": 100.0, "surface_dice": 100.0, "hd95": 1.0}
 # the row over all transfers, each with the same weight, as in the tables' last column
 OVERALL = "mean"
 
@@ -42,10 +47,22 @@ Pairs = Sequence[tuple[str, str]]
 
 
 def long_table(results: Results) -> pd.DataFrame:
-    """One row per (protocol, transfer, method, seed, subject, class, metric) that a run scored."""
+    """One row per (protocol, transfer, method, seed, subject, class, metric) that a run scored.
+
+    In `UNITS`.
+    """
     name = results.plan.protocol.name
     rows = [
-        (name, cell.transfer, cell.method, cell.seed, subject, region, metric, value)
+        (
+            name,
+            cell.transfer,
+            cell.method,
+            cell.seed,
+            subject,
+            region,
+            metric,
+            SCALE[metric] * value,
+        )
         for cell, record in results.finished()
         for subject, regions in record.metrics.items()
         for region, metrics in regions.items()

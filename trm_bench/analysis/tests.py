@@ -1,24 +1,27 @@
-"""Which differences between methods are more than chance: paired tests, ranks, a mixed model."""
+"""Every comparison of methods in one table; the signed-rank test of trained networks; ranks."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from trm_bench.analysis import family
+from trm_bench.analysis.intervals import FIXED, Design, gains
 from trm_bench.analysis.table import (
     HIGHER_IS_BETTER,
+    OVERALL,
     Grid,
-    Pairs,
     default_pairs,
     grid,
     mean_over,
 )
 from trm_bench.errors import UserError
+from trm_bench.protocol.schema import Claim
+
+MIN_TRANSFERS = 5  # of Friedman's test
 
 
 class SignedRank(NamedTuple):
@@ -44,28 +47,32 @@ class SignedRank(NamedTuple):
 def signed_rank(differences: ArrayLike) -> SignedRank:
     """Two-sided Wilcoxon signed-rank test of paired differences, with two effect sizes.
 
+    Over subjects, it asks whether these trained networks differ, not whether the methods do: with
+    other seeds the networks are others.
+
     Zeros are ranked with the rest and then dropped from both sums (Pratt 1959,
     doi:10.1080/01621459.1959.10501526), so that many unchanged subjects weaken the evidence; where
     all differences are zero, p = 1. The p-value is exact for up to 50 subjects without zeros and
     ties, from all 2^n changes of sign for up to 13 subjects with them, and from the normal
     approximation, corrected for ties, otherwise.
 
-    Effect sizes, with R+ and R- the sums of the ranks of positive and of negative differences:
+    Effect sizes, with R+ and R- the sums of the ranks of positive and of negative differences among
+    those that are not zero:
 
-        matched-pairs rank-biserial r = (R+ - R-) / (n (n + 1) / 2)
+        matched-pairs rank-biserial r = (R+ - R-) / (R+ + R-)
                                                         Kerby 2014, doi:10.2466/11.IT.3.1
         probability of superiority    = (number > 0 + 0.5 * number = 0) / n
 
     Args:
         differences: One a subject, in the metric's units, positive = better. Differences below
-            1e-12 are taken as rounding errors of equal values.
+            1e-10 are taken as rounding errors of equal values.
 
     Raises:
         ValueError: A difference is not finite.
     """
     from scipy import stats
 
-    d = np.round(np.asarray(differences, float), 12)
+    d = np.round(np.asarray(differences, float), 10)
     if not np.isfinite(d).all():
         raise ValueError("differences must be finite")
     n, zeros = len(d), int((d == 0).sum())
@@ -75,7 +82,9 @@ def signed_rank(differences: ArrayLike) -> SignedRank:
     if zeros == n:
         return SignedRank(n, zeros, 1.0, 0.0, superiority, "all zero")
     ranks = stats.rankdata(np.abs(d))
-    rank_biserial = (ranks[d > 0].sum() - ranks[d < 0].sum()) / (n * (n + 1) / 2)
+    changed = d[d != 0]
+    rank_biserial = stats.rankdata(np.abs(changed)) @ np.sign(changed)
+    rank_biserial /= len(changed) * (len(changed) + 1) / 2
     tied = zeros > 0 or len(np.unique(np.abs(d))) < n
     if tied and n <= 13:
         how, p = "permutation", _p_of_all_signs(d, ranks)
@@ -106,73 +115,76 @@ def _p_of_all_signs(d: NDArray[np.float64], ranks: NDArray[np.float64]) -> float
 def compare(
     table: pd.DataFrame,
     metric: str = "dice",
-    pairs: Pairs | None = None,
     reference: str = "finetune",
     focus: str = "trm",
+    *,
+    claim: Claim | None = None,
+    design: Design = FIXED,
 ) -> pd.DataFrame:
-    """Tests each pair of methods within each transfer; Holm's correction goes over all rows.
+    """Compares methods within each transfer and over all, with everything that is said of them.
+
+    The pairs are those of `default_pairs` and of the family; see `family.pairs_of`. Only the rows
+    of the family's pairs over all transfers are corrected for their number and marked; all others
+    are exploratory, each on its own.
 
     Args:
         table: The long table of one protocol.
         metric: Which metric.
-        pairs: (method, versus) pairs; by default those of `default_pairs`.
         reference: The method that all are compared with.
         focus: The method that is compared with all.
+        claim: Of the protocol; declares the family.
+        design: Of the splits.
 
     Returns:
-        One row for each transfer and pair: n_subjects, n_seeds; mean_gain and median_gain over
-        subjects (metric's units, positive = `method` is better); relative_gain (%, mean gain over
-        the mean of `versus`); p (Wilcoxon, see `signed_rank`), p_holm (Holm 1979, family-wise over
-        the rows here), test (how p was computed), rank_biserial, superiority, zeros (subjects
-        without any difference), left_out ((subject, seed) cells not used).
+        One row for each pair and transfer, and transfer "mean": role (`family` or `exploratory`);
+        what `intervals.mean_gains` gives (of methods, over subjects and seeds); what `family.judge`
+        gives, in rows of the family; and `signed_rank`'s test of the networks that were trained,
+        over subjects (means over seeds), in the rows of a transfer: networks_p, networks_p_holm
+        (Holm over all of them), networks_test, median_gain, rank_biserial, superiority, zeros.
 
     Raises:
-        UserError: See `grid`; or a pair names a method without values; or there is nothing to
-            compare.
+        UserError: See `grid`; or there is nothing to compare.
     """
-    from statsmodels.stats.multitest import multipletests
-
     g = grid(table, metric)
-    pairs = default_pairs(g.methods, reference, focus) if pairs is None else list(pairs)
+    of_family = family.pairs_of(claim, g.methods, reference, focus)
+    pairs = list(dict.fromkeys([*default_pairs(g.methods, reference, focus), *of_family]))
     if not pairs:
         raise UserError(
             f"nothing to compare: no '{reference}' and no '{focus}' beside another method in the "
             "table"
         )
-    places = range(len(g.transfers))
-    out = pd.DataFrame([_compared(g, t, *pair) for t in places for pair in pairs])
-    tested = out["p"].notna().to_numpy()
+    rows = gains(g, metric, pairs, design=design)
+    judged = family.judge(g, metric, of_family, design=design)[family.COLUMNS]
+    judged = judged.assign(transfer=OVERALL, role="family")
+    rows = rows.merge(judged, how="left", on=["transfer", "method", "versus"])
+    rows["role"] = rows["role"].fillna("exploratory")
+    rows["mark"] = rows["mark"].fillna("")
+    networks = pd.DataFrame(
+        [_networks(g, t, *pair) for t in range(len(g.transfers)) for pair in pairs]
+    )
+    tested = networks["networks_p"].notna().to_numpy()
+    networks["networks_p_holm"] = np.nan
     if tested.any():
-        p = out.loc[tested, "p"].to_numpy()
-        out.loc[tested, "p_holm"] = multipletests(p, method="holm")[1]
-    return out
+        p = networks.loc[tested, "networks_p"].to_numpy()
+        networks.loc[tested, "networks_p_holm"] = family.holm(p)
+    return rows.merge(networks, how="left", on=["transfer", "method", "versus"])
 
 
-def _compared(g: Grid, t: int, method: str, versus: str) -> dict[str, Any]:
-    """One row of `compare`, its p not corrected yet."""
-    gain = g.gain(method, versus)[t]
-    both = np.isfinite(gain)
-    per_subject = mean_over(gain, axis=1)
-    of_versus = mean_over(np.where(both, g.of(versus)[t], np.nan), axis=1)
-    per_subject, of_versus = (x[np.any(both, axis=1)] for x in (per_subject, of_versus))
+def _networks(g: Grid, t: int, method: str, versus: str) -> dict[str, Any]:
+    """The signed-rank test of a pair in a transfer, not corrected yet."""
+    per_subject = mean_over(g.gain(method, versus)[t], axis=1)
+    per_subject = per_subject[np.isfinite(per_subject)]
     test = signed_rank(per_subject)
-    mean, level = (per_subject.mean(), of_versus.mean()) if test.n else (np.nan, np.nan)
     return {
         "transfer": g.transfers[t],
         "method": method,
         "versus": versus,
-        "n_subjects": test.n,
-        "n_seeds": int(np.any(both, axis=0).sum()),
-        "mean_gain": mean,
+        "networks_p": test.p,
+        "networks_test": test.method,
         "median_gain": np.median(per_subject) if test.n else np.nan,
-        "relative_gain": 100 * mean / level if level else np.nan,
-        "p": test.p,
-        "p_holm": np.nan,
-        "test": test.method,
         "rank_biserial": test.rank_biserial,
         "superiority": test.superiority,
         "zeros": test.zeros,
-        "left_out": int(g.cells[t].sum() - both.sum()),
     }
 
 
@@ -211,7 +223,8 @@ def friedman(
         CD = q(1 - alpha; k, inf) / sqrt(2) * sqrt(k (k + 1) / (6 N))
 
     with k methods, N transfers and q the studentized range. Transfers that share subjects are not
-    independent, which the test takes them to be: read it as a description.
+    independent, which the test takes them to be: read it as a description. Below `MIN_TRANSFERS`
+    transfers it can tell hardly anything apart, and is not run.
 
     Returns:
         The result, or None where the test cannot be run, and a note: why not, or what was left out
@@ -230,11 +243,12 @@ def friedman(
     left_out = int(g.cells[use].sum() - common.sum())
     if left_out:
         notes.append(f"{left_out} (subject, seed) cells left out, since not all methods have them")
-    if len(g.methods) < 3 or use.sum() < 2:
+    if len(g.methods) < 3 or use.sum() < MIN_TRANSFERS:
         has = f"{len(g.methods)} and {use.sum()}"
-        return None, "; ".join([f"needs 3 methods and 2 transfers, has {has}", *notes])
+        needs = f"needs 3 methods and {MIN_TRANSFERS} transfers, has {has}"
+        return None, "; ".join([needs, *notes])
     means = np.stack([g.values[:, t][:, common[t]].mean(axis=1) for t in np.flatnonzero(use)])
-    better_is_less = np.round(means, 12) * (-1 if HIGHER_IS_BETTER[metric] else 1)
+    better_is_less = np.round(means, 10) * (-1 if HIGHER_IS_BETTER[metric] else 1)
     return _ranked(better_is_less, g.methods, alpha), "; ".join(notes)
 
 
@@ -254,90 +268,3 @@ def _ranked(means: NDArray[np.float64], methods: list[str], alpha: float) -> Fri
     distance = float(q / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * count)))
     order = pd.Series(ranks, methods, name="mean_rank").sort_values(kind="stable")
     return Friedman(float(statistic), float(p), order, pairwise, distance, count)
-
-
-def mixed_model(
-    table: pd.DataFrame,
-    metric: str = "dice",
-    reference: str = "finetune",
-    methods: Sequence[str] | None = None,
-) -> pd.DataFrame:
-    """A sensitivity check that takes transfers as a sample of transfers: mixed models by REML.
-
-    One linear model for each method, so that each has its own variance over transfers: the gain
-    over `reference` (mean over classes and seeds) is a constant plus crossed random effects of
-    transfer and of subject plus noise. The test of the constant is Wald's, from the normal
-    distribution, hence too bold with few transfers. Where no subject is in two transfers, its
-    effect cannot be told from noise and is left out of the model.
-
-    Returns:
-        One row a method: gain, standard_error, low, high (95 %, the metric's units), p,
-        sd_transfer, sd_subject, sd_residual, n_transfers, n_values, converged, and note: every
-        warning of the fit, or why there is none. Where the fit did not converge, `gain` is the
-        plain mean and the rest is NaN.
-
-    Raises:
-        UserError: See `grid`; or a method has no values.
-    """
-    g = grid(table, metric)
-    methods = [m for m in g.methods if m != reference] if methods is None else list(methods)
-    return pd.DataFrame(
-        [
-            {"method": m, "versus": reference, **_modelled(mean_over(g.gain(m, reference), axis=2))}
-            for m in methods
-        ]
-    )
-
-
-def _modelled(gain: NDArray[np.float64]) -> dict[str, Any]:
-    """One row of `mixed_model`, from gains by (transfer, subject), NaN where missing."""
-    t, s = np.nonzero(np.isfinite(gain))
-    y = gain[t, s]
-    unknown = ["standard_error", "low", "high", "p", "sd_transfer", "sd_subject", "sd_residual"]
-    row: dict[str, Any] = {"gain": y.mean() if len(y) else np.nan, **dict.fromkeys(unknown, np.nan)}
-    row |= {"n_transfers": len(np.unique(t)), "n_values": len(y), "converged": False, "note": ""}
-    scale = y.std() if len(y) else 0.0
-    if row["n_transfers"] < 2:
-        return row | {"note": "needs 2 transfers"}
-    if scale < 1e-12:
-        return row | {"note": "all gains are equal"}
-    fit, note = _fitted(y / scale, t, s)  # the optimiser's tolerances are for values of about 1
-    if fit is None or not fit.converged:
-        return row | {"note": note}
-    spreads = dict(zip(fit.model.exog_vc.names, np.sqrt(fit.vcomp) * scale, strict=True))
-    low, high = fit.conf_int().loc["Intercept"] * scale
-    return row | {
-        "gain": fit.fe_params["Intercept"] * scale,
-        "standard_error": fit.bse_fe["Intercept"] * scale,
-        "low": low,
-        "high": high,
-        "p": fit.pvalues["Intercept"],
-        "sd_transfer": spreads["transfer"],
-        "sd_subject": spreads.get("subject", np.nan),
-        "sd_residual": np.sqrt(fit.scale) * scale,
-        "converged": True,
-        "note": note,
-    }
-
-
-def _fitted(
-    y: NDArray[np.float64], transfer: NDArray[np.int64], subject: NDArray[np.int64]
-) -> tuple[Any, str]:
-    """The fit of statsmodels, or None, and its warnings, or why there is none."""
-    import statsmodels.formula.api as smf
-    from threadpoolctl import threadpool_limits
-
-    data = pd.DataFrame({"y": y, "transfer": transfer, "subject": subject, "all": 1})
-    effects = {"transfer": "0 + C(transfer)"}
-    if len(np.unique(subject)) < len(subject):
-        effects["subject"] = "0 + C(subject)"
-    # threads cost more than they bring: the matrices are many and small
-    with threadpool_limits(1), warnings.catch_warnings(record=True) as raised:
-        warnings.simplefilter("always")
-        try:
-            model = smf.mixedlm("y ~ 1", data, groups="all", vc_formula=effects)
-            fit = model.fit(reml=True, method=["powell", "nm"])
-        except (np.linalg.LinAlgError, ValueError) as error:
-            return None, f"not fitted: {error}"
-    notes = dict.fromkeys(str(w.message) for w in raised)
-    return fit, "; ".join(notes) or ("" if fit.converged else "not converged")

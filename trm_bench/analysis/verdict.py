@@ -1,4 +1,4 @@
-"""One word on a paper's claim, with the rule that gave it."""
+"""One word on a claimed gain, with the rule that gave it and how often the rule is wrong."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-from trm_bench.analysis.intervals import bootstrap_gain
-from trm_bench.analysis.table import OVERALL
+from trm_bench.analysis import family, power
+from trm_bench.analysis.intervals import FIXED, Design, above_zero, gains
+from trm_bench.analysis.power import Spread, Widths
+from trm_bench.analysis.table import OVERALL, Grid, grid, mean_over
 from trm_bench.analysis.voxels import SCRATCH
 from trm_bench.errors import UserError
-from trm_bench.protocol.schema import Claim
+from trm_bench.protocol.schema import CONTROLS, Claim
 
 # An interval holds its own ends: one that touches 0 holds 0, one that touches the claim holds it.
 RULES = {
-    "reproduced": "the interval lies above 0 and holds the claimed gain",
-    "direction reproduced": "the interval lies above 0 and does not hold the claimed gain",
+    "reproduced": "the interval lies above 0 and reaches the claimed gain",
+    "smaller than claimed": "the interval lies above 0 and below the claimed gain",
     "inconclusive": "the interval holds both 0 and the claimed gain",
-    "not reproduced": "the interval holds 0 and not the claimed gain",
+    "not reproduced": "the interval holds 0 and lies below the claimed gain",
     "contradicted": "the interval lies below 0",
 }
-# same loss, without the map's information
-CONTROLS = ("trm_prior", "trm_uniform", "trm_shuffled")
-# one point: 0.01 of a Dice, 1 mm of a distance
-POINTS = {"dice": 100.0, "surface_dice": 100.0, "hd95": 1.0}
-INTERVAL = ["gain", "low", "high"]
+# without these two the gain is that of a weighting, not of the map
+DECISIVE = ("trm_prior", "trm_shuffled")
+SEEDS = (5, 8, 10)  # of the confusion table: fewer give no verdict
+NOISE = (0.5, 1.0, 2.0)  # times what was measured
+GIVEN = {"no gain": 0.0, "a tenth": 0.1, "half": 0.5, "as claimed": 1.0}  # parts of the claim
 
 
 class Verdict(NamedTuple):
@@ -33,6 +36,17 @@ class Verdict(NamedTuple):
 
     word: str
     rule: str
+
+
+def words(low: ArrayLike, high: ArrayLike, claimed: float) -> NDArray[np.str_]:
+    """The word for each interval, in the claim's unit."""
+    low, high = np.asarray(low, float), np.asarray(high, float)
+    reaches = high >= claimed
+    return np.select(
+        [high < 0, (low > 0) & reaches, low > 0, reaches],
+        ["contradicted", "reproduced", "smaller than claimed", "inconclusive"],
+        "not reproduced",
+    )
 
 
 def verdict(low: float, high: float, claimed: float) -> Verdict:
@@ -44,16 +58,11 @@ def verdict(low: float, high: float, claimed: float) -> Verdict:
         UserError: The interval is not finite or upside down, or the claimed gain is not above 0.
     """
     if not (np.isfinite(low) and np.isfinite(high) and low <= high):
-        fix = "a verdict needs two subjects with both methods or more"
+        fix = "a verdict needs two subjects with both methods or more, and five seeds"
         raise UserError(f"[{low}, {high}] is not an interval", fix=fix)
     if not (np.isfinite(claimed) and claimed > 0):
         raise UserError(f"a claimed gain must be above 0, not {claimed}", where="claim.gain")
-    if high < 0:
-        word = "contradicted"
-    elif low > 0:
-        word = "reproduced" if low <= claimed <= high else "direction reproduced"
-    else:
-        word = "inconclusive" if claimed <= high else "not reproduced"
+    word = str(words(low, high, claimed))
     return Verdict(word, RULES[word])
 
 
@@ -63,17 +72,21 @@ class Judgement(NamedTuple):
     Attributes:
         claim: As given.
         no_verdict: Why there is no verdict; "" where there is one.
-        gains: Rows points and relative (%): measured gain, low, high over all transfers; claimed,
-            word and rule in the claim's unit or units ("" in the other, and throughout where there
-            is no verdict).
+        gains: Rows points and relative (%): measured gain, low, high over all transfers, at the
+            family's level; claimed, word and rule in the claim's unit or units ("" in the other,
+            and throughout where there is no verdict).
         controls: For each control in the table: gain of the claim's method over it in points, low,
-            high, and `survives`: the interval lies above 0.
+            high (at the family's level), and `survives`: it is marked as better.
         negative_transfer: For the claim's `versus` and its method, each transfer and the mean: the
             gap metric(scratch) - metric(method) in points (positive = training from scratch is
-            better), low, high, and `present`: the interval lies above 0.
+            better), low, high, and `present`: the interval lies above 0; None without one.
         gone: Over all transfers, negative transfer is present with `versus` and not with the
             claim's method; None where it is not present with `versus`, so that there is nothing to
             avoid. "Not present" is no proof of absence.
+        holds: Whether the claim stands: in each reading of its unit the interval lies above half
+            the claimed gain, and the gain over `DECISIVE` controls survives.
+        fails: Why it does not; "" where it does or there is no verdict.
+        confusion: See `confusion`; empty where the spread is not known.
         notes: What a reader must know: cells left out, methods not in the table, few seeds.
     """
 
@@ -83,80 +96,115 @@ class Judgement(NamedTuple):
     controls: pd.DataFrame
     negative_transfer: pd.DataFrame
     gone: bool | None
+    holds: bool
+    fails: str
+    confusion: pd.DataFrame
     notes: list[str]
 
 
-def judge(table: pd.DataFrame, claim: Claim) -> Judgement:
+def judge(table: pd.DataFrame, claim: Claim, *, design: Design = FIXED) -> Judgement:
     """Judges a protocol's claim, and says what the gain is due to.
 
-    Intervals are those of `intervals.bootstrap_gain` (95 %, each on its own). Where the claim
-    leaves open whether its percentages are points or relative, both readings are judged. A verdict
-    needs data marked "real" throughout.
+    The claim's comparison and those with its controls stand in the family; see `family`. Where the
+    claim leaves open whether its percentages are points or relative, both readings are judged. A
+    verdict needs data marked "real" throughout, and as many seeds as marks do.
 
     Args:
         table: The long table of one protocol.
-        claim: Of the protocol.
+        claim: Of the protocol, with a gain.
+        design: Of the splits.
 
     Raises:
         UserError: The claim's methods have no values, its gain is not above 0, or the table is at
             fault (see `table.grid`).
     """
     method, versus = claim.method, claim.versus
-    methods = _methods(table, claim.metric)
-    controls = [name for name in CONTROLS if name in methods and name != method]
-    with_scratch = SCRATCH in methods - {versus, method}
-    pairs = [(method, versus), *((method, name) for name in controls if name != versus)]
-    pairs += [(SCRATCH, name) for name in (versus, method)] if with_scratch else []
-    rows = bootstrap_gain(table, claim.metric, pairs)
-    rows[INTERVAL] *= POINTS[claim.metric]
-    overall = rows[rows["transfer"] == OVERALL]
-    main = overall.iloc[0]  # the pair of the claim is the first one
-
-    no_verdict = _no_verdict(table)
-    gains = _gains(main, claim, not no_verdict)
-    if not no_verdict and (gains["word"] == "").all():
-        no_verdict = (
-            "no verdict: there is no interval, since a transfer has fewer than two subjects with "
-            "both methods"
-        )
-    over = overall[(overall["method"] == method) & overall["versus"].isin(controls)]
-    over = over[["versus", *INTERVAL]].rename(columns={"versus": "control"}).reset_index(drop=True)
-    gaps = rows[(rows["method"] == SCRATCH) & with_scratch][["versus", "transfer", *INTERVAL]]
-    gaps = gaps.rename(columns={"versus": "method", "gain": "gap"}).reset_index(drop=True)
-    gaps["present"] = gaps["low"] > 0
+    g = grid(table, claim.metric)
+    g.gain(method, versus)  # raises for methods without values
+    pairs = family.pairs_of(claim, g.methods, versus, method)
+    pairs = list(dict.fromkeys([(method, versus), *pairs]))
+    rows = family.judge(g, claim.metric, pairs, design=design).set_index(["method", "versus"])
+    main: pd.Series = rows.iloc[0]
+    controls = [name for name in CONTROLS if (method, name) in rows.index and name != versus]
+    over = rows.loc[[(method, name) for name in controls]]
+    over = pd.DataFrame(
+        {
+            "control": controls,
+            "gain": over["gain"].to_numpy(float),
+            "low": over["family_low"].to_numpy(float),
+            "high": over["family_high"].to_numpy(float),
+            "survives": (over["mark"] == family.BETTER).to_numpy(bool),
+        }
+    )
+    no_verdict = _no_verdict(table) or _too_few(main)
+    measured = _gains(main, claim, not no_verdict)
+    gaps = _gaps(g, claim, design)
     present = gaps[gaps["transfer"] == OVERALL].set_index("method")["present"].to_dict()
+    fails = "" if no_verdict else _fails(measured, over)
+    spread = Spread.of(g.gain(method, versus), design)
+    mean_of_versus = float(np.nanmean(mean_over(g.of(versus), (1, 2))))
     return Judgement(
         claim=claim,
         no_verdict=no_verdict,
-        gains=gains,
-        controls=over.assign(survives=over["low"] > 0),
+        gains=measured,
+        controls=over,
         negative_transfer=gaps,
         gone=not present[method] if present.get(versus) else None,
-        notes=_notes(main, rows, controls, with_scratch),
+        holds=not (no_verdict or fails),
+        fails=fails,
+        confusion=confusion(spread, claim, len(pairs), mean_of_versus),
+        notes=_notes(main, len(g.transfers), controls, SCRATCH in g.methods),
     )
 
 
-def _methods(table: pd.DataFrame, metric: str) -> set[str]:
-    """Methods with values; none in a table without the columns, which `grid` then refuses."""
-    if not {"metric", "method"} <= set(table):
-        return set()
-    return set(table.loc[table["metric"] == metric, "method"])
+def _gaps(g: Grid, claim: Claim, design: Design) -> pd.DataFrame:
+    """`Judgement.negative_transfer`."""
+    against = [m for m in (claim.versus, claim.method) if m != SCRATCH and SCRATCH in g.methods]
+    columns = ["method", "transfer", "gap", "low", "high", "present"]
+    if not against:
+        return pd.DataFrame(columns=columns)
+    pairs = [(SCRATCH, method) for method in against]
+    rows = gains(g, claim.metric, pairs, design=design, relative=False)
+    rows = rows.drop(columns="method").rename(columns={"versus": "method", "gain": "gap"})
+    return rows.assign(present=above_zero(rows["low"]))[columns]
 
 
 def _gains(main: pd.Series, claim: Claim, judged: bool) -> pd.DataFrame:
     """The measured gain in both units, with the claimed one and the word where it is judged."""
-    columns = {"points": INTERVAL, "relative": ["relative", "relative_low", "relative_high"]}
+    columns = {
+        "points": ["gain", "family_low", "family_high"],
+        "relative": ["relative", "relative_low", "relative_high"],
+    }
     rows = {}
     for unit, names in columns.items():
         gain, low, high = (float(main[name]) for name in names)
-        row: dict[str, Any] = dict(zip(INTERVAL, (gain, low, high), strict=True))
+        row: dict[str, Any] = {"gain": gain, "low": low, "high": high}
         row |= {"claimed": np.nan, "word": "", "rule": ""}
         if claim.unit in (unit, "points-or-relative"):
             row["claimed"] = claim.gain
-            if judged and np.isfinite([low, high]).all():
+            if judged:
+                assert claim.gain is not None
                 row |= verdict(low, high, claim.gain)._asdict()
         rows[unit] = row
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _fails(measured: pd.DataFrame, controls: pd.DataFrame) -> str:
+    judged = measured[measured["word"] != ""]
+    reasons = [
+        f"the gain [{unit}] is not shown to be half of what is claimed"
+        for unit, row in judged.iterrows()
+        if not row["low"] >= row["claimed"] / 2
+    ]
+    survives = dict(zip(controls["control"], controls["survives"], strict=True))
+    reasons += [
+        f"it is not shown to gain over {name}"
+        if name in survives
+        else f"{name} is not in the table, so that the gain may be that of a weighting"
+        for name in DECISIVE
+        if not survives.get(name)
+    ]
+    return "; ".join(reasons)
 
 
 def _no_verdict(table: pd.DataFrame) -> str:
@@ -173,22 +221,86 @@ def _no_verdict(table: pd.DataFrame) -> str:
     return f"no verdict: the table does not say that its data are real, but: {listed}"
 
 
-def _notes(
-    main: pd.Series, rows: pd.DataFrame, controls: list[str], with_scratch: bool
-) -> list[str]:
+def _too_few(main: pd.Series) -> str:
+    """Why these numbers give no verdict; "" where they do."""
+    if main["n_seeds"] < (needed := family.seeds_for_marks(main["k"])):
+        return (
+            f"no verdict: {main['n_seeds']} of the {needed} seeds that a family of {main['k']} "
+            f"comparison{'' if main['k'] == 1 else 's'} needs"
+        )
+    if not np.isfinite(main["family_low"]):
+        return (
+            "no verdict: there is no interval, since a transfer has fewer than two subjects with "
+            "both methods"
+        )
+    if not np.isfinite(main["relative_low"]):
+        return "no verdict: the other method's mean is not clearly above 0"
+    return ""
+
+
+def _notes(main: pd.Series, transfers: int, controls: list[str], with_scratch: bool) -> list[str]:
     notes = []
     if main["left_out"]:
         notes.append(
             f"{main['left_out']} (subject, seed) cells lack one of the two methods and are left out"
         )
-    transfers = rows["transfer"].nunique() - 1
     if main["n_transfers"] < transfers:
         lacking = transfers - main["n_transfers"]
         notes.append(f"{lacking} of {transfers} transfers lack one of the two methods")
-    if main["n_seeds"] == 1:
-        notes.append("one seed: the interval holds the spread of subjects alone")
     if absent := [name for name in CONTROLS if name not in controls]:
-        notes.append(f"controls not in the table: {', '.join(absent)}")
+        notes.append(f"controls not in the table or the family: {', '.join(absent)}")
     if not with_scratch:
         notes.append("no method 'scratch' in the table: negative transfer cannot be told")
     return notes
+
+
+def confusion(spread: Spread | None, claim: Claim, k: int, mean_of_versus: float) -> pd.DataFrame:
+    """How often each word comes out, were the true gain what `GIVEN` says.
+
+    Gains vary as measured, or half or twice as much; intervals are at the level of a family in
+    which nothing is rejected. A claim that leaves its unit open gets its word as points here;
+    `holds` asks for both readings, the relative one with the mean of `versus` taken as known, and
+    takes the controls' survival for granted, so that it is an upper limit.
+
+    Args:
+        spread: Of the gains; None where it is not known.
+        claim: With a gain.
+        k: Size of the family.
+        mean_of_versus: For relative claims, in per cent.
+
+    Returns:
+        One row for each noise (times the measured), number of seeds and true gain (its name, and
+        points): the probability of each word, and of `holds`.
+    """
+    if spread is None or claim.gain is None:
+        return pd.DataFrame()
+    readings = {"points": claim.gain, "relative": claim.gain * mean_of_versus / 100}
+    claimed = [v for unit, v in readings.items() if claim.unit in (unit, "points-or-relative")]
+    level = family.level_of([], k)
+    rows = []
+    for noise in NOISE:
+        for seeds in (m for m in SEEDS if m >= family.seeds_for_marks(k)):
+            widths = power.widths(spread.times(noise), seeds, level)
+            for name, part in GIVEN.items():
+                gain = part * claimed[0]
+                chances = _chances(gain, claimed[0], widths)
+                holds = widths.beyond(max(claimed) / 2 + widths.half - gain)
+                row = {"noise": noise, "seeds": seeds, "given": name, "gain": gain}
+                rows.append({**row, **chances, "holds": holds})
+    return pd.DataFrame(rows)
+
+
+def _chances(gain: float, claimed: float, widths: Widths) -> dict[str, float]:
+    """The probability of each word: each is a stretch of the measured gain."""
+    half = widths.half
+    above = widths.beyond(half - gain)
+    reproduced = widths.beyond(np.maximum(half, claimed - half) - gain)
+    contradicted = 1 - widths.beyond(-half - gain)
+    inconclusive = widths.beyond(np.minimum(half, claimed - half) - gain) - above
+    return {
+        "reproduced": reproduced,
+        "smaller than claimed": above - reproduced,
+        "inconclusive": inconclusive,
+        "not reproduced": 1 - above - inconclusive - contradicted,
+        "contradicted": contradicted,
+    }

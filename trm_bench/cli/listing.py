@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from trm_bench.cli.options import (
     app,
@@ -28,7 +28,7 @@ def methods(
         out.print(inspect.cleandoc(kind.__doc__ or ""), highlight=False, markup=False)
         out.print(_parameters(kind))
         return
-    table = Table("method", "what", "parameters", "source")
+    table = Table(Column("method", no_wrap=True), "what", "parameters", "source")
     for known in REGISTRY.names():
         kind = REGISTRY.get(known)
         first = inspect.cleandoc(kind.__doc__ or "").splitlines()[0]

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from trm_bench.cli.options import (
-    app,
-    out,
-)
+from trm_bench.cli.options import Settings, app, load, out, split
+from trm_bench.errors import UserError
 
 
 @app.command()
@@ -64,15 +63,69 @@ def readings(
         out.print(path, soft_wrap=True, highlight=False)
 
 
+@app.command("power")
+def power_(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="PROTOCOL|DIR", help="A protocol, or the results of a pilot."),
+    ],
+    settings: Settings = None,
+    subjects: Annotated[
+        int | None, typer.Option(min=2, help="Test subjects; by default the protocol's.")
+    ] = None,
+    deviations: Annotated[
+        str | None,
+        typer.Option(
+            "--sd",
+            metavar="SUBJECT,SEED,RESIDUAL",
+            help="Standard deviations of the gains of a protocol, in points.",
+        ),
+    ] = None,
+) -> None:
+    """Say what gains could be found, and how many seeds and subjects a claim takes."""
+    from trm_bench import prospects
+
+    folder = Path(name)
+    if folder.is_dir():
+        if settings or subjects or deviations:
+            what = "results are judged by their own subjects and spread"
+            raise UserError(what, "--set, --subjects, --sd", "leave them out, or name a protocol")
+        several = prospects.of_results(folder)
+    else:
+        protocol = load(name, settings, False)
+        several = [prospects.of_protocol(protocol, subjects, _deviations(deviations))]
+    for prospect in several:
+        head, *rows = prospects.table(prospect)
+        table = Table(*head, box=None, padding=(0, 2))
+        for row in rows:
+            table.add_row(*row)
+        for sentence in prospects.sentences(prospect):
+            out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        out.print(table)
+
+
+def _deviations(text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        subject, seed, residual = (float(x) for x in split(text))
+    except ValueError:
+        subject = seed = residual = -1.0
+    if not min(subject, seed, residual) >= 0:
+        what = f"'{text}' is not three standard deviations"
+        raise UserError(what, "--sd", "subjects, seeds and residual, for example --sd 1.3,0.5,1.8")
+    return subject, seed, residual
+
+
 @app.command()
 def verdict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
 ) -> None:
     """Judge the claim of each protocol in DIR by its records, and print the rule.
 
-    Exit code 0: every claim is `reproduced` or `direction reproduced`, in each reading of its unit.
-    1: one is not, or there is no verdict (no claim, stand-in data, no numbers). 2: there are no
-    results to judge.
+    Exit code 0: of every claim, half or more is shown, in each reading of its unit, and the gain
+    over trm_prior and trm_shuffled survives. 1: of one it is not, or there is no verdict (no claim,
+    stand-in data, too few seeds, no numbers). 2: there are no results to judge.
     """
     from trm_bench import report
 

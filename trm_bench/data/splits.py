@@ -16,12 +16,21 @@ from trm_bench.seeds import seed_of
 
 @dataclass(frozen=True)
 class Split:
-    """Subject ids of each part; those of `train` patient by patient, since shots count patients."""
+    """Subject ids of each part.
+
+    Attributes:
+        source: Source training subjects.
+        train_patients: Target training subjects patient by patient, since shots count patients.
+        val: Validation subjects.
+        test: Test subjects.
+        others: The training sets of the other seeds, where every seed has its own.
+    """
 
     source: tuple[str, ...]
     train_patients: tuple[tuple[str, ...], ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
+    others: tuple[tuple[str, ...], ...] = ()
 
     @property
     def train(self) -> tuple[str, ...]:
@@ -33,7 +42,7 @@ class Split:
         return tuple(subject for scans in self.train_patients[:shots] for subject in scans)
 
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """The parts by name."""
+        """The parts by name, without the training sets of other seeds."""
         return {"source": self.source, "train": self.train, "val": self.val, "test": self.test}
 
 
@@ -44,36 +53,52 @@ def split(subjects: Sequence[Subject], config: SplitConfig, seed: int) -> Split:
     Args:
         subjects: Usable subjects, in any order.
         config: The protocol's `split`.
-        seed: The training seed; matters for `per_seed` alone.
+        seed: The training seed; does not matter for the design `fixed`.
 
     Raises:
-        UserError: There are too few patients.
+        UserError: There are too few patients, or no training set for the seed.
     """
+    sets = config.sets if config.design == "disjoint" else 1
+    own = seed if config.design == "disjoint" else 0
+    if own >= sets:
+        raise UserError(
+            f"seed {seed} has no training set of its own: {sets} are set aside",
+            "split.sets",
+            f"raise it to {seed + 1}, or choose seeds from 0 to {sets - 1}",
+        )
     by_patient: dict[str, list[Subject]] = defaultdict(list)
     for subject in sorted(subjects, key=lambda s: s.id):
         by_patient[subject.patient].append(subject)
-    rng = np.random.default_rng(
-        seed_of("split", config.seed, seed if config.per_seed else "shared")
-    )
+    drawn_by = seed if config.design == "resampled" else "shared"
+    rng = np.random.default_rng(seed_of("split", config.seed, drawn_by))
     patients = _shuffled(by_patient, config.stratify is not None, rng)
 
-    total, target = len(patients), config.target
+    sizes = _sizes(len(patients), config, sets)
+    source, *trains, val, test = (
+        [tuple(s.id for s in by_patient[str(patient)]) for patient in block]
+        for block in np.split(patients, np.cumsum(sizes))[:-1]
+    )
+    train = tuple(trains.pop(own))
+    others = tuple(sum(other, ()) for other in trains)
+    return Split(sum(source, ()), train, sum(val, ()), sum(test, ()), others)
+
+
+def _sizes(total: int, config: SplitConfig, sets: int) -> list[int]:
+    """Patients of the source, of each training set, of validation and test, in this order."""
+    target = config.target
     n_source = round(config.source * total) if config.source < 1 else int(config.source)
-    rest = total - n_source - target.train - target.val
+    rest = total - n_source - sets * target.train - target.val
     n_test = rest if target.test == "rest" else target.test
     if n_source < 1 or n_test < 1 or n_test > rest:
+        disjoint = config.design == "disjoint"
+        train = f"{sets} x {target.train}" if disjoint else f"{target.train}"
         raise UserError(
-            f"{total} usable patients do not suffice for source {n_source}, train {target.train}, "
+            f"{total} usable patients do not suffice for source {n_source}, train {train}, "
             f"val {target.val}, test {target.test}",
             "split",
-            "lower the numbers, or add subjects",
+            f"lower the numbers{' or split.sets' * disjoint}, or add subjects",
         )
-    ends = np.cumsum([n_source, target.train, target.val, n_test])
-    source, train, val, test = (
-        [tuple(s.id for s in by_patient[str(patient)]) for patient in block]
-        for block in np.split(patients, ends)[:4]
-    )
-    return Split(sum(source, ()), tuple(train), sum(val, ()), sum(test, ()))
+    return [n_source, *[target.train] * sets, target.val, n_test]
 
 
 def inner_folds(
@@ -82,8 +107,8 @@ def inner_folds(
     """Cross-validation among the patients that a run may train on or validate on.
 
     Each patient of the target's training and validation parts validates in one fold. The others
-    train, in the order of the split and as many of them as `shots`; source and test subjects are
-    in no fold.
+    train, in the order of the split and as many of them as `shots`; source and test subjects, and
+    other seeds' training sets, are in no fold.
 
     Args:
         division: The split.
@@ -132,7 +157,7 @@ def refuse_leakage(
     division: Split, subjects: Sequence[Subject], contents: Mapping[str, str]
 ) -> None:
     """Raises `UserError` where a patient, or a subject of the same content, lies in two parts of a
-    split.
+    split, or in the training sets of two seeds, which are to be independent.
 
     Args:
         division: The split.
@@ -141,7 +166,8 @@ def refuse_leakage(
     """
     by_id = {s.id: s for s in subjects}
     seen: dict[str, tuple[str, str]] = {}
-    for part, ids in division.parts().items():
+    others = {f"train of other seeds, {i}": ids for i, ids in enumerate(division.others, 1)}
+    for part, ids in {**division.parts(), **others}.items():
         for subject in ids:
             for key in (f"patient {by_id[subject].patient}", f"content {contents[subject]}"):
                 other_part, other = seen.setdefault(key, (part, subject))

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import nibabel as nib
 import numpy as np
@@ -110,6 +110,10 @@ class Dataset(ABC):
     Args:
         root: The folder as it comes out of the dataset's archive.
 
+    Attributes:
+        distance_unit: What distances in a scan's affine are in: `mm`, or `voxels` where the files
+            do not state the voxel size.
+
     Raises:
         UserError: The folder does not exist or does not hold this dataset.
     """
@@ -119,6 +123,7 @@ class Dataset(ABC):
     label_maps: Mapping[str, LabelMap]
     licence: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    distance_unit: ClassVar[Literal["mm", "voxels"]] = "mm"
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)

@@ -43,6 +43,7 @@ class Lgg(Dataset):
         "gliomas with shape features automatically extracted by a deep learning algorithm, "
         "Computers in Biology and Medicine 109:218-225, 2019"
     )
+    distance_unit = "voxels"
     modalities = ("t1", "flair", "t1ce")
     label_maps: Mapping[str, LabelMap] = {
         "abnormality": LabelMap(("background", "abnormality"), {0: 0, 1: 1})

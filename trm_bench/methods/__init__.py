@@ -1,8 +1,8 @@
 """What a method may change about a training run: the interface.
 
 A method is one class in one file: a name, its parameters, and those hooks that it needs; every
-hook does nothing by default, so that `class Finetune(Method)` is empty. The loop calls, in this
-order:
+hook does nothing by default, so that `class Finetune(Method)` is empty. It also declares what it
+uses that fine-tuning does not: validation labels, source data. The loop calls, in this order:
 
     check        before anything is trained: can it train this network at all?
     prepare      once, before the optimiser exists: compute maps, freeze, wrap layers
@@ -137,6 +137,11 @@ class Method:
         Parameters: Its hyper-parameters.
         ignores: Those of them that change nothing, since it shares them with a method where they
             do; a sweep leaves them out.
+        uses_validation: Whether validation labels shape its weights, beyond the protocol's
+            `select`: it calls `run.validate`, or trains on them.
+        uses_source_data: Whether it trains on the source's subjects: it calls `run.source_patches`.
+        validation_in_training_set: Whether the validation subjects join its training set. Not in a
+            sweep's trials, which they score.
     """
 
     name: ClassVar[str]
@@ -144,9 +149,20 @@ class Method:
     transfers: ClassVar[bool] = True
     Parameters: ClassVar[type[Parameters]] = Parameters
     ignores: ClassVar[tuple[str, ...]] = ()
+    uses_validation: ClassVar[bool] = False
+    uses_source_data: ClassVar[bool] = False
+    validation_in_training_set: ClassVar[bool] = False
 
     def __init__(self, parameters: BaseModel) -> None:
         self.p: Any = parameters
+
+    def adjusted(self, training: TrainingConfig) -> TrainingConfig:
+        """The target training of a run, from the protocol's: by default the same.
+
+        Only controls that spend what another method spends change it; what makes methods comparable
+        (batch, patches, augmentation, ...) stays.
+        """
+        return training
 
     def check(self, network: nn.Module, parts: Parts) -> None:
         """Raises `UserError` where the method cannot train this network."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 BUILTIN = {
     "scratch": "trm_bench.baselines.scratch:Scratch",
     "finetune": "trm_bench.baselines.finetune:Finetune",
+    "finetune_longer": "trm_bench.baselines.finetune_longer:FinetuneLonger",
+    "finetune_with_validation": "trm_bench.baselines.finetune_with_validation:WithValidation",
     "trm": "trm_bench.methods.trm:TransferRiskMap",
     "trm_prior": "trm_bench.methods.trm:PriorRisk",
     "trm_paper_literal": "trm_bench.methods.trm:PaperLiteral",

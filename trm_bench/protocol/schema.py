@@ -13,21 +13,33 @@ from trm_bench.protocol.sweep import SweepConfig
 Metric = Literal["dice", "hd95", "surface_dice"]
 
 
+# same loss as trm, without the map's information
+CONTROLS = ("trm_prior", "trm_uniform", "trm_shuffled")
+
+
 class Claim(Strict):
-    """What a paper claims, to be held against the measured gain.
+    """What is to be found out: a gain of a method, a paper's or one's own question.
 
     Attributes:
-        gain: As printed by the paper.
+        source: Who claims it; "" for one's own question.
+        gain: As printed by the paper; null where there is none to be judged.
         unit: `points` (Dice x 100), `relative` (per cent of the baseline), or `points-or-relative`
             where nothing says.
+        method: Which is claimed to gain.
+        versus: Over which method.
+        family: The comparisons that get marks, corrected for their number; all others are
+            exploratory. `controls`: the method against `versus` and against each of its controls
+            (trm_prior, trm_uniform, trm_shuffled); `all`: every method against `versus`; or a list
+            of [method, versus].
     """
 
-    source: str
+    source: str = ""
     metric: Literal["dice"] = "dice"
-    gain: float
+    gain: float | None = None
     unit: Literal["points", "relative", "points-or-relative"] = "points-or-relative"
     method: str = "trm"
     versus: str = "finetune"
+    family: Literal["controls", "all"] | tuple[tuple[str, str], ...] = "controls"
 
 
 class VolumeConfig(Strict):
@@ -87,15 +99,22 @@ class SplitConfig(Strict):
     Attributes:
         stratify: `institution` keeps the institutions' shares alike in every part.
         source: Source training patients, a share (below 1) or a number.
+        target: The target's patients. `train` is the size of a training set, whatever the design.
         seed: Draws the split.
-        per_seed: Draws another split for every training seed, for sets too small for one test set.
+        design: What the training seeds share. `fixed`: one split, so that results hold for its
+            training set; `disjoint`: source, validation and test set, while seed s trains on set s
+            of training sets that have no patient in common; `resampled`: nothing, a new split with
+            every seed, for data too small for one test set.
+        sets: Disjoint target training sets that are set aside, whichever seeds train; matters for
+            `disjoint` alone.
     """
 
     stratify: Literal["institution"] | None = None
     source: float = Field(gt=0)
     target: TargetSplit
     seed: int = Field(0, ge=0)
-    per_seed: bool = False
+    design: Literal["fixed", "disjoint", "resampled"] = "fixed"
+    sets: int = Field(5, ge=1)
 
     @field_validator("source")
     @classmethod
@@ -380,6 +399,11 @@ class Protocol(Strict):
             raise ValueError(
                 f"methods: {', '.join(sorted(twice))} listed twice; give each its own `label`"
             )
+        if self.claim and isinstance(self.claim.family, tuple):
+            unknown = {name for pair in self.claim.family for name in pair} - set(labels)
+            if unknown:
+                listed = ", ".join(sorted(unknown))
+                raise ValueError(f"claim.family: names methods that are not listed: {listed}")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds: must be different numbers, 0 or above")
         if len(self.training.source.patch) != len(self.training.target.patch):

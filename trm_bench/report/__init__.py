@@ -8,9 +8,10 @@ from pathlib import Path
 from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.errors import UserError
 from trm_bench.files import write_json, write_text
-from trm_bench.report import figures, tables
+from trm_bench.report import figures, tables, transferability
 from trm_bench.report.evidence import Evidence, collect
 from trm_bench.report.provenance import provenance
+from trm_bench.report.summary import summary
 from trm_bench.runs.folders import (
     ProtocolFolder,
     ResultsFolder,
@@ -25,8 +26,9 @@ def write(folder: ProtocolFolder) -> list[Path]:
 
     comparisons.csv holds all tests, negative_transfer.csv the gaps to scratch, voxel_rates.csv and
     voxel_auroc.csv the voxel level, sensitivity.csv what the tests could have found and what the
-    seed changes. summary.json has the numbers that a script wants, provenance.json what they come
-    from. Charts and pages take longer to draw: `write_pages`.
+    seed changes, transferability.csv LEEP, mean risk and gain of each transfer and seed.
+    summary.json has the numbers that a script wants, provenance.json what they come from. Charts
+    and pages take longer to draw: `write_pages`.
 
     Returns:
         The files written.
@@ -71,7 +73,7 @@ def write_pages(output: Path) -> list[Path]:
 
 
 def compare(several: Sequence[Path], output: Path) -> list[Path]:
-    """Writes compare.{html,md,csv,tex}: several results side by side.
+    """Writes compare.{html,md,csv,tex}, several results side by side, and transferability.csv.
 
     Args:
         several: Folders of results or of protocols.
@@ -98,22 +100,24 @@ def compare(several: Sequence[Path], output: Path) -> list[Path]:
     metrics = list(dict.fromkeys(m for e in results for m in e.scores))
     by_metric = [tables.compare(labelled, m) for m in metrics]
     lower = [not HIGHER_IS_BETTER[m] for m in metrics]
+    cells = transferability.pooled(labelled)
     texts = {
-        "md": "\n".join(t.markdown() for t in by_metric),
-        "csv": by_metric[0].csv(),
-        "tex": "\n".join(t.latex() for t in by_metric),
-        "html": pages.compare(labelled, by_metric, lower),
+        "compare.md": "\n".join(t.markdown() for t in by_metric),
+        "compare.csv": by_metric[0].csv(),
+        "compare.tex": "\n".join(t.latex() for t in by_metric),
+        "compare.html": pages.compare(labelled, by_metric, lower, cells),
+        "transferability.csv": cells.to_csv(index=False, lineterminator="\n"),
     }
-    for suffix, text in texts.items():
-        write_text(output / f"compare.{suffix}", text)
-    return [output / f"compare.{suffix}" for suffix in texts]
+    for name, text in texts.items():
+        write_text(output / name, text)
+    return [output / name for name in texts]
 
 
 def verdict(output: Path) -> tuple[bool, str]:
     """Judges every protocol of a folder.
 
     Returns:
-        Whether each claim is reproduced, at least in its direction, and the verdicts in words.
+        Whether each claim is upheld (`verdict.Judgement.holds`), and the verdicts in words.
 
     Raises:
         UserError: There are no results.
@@ -133,16 +137,19 @@ def _write(evidence: Evidence) -> list[Path]:
         "voxel_rates.csv": evidence.rates,
         "voxel_auroc.csv": evidence.findings,
         "sensitivity.csv": evidence.sensitivity,
+        "transferability.csv": evidence.transferability,
     }
+    declared = tables.family_table(evidence)
+    both = [table, *([declared] if declared else [])]
     texts = {
-        "table.md": table.markdown(),
+        "table.md": "\n".join(t.markdown() for t in both),
         "table.csv": table.csv(),
-        "table.tex": table.latex(),
+        "table.tex": "\n".join(t.latex() for t in both),
         "comparisons.csv": tables.comparisons_csv(evidence),
     }
     texts |= {name: f.to_csv(index=False, lineterminator="\n") for name, f in frames.items()}
     jsons = {
-        "summary.json": tables.summary(evidence),
+        "summary.json": summary(evidence),
         "provenance.json": provenance(evidence.results),
     }
     for name, text in texts.items():

@@ -15,7 +15,7 @@ import numpy as np
 from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
 from trm_bench.analysis.tests import friedman
 from trm_bench.analysis.voxels import SCRATCH
-from trm_bench.report import curves
+from trm_bench.report import curves, transferability
 from trm_bench.report.drawing import (
     BLUE,
     DARK,
@@ -32,7 +32,7 @@ from trm_bench.report.drawing import (
     signed,
     write,
 )
-from trm_bench.report.evidence import GAIN_UNITS, NAMES, UNITS, Evidence, Scores
+from trm_bench.report.evidence import NAMES, Evidence, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def gains(evidence: Evidence) -> Drawing:
         ax.set_title(title, weight="bold" if overall else "normal")
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
-    unit = GAIN_UNITS[scores.metric]
+    unit = evidence.gain_unit(scores.metric)
     label = f"gain in {NAMES[scores.metric]} over {evidence.reference} [{unit}], 95 % interval"
     figure.supxlabel(label, fontsize=9)
     overall_gains = {m: scores.gain(m) for m in methods}
@@ -87,8 +87,9 @@ def gains(evidence: Evidence) -> Drawing:
     return Drawing(
         figure,
         f"Gain over {evidence.reference}",
-        f"Gain of each method over {evidence.reference} with its 95 % bootstrap interval. Right of "
-        "zero is better; a filled mark has an interval that does not hold 0.",
+        f"Gain of each method over {evidence.reference} with its 95 % interval over subjects and "
+        "seeds, each on its own (exploratory). Right of zero is better; a filled mark has an "
+        "interval that does not hold 0; none is drawn where there are too few seeds.",
         f"Forest plot of gains in {unit}. Mean over transfers: {listed}.",
     )
 
@@ -156,7 +157,7 @@ def subjects(evidence: Evidence) -> Drawing:
         ax.set_title(f"{plain(transfer)}\n{better} better, {worse} worse")
         ax.set_xticks([0, 1], [evidence.reference, evidence.focus])
         ax.set_xlim(-0.25, 1.25)
-    axes[0].set_ylabel(f"{NAMES[scores.metric]} [{UNITS[scores.metric]}]")
+    axes[0].set_ylabel(f"{NAMES[scores.metric]} [{evidence.unit(scores.metric)}]")
     return Drawing(
         figure,
         f"Each subject: {evidence.reference} and {evidence.focus}",
@@ -264,7 +265,7 @@ def matrix(evidence: Evidence) -> Drawing:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0].set_ylabel("source")
-    label = f"gain [{GAIN_UNITS[scores.metric]}]"
+    label = f"gain [{evidence.gain_unit(scores.metric)}]"
     figure.colorbar(image, ax=list(axes), label=label, shrink=0.85)
     return Drawing(
         figure,
@@ -321,8 +322,10 @@ CHARTS: dict[str, Callable[[Evidence], Drawing]] = {
     "subjects": subjects,
     "ranks": ranks,
     "shots": curves.shots,
+    "gain_by_shots": curves.gain_by_shots,
     "transfer_matrix": matrix,
     "roc_of_lost_voxels": curves.lost_voxels,
+    "transferability": transferability.chart,
     "training_loss": curves.training,
     "training_validation": partial(curves.training, kind="validation"),
     "balance_of_the_loss": partial(curves.training, kind="voxel_share"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from trm_bench.analysis.voxels import ALL_VOXELS, FALSE_POSITIVE_RATES, REFERENCE
+from trm_bench.analysis.voxels import ALL_VOXELS, FALSE_POSITIVE_RATES, REFERENCE, SCRATCH
 from trm_bench.report.drawing import (
+    GREY,
     PALE,
     DoesNotApply,
     Drawing,
@@ -19,7 +21,7 @@ from trm_bench.report.drawing import (
     plain,
     scored,
 )
-from trm_bench.report.evidence import NAMES, UNITS, Evidence, Scores
+from trm_bench.report.evidence import NAMES, Evidence, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,59 +32,120 @@ if TYPE_CHECKING:
 
 def shots(evidence: Evidence) -> Drawing:
     """Few-shot curves: the metric against the number of target training subjects."""
+    pairs = _pairs(evidence)
+    scores = scored(evidence)
+    figure, axes = panels(len(pairs), 3.3, 2.9, most=3, sharey=True)
+    for ax, (pair, places) in zip(axes, pairs.items(), strict=True):
+        _few_shot(ax, evidence, scores, places)
+        ax.set_title(plain(pair))
+    legend(figure, axes, len(highlights(evidence)) < len(evidence.methods))
+    axes[0].set_ylabel(f"{NAMES[scores.metric]} [{evidence.unit(scores.metric)}]")
+    figure.supxlabel("target training subjects", fontsize=9)
+    return Drawing(
+        figure,
+        "Few-shot curves",
+        "Mean over test subjects and seeds. Subjects differ more than methods do: intervals stand "
+        'at the paired gains, in "Gain against shots".',
+        f"Curves of {NAMES[scores.metric]} against the number of target training subjects, for "
+        f"{', '.join(pairs)}.",
+    )
+
+
+def _pairs(evidence: Evidence) -> dict[str, list[tuple[int, str]]]:
+    """Pair of domains to (shots, transfer), fewest shots first.
+
+    Raises:
+        DoesNotApply: No pair comes with several numbers of shots.
+    """
     pairs: dict[str, list[tuple[int, str]]] = {}
     for transfer in evidence.transfers:
         if match := re.fullmatch(r"(.+)@(\d+)", transfer):
             pairs.setdefault(match[1], []).append((int(match[2]), transfer))
     if not any(len(places) > 1 for places in pairs.values()):
         raise DoesNotApply("no transfer comes with several numbers of shots")
-    scores = scored(evidence)
-    figure, axes = panels(len(pairs), 3.3, 2.9, most=3, sharey=True)
-    for ax, (pair, places) in zip(axes, pairs.items(), strict=True):
-        _few_shot(ax, evidence, scores, sorted(places))
-        ax.set_title(plain(pair))
-    legend(figure, axes, len(highlights(evidence)) < len(evidence.methods))
-    axes[0].set_ylabel(f"{NAMES[scores.metric]} [{UNITS[scores.metric]}]")
-    figure.supxlabel("target training subjects", fontsize=9)
-    return Drawing(
-        figure,
-        "Few-shot curves",
-        f"Mean over test subjects and seeds. Bands ({evidence.reference}, {evidence.focus}): 95 % "
-        "interval of the mean over subjects, each method on its own; the paired gains above are "
-        "the sharper comparison.",
-        f"Curves of {NAMES[scores.metric]} against the number of target training subjects, for "
-        f"{', '.join(pairs)}.",
-    )
+    return {pair: sorted(places) for pair, places in pairs.items()}
 
 
 def _few_shot(ax: Axes, evidence: Evidence, scores: Scores, places: list[tuple[int, str]]) -> None:
     """One panel, of transfers that differ in the number of subjects alone."""
-    from scipy import stats
-
     coloured = highlights(evidence)
     for method in sorted(evidence.methods, key=coloured.__contains__):
-        curve = []
-        for n, transfer in places:
-            values = np.array(list(scores.by_subject(transfer, method).values()))
-            if len(values):
-                several = len(values) > 1
-                error = values.std(ddof=1) / np.sqrt(len(values)) if several else np.nan
-                half = stats.t.ppf(0.975, max(len(values) - 1, 1)) * error
-                curve.append((n, values.mean(), half))
+        means = {n: list(scores.by_subject(transfer, method).values()) for n, transfer in places}
+        curve = [(n, np.mean(values)) for n, values in means.items() if values]
         if not curve:
             continue
-        x, y, band = np.array(curve).T
+        x, y = np.array(curve).T
         if method not in coloured:
             ax.plot(x, y, color=PALE, linewidth=0.9, zorder=1)
             continue
         colour, marker, line = look(evidence, method)
         style: Any = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5}
         ax.plot(x, y, label=method, zorder=3, **style)
-        if method in (evidence.focus, evidence.reference):
-            ax.fill_between(x, y - band, y + band, color=colour, alpha=0.14, linewidth=0, zorder=2)
+    _shots_axis(ax, places)
+
+
+def _shots_axis(ax: Axes, places: list[tuple[int, str]]) -> None:
     ax.set_xscale("log")
     ax.set_xticks([n for n, _ in places], [str(n) for n, _ in places])
     ax.minorticks_off()
+
+
+def gain_by_shots(evidence: Evidence) -> Drawing:
+    """The gain over the reference, with its interval, against the number of training subjects."""
+    pairs = _pairs(evidence)
+    scores = scored(evidence)
+    named = (evidence.focus, "trm_prior", "trm_shuffled", SCRATCH)
+    transfers = [transfer for places in pairs.values() for _, transfer in places]
+    methods = [m for m in dict.fromkeys(named) if any(scores.gain(m, t) for t in transfers)]
+    if not methods:
+        raise DoesNotApply(f"no gain of {', '.join(named)} over {evidence.reference}")
+    figure, axes = panels(len(pairs), 3.3, 2.9, most=3, sharey=True)
+    for ax, (pair, places) in zip(axes, pairs.items(), strict=True):
+        ax.axhline(0, color=GREY, linewidth=0.9)
+        offsets = _offsets(len(methods), [n for n, _ in places])
+        for offset, method in zip(offsets, methods, strict=True):
+            _gains(ax, evidence, scores, places, method, offset)
+        _shots_axis(ax, places)
+        ax.set_title(plain(pair))
+    legend(figure, axes, False)
+    unit = evidence.gain_unit(scores.metric)
+    axes[0].set_ylabel(f"gain over {evidence.reference} [{unit}]")
+    figure.supxlabel("target training subjects", fontsize=9)
+    return Drawing(
+        figure,
+        "Gain against shots",
+        f"Paired gain in {NAMES[scores.metric]} over {evidence.reference} with its 95 % interval, "
+        "over subjects and seeds; above 0 is better. Marks of one number of subjects stand side "
+        "by side.",
+        f"Gains of {', '.join(methods)} over {evidence.reference} against the number of target "
+        f"training subjects, for {', '.join(pairs)}.",
+    )
+
+
+def _offsets(number: int, shots: Sequence[int]) -> np.ndarray:
+    """Factors that set the marks of several methods apart, but not as far as the next shots."""
+    nearest = min(np.diff(np.log(shots)), default=np.inf)
+    return np.exp(min(0.07, nearest / (number + 1)) * (np.arange(number) - (number - 1) / 2))
+
+
+def _gains(
+    ax: Axes,
+    evidence: Evidence,
+    scores: Scores,
+    places: list[tuple[int, str]],
+    method: str,
+    offset: float,
+) -> None:
+    """The gains of one method in one panel; a gain without an interval has no bar."""
+    found = [(n, gain) for n, transfer in places if (gain := scores.gain(method, transfer))]
+    if not found:
+        return
+    x = np.array([n * offset for n, _ in found])
+    y, low, high = np.array([[g[k] for k in ("gain", "low", "high")] for _, g in found]).T
+    colour, marker, line = look(evidence, method)
+    style: Any = {"color": colour, "linestyle": line, "linewidth": 1.0, "markersize": 4.5}
+    ax.plot(x, y, marker=marker, label=method, zorder=3, **style)
+    ax.vlines(x, low, high, color=colour, linewidth=1.6, zorder=2)
 
 
 # --------------------------------------------------------------------------------------- training

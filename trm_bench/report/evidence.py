@@ -15,74 +15,106 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from trm_bench.analysis import negative_transfer, table, tests, verdict
-from trm_bench.analysis.intervals import bootstrap_gain, seed_spread, smallest_detectable_gain
-from trm_bench.analysis.table import OVERALL, Grid, mean_over
+from trm_bench.analysis import (
+    costs,
+    family,
+    negative_transfer,
+    power,
+    table,
+    tests,
+    transferability,
+    verdict,
+)
+from trm_bench.analysis.intervals import (
+    Design,
+    gains,
+    over_transfers,
+    overlap,
+    seed_spread,
+)
+from trm_bench.analysis.power import Spread
+from trm_bench.analysis.table import OVERALL, UNITS, Grid, mean_over
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import Claim, Protocol
 from trm_bench.runs.records import VoxelAudit
 from trm_bench.runs.store import Results
 
 NAMES = {"dice": "Dice", "hd95": "HD95", "surface_dice": "Surface Dice"}
-UNITS = {"dice": "%", "surface_dice": "%", "hd95": "mm"}
-GAIN_UNITS = {"dice": "points", "surface_dice": "points", "hd95": "mm"}
-SCALE = verdict.POINTS  # from a metric's own unit to the printed one
-ALPHA = 0.05
 PHANTOM = "STAND-IN DATA (phantom): these numbers say nothing about the paper's claim."
-SENSITIVITY = ["transfer", "method", "n_subjects", "smallest_gain", "sd_over_seeds"]
+SENSITIVITY = [
+    "transfer",
+    "method",
+    "n_subjects",
+    "n_seeds",
+    "smallest_gain",
+    "sd_of_subjects",
+    "sd_of_seeds",
+    "sd_of_residual",
+    "sd_over_seeds",
+]
+RELATIVE = ["relative", "relative_low", "relative_high"]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One metric, in printed units (per cent, or mm).
+    """One metric, in the units of `table.UNITS`.
 
     Attributes:
         metric: Its name.
         fault: Why there are no numbers; "" where there are.
-        grid: Values by method, transfer, subject and seed, in the metric's own unit; None where
-            the rows cannot stand in one table.
-        comparisons: `tests.compare` of the whole family; empty where there is nothing to compare.
-        gains: `intervals.bootstrap_gain` of each method over the reference; empty without one.
+        reference: The method that the others are compared with.
+        grid: Values by method, transfer, subject and seed; None where the rows cannot stand in one
+            table.
+        comparisons: `tests.compare`; empty where there is nothing to compare.
         incomplete: (transfer, method) to what is missing, e.g. "2 of 3 seeds".
     """
 
     metric: str
     fault: str
+    reference: str
     grid: Grid | None
     comparisons: pd.DataFrame
-    gains: pd.DataFrame
     incomplete: dict[tuple[str, str], str]
 
     def by_seed(self, transfer: str, method: str) -> NDArray[np.float64]:
         """The mean over subjects under each seed of the table; NaN where a seed has no numbers."""
-        return mean_over(self._values(transfer, method), axis=0) * SCALE[self.metric]
+        return mean_over(self._values(transfer, method), axis=0)
 
     def by_subject(self, transfer: str, method: str) -> dict[str, float]:
         """Subject to its mean over seeds, of the subjects that have numbers."""
-        means = mean_over(self._values(transfer, method), axis=1) * SCALE[self.metric]
+        means = mean_over(self._values(transfer, method), axis=1)
         subjects = self.grid.subjects if self.grid and len(means) else []
         return {s: float(m) for s, m in zip(subjects, means, strict=True) if np.isfinite(m)}
 
     def _values(self, transfer: str, method: str) -> NDArray[np.float64]:
-        """(subject, seed), in the metric's own unit; (0, 0) where there are none."""
+        """(subject, seed); (0, 0) where there are none."""
         grid = self.grid
         if grid is None or method not in grid.methods or transfer not in grid.transfers:
             return np.empty((0, 0))
         return grid.of(method)[grid.transfers.index(transfer)]
 
+    @property
+    def gains(self) -> pd.DataFrame:
+        """The comparisons with the reference."""
+        rows = self.comparisons
+        return rows if rows.empty else rows[rows["versus"] == self.reference]
+
+    @property
+    def family(self) -> pd.DataFrame:
+        """The comparisons that are corrected for their number, over all transfers."""
+        rows = self.comparisons
+        return rows if rows.empty else rows[rows["role"] == "family"]
+
     def gain(self, method: str, transfer: str = OVERALL) -> dict[str, float] | None:
-        """Gain over the reference, with its interval.
+        """Gain over the reference with its 95 % interval, on its own.
 
         Returns:
-            gain, low, high (printed units); relative, relative_low, relative_high (%).
+            gain, low, high (printed units), relative (%). Ends of intervals may be NaN.
         """
-        if self.gains.empty:
+        row = self.comparison(transfer, method, self.reference)
+        if row is None or not np.isfinite(row["gain"]):
             return None
-        rows = self.gains[(self.gains.method == method) & (self.gains.transfer == transfer)]
-        if rows.empty or not np.isfinite(rows.iloc[0]["gain"]):
-            return None
-        names = ["gain", "low", "high", "relative", "relative_low", "relative_high"]
-        return {k: float(rows.iloc[0][k]) for k in names}
+        return {k: float(row[k]) for k in ("gain", "low", "high", *RELATIVE)}
 
     def comparison(self, transfer: str, method: str, versus: str) -> pd.Series | None:
         """The row of a test, if it was made."""
@@ -111,6 +143,7 @@ class Evidence:
         no_verdict: Why there is no verdict; "" where there is one.
         reference: The method that the others are compared with.
         focus: The method that is compared with all others.
+        design: Of the splits.
     """
 
     results: Results
@@ -121,6 +154,7 @@ class Evidence:
     no_verdict: str
     reference: str
     focus: str
+    design: Design
 
     @property
     def protocol(self) -> Protocol:
@@ -167,9 +201,21 @@ class Evidence:
 
     @property
     def holds(self) -> bool:
-        """Whether the claim is reproduced, at least in its direction, in every reading."""
-        reproduced = ("reproduced", "direction reproduced")
-        return bool(self.words) and all(word in reproduced for word in self.words)
+        """Whether the claim stands; see `verdict.Judgement`."""
+        return self.judgement is not None and self.judgement.holds
+
+    def unit(self, metric: str) -> str:
+        """Of a metric's values; distances are in voxels where the voxel size is not known."""
+        return self.results.plan.distance_unit if UNITS[metric] == "mm" else UNITS[metric]
+
+    def gain_unit(self, metric: str) -> str:
+        """Of differences between a metric's values."""
+        return "points" if UNITS[metric] == "%" else self.unit(metric)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """What each method used and took; see `costs.spent`."""
+        return costs.spent(self.results)
 
     @cached_property
     def gaps(self) -> pd.DataFrame:
@@ -177,7 +223,7 @@ class Evidence:
         metrics = [m for m, scores in self.scores.items() if scores.grid is not None]
         if not metrics:
             return pd.DataFrame(columns=negative_transfer.GAPS)
-        parts = [negative_transfer.gaps(self.long, metric) for metric in metrics]
+        parts = [negative_transfer.gaps(self.long, m, design=self.design) for m in metrics]
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
@@ -187,58 +233,92 @@ class Evidence:
 
     @cached_property
     def rates(self) -> pd.DataFrame:
-        """Voxel-level negative and positive transfer rates, shares."""
-        return negative_transfer.rates(self.audits)
+        """Voxel-level negative and positive transfer rates, per cent."""
+        return negative_transfer.rates(self.audits, design=self.design)
 
     @cached_property
     def findings(self) -> pd.DataFrame:
         """How well the risk maps find the voxels that the reference lost."""
-        return negative_transfer.findings(self.audits)
+        return negative_transfer.findings(self.audits, design=self.design)
+
+    @cached_property
+    def transferability(self) -> pd.DataFrame:
+        """LEEP, mean risk and gain of transfer in the main metric, a row a transfer and seed."""
+        if self.main.grid is None:
+            return transferability.empty()
+        given = self.reference, self.main.metric, self.focus
+        return transferability.cells(self.results, *given)
+
+    @cached_property
+    def predicts(self) -> pd.DataFrame:
+        """Whether LEEP and the mean risk rank the transfers as they gain."""
+        return transferability.predicts(self.transferability)
 
     @cached_property
     def sensitivity(self) -> pd.DataFrame:
-        """What the tests could have found, and what the seed changes, in printed units.
+        """What the intervals could have found, and what varies, in printed units.
 
         One row per transfer and method, and with a transfer "mean": `smallest_gain` over the
-        reference that one test would find with power 0.8 (`intervals.smallest_detectable_gain`;
-        for "mean" that of the subjects' means over transfers), and `sd_over_seeds` of the method's
-        own mean (`intervals.seed_spread`).
+        reference that one 95 % interval would find with power 0.8 (`power.smallest_gain`), the
+        standard deviations of that gain (`power.Spread`), and `sd_over_seeds` of the method's own
+        mean (`intervals.seed_spread`).
         """
-        grid, scale = self.main.grid, SCALE[self.main.metric]
-        if grid is None:
+        if self.main.grid is None:
             return pd.DataFrame(columns=SENSITIVITY)
         rows = []
-        for spread in seed_spread(self._main_rows, self.main.metric).to_dict("records"):
-            transfer, method = spread["transfer"], spread["method"]
-            gains = self._gains_of_subjects(grid, transfer, method)
-            smallest = smallest_detectable_gain(gains) * scale
-            rows.append((transfer, method, len(gains), smallest, spread["sd"] * scale))
+        for own in seed_spread(self._main_rows, self.main.metric).to_dict("records"):
+            transfer, method = str(own["transfer"]), str(own["method"])
+            spread, seeds = self.spread(method, transfer), int(own["n_seeds"])
+            smallest = power.smallest_gain(spread, seeds, 1 - family.ALPHA)
+            known = spread or Spread(np.nan, np.nan, np.nan, 0)
+            row = (transfer, method, known.subjects, seeds, smallest, *known[:3], own["sd"])
+            rows.append(row)
         return pd.DataFrame(rows, columns=SENSITIVITY)
 
-    def _gains_of_subjects(self, grid: Grid, transfer: str, method: str) -> NDArray[np.float64]:
-        """Each subject's mean gain over the reference in one transfer, or over all of them."""
-        if method == self.reference or self.reference not in grid.methods:
-            return np.empty(0)
+    def spread(self, method: str, transfer: str = OVERALL) -> Spread | None:
+        """How a method's gain over the reference varies, where that is known."""
+        grid = self.main.grid
+        if grid is None or self.reference not in grid.methods or method == self.reference:
+            return None
         gain = grid.gain(method, self.reference)
         if transfer != OVERALL:
             gain = gain[[grid.transfers.index(transfer)]]
-        means = mean_over(gain, axis=(0, 2))
-        return means[np.isfinite(means)]
+        return Spread.of(gain, self.design)
+
+    @cached_property
+    def over_transfers(self) -> tuple[float, float]:
+        """Interval of the focus's gain, were the transfers a sample of transfers."""
+        grid = self.main.grid
+        if grid is None or not {self.focus, self.reference} <= set(grid.methods):
+            return np.nan, np.nan
+        return over_transfers(grid.gain(self.focus, self.reference))
+
+    @cached_property
+    def best(self) -> dict[str, float | str] | None:
+        """The largest gain of all methods, corrected for having looked at all of them.
+
+        Returns:
+            method, gain, low, high, looked (at so many), clear (so many of them, likewise
+            corrected, have an interval without 0); None with one method, or no interval.
+        """
+        gained = self.main.gains
+        if gained.empty:
+            return None
+        rows = gained[(gained["transfer"] == OVERALL) & gained["p"].notna()]
+        if len(rows) < 2:
+            return None
+        top = rows.sort_values("gain").iloc[-1]
+        pairs, level = [(top["method"], self.reference)], 1 - family.ALPHA / len(rows)
+        again = gains(
+            self._main_rows, self.main.metric, pairs, design=self.design, level=level
+        ).iloc[-1]
+        ends = {k: float(again[k]) for k in ("gain", "low", "high")}
+        clear = int((rows["p"] <= family.ALPHA / len(rows)).sum())
+        return {"method": str(top["method"]), **ends, "looked": len(rows), "clear": clear}
 
     @property
     def _main_rows(self) -> pd.DataFrame:
         return self.long[self.long.metric == self.main.metric]
-
-    @cached_property
-    def mixed_model(self) -> pd.DataFrame:
-        """`tests.mixed_model` of focus over reference, in printed units; empty without both."""
-        grid, metric = self.main.grid, self.main.metric
-        if grid is None or not {self.focus, self.reference} <= set(grid.methods):
-            return pd.DataFrame()
-        rows = tests.mixed_model(self._main_rows, metric, self.reference, [self.focus])
-        names = ["gain", "standard_error", "low", "high", "sd_transfer", "sd_subject"]
-        rows[[*names, "sd_residual"]] *= SCALE[metric]
-        return rows
 
     def states(self) -> dict[str, int]:
         """Number of cells in each state."""
@@ -260,20 +340,42 @@ def _collect(results: Results) -> Evidence:
     claim = protocol.claim
     reference = claim.versus if claim else "finetune"
     focus = claim.method if claim else _first_trm(protocol)
-    judgement, no_verdict = _judge(long, claim)
+    design = design_of(results)
+    judgement, no_verdict = _judge(long, claim, design)
     scores: dict[str, Scores] = {}
     for metric in protocol.metrics:
-        scores[metric] = _scores(results, long[long.metric == metric], metric, reference, focus)
+        grid, comparisons, fault = _compared(
+            long[long.metric == metric], metric, reference, focus, claim, design
+        )
+        incomplete = _incomplete(results, grid) if grid else {}
+        scores[metric] = Scores(metric, fault, reference, grid, comparisons, incomplete)
     return Evidence(
         results=results,
         long=long,
         scores=scores,
-        problems=_problems(long, protocol.split.per_seed),
+        problems=_problems(long, protocol.split.design == "resampled"),
         judgement=judgement,
         no_verdict=no_verdict,
         reference=reference,
         focus=focus,
+        design=design,
     )
+
+
+def design_of(results: Results) -> Design:
+    """The design of the splits, from the runs' own subjects."""
+    name = results.plan.protocol.split.design
+    if name != "resampled":
+        return Design(name)
+    ratios = []
+    for _, record in results.finished():
+        config = record.config
+        own, source = config.subjects, config.source.subjects.train if config.source else ()
+        members = {m.subject for part in (*own.parts().values(), source) for m in part}
+        sizes = (len(source), len(own.train), len(own.test))
+        if source:  # of the others, the source's part is not known
+            ratios.append(overlap(*sizes, len(members)))
+    return Design(name, max(ratios, default=1.0))
 
 
 def _first_trm(protocol: Protocol) -> str:
@@ -282,32 +384,35 @@ def _first_trm(protocol: Protocol) -> str:
     return "trm" if "trm" in labels or not labels else labels[0]
 
 
-def _judge(long: pd.DataFrame, claim: Claim | None) -> tuple[verdict.Judgement | None, str]:
-    if not claim:
+def _judge(
+    long: pd.DataFrame, claim: Claim | None, design: Design
+) -> tuple[verdict.Judgement | None, str]:
+    if claim is None or claim.gain is None:
         return None, "no verdict: this protocol holds no claim to judge"
     try:
-        judgement = verdict.judge(long, claim)
+        judgement = verdict.judge(long, claim, design=design)
     except UserError as error:
         return None, f"no verdict: {error}"
     return judgement, judgement.no_verdict
 
 
-def _scores(
-    results: Results, rows: pd.DataFrame, metric: str, reference: str, focus: str
-) -> Scores:
-    none = pd.DataFrame()
+def _compared(
+    rows: pd.DataFrame,
+    metric: str,
+    reference: str,
+    focus: str,
+    claim: Claim | None,
+    design: Design,
+) -> tuple[Grid | None, pd.DataFrame, str]:
+    """Values, comparisons, and why there are none."""
     try:
         grid = table.grid(rows, metric)
     except UserError as error:
-        fault = "no run has finished" if rows.empty else str(error)
-        return Scores(metric, fault, None, none, none, {})
-    pairs = table.default_pairs(grid.methods, reference, focus)
-    comparisons = tests.compare(rows, metric, pairs) if pairs else none
-    gains = none
-    if over := [pair for pair in pairs if pair[1] == reference]:
-        gains = bootstrap_gain(rows, metric, over)
-        gains[["gain", "low", "high"]] *= SCALE[metric]
-    return Scores(metric, "", grid, comparisons, gains, _incomplete(results, grid))
+        return None, pd.DataFrame(), "no run has finished" if rows.empty else str(error)
+    if len(grid.methods) < 2 or not {reference, focus} & set(grid.methods):
+        return grid, pd.DataFrame(), ""
+    made = tests.compare(rows, metric, reference, focus, claim=claim, design=design)
+    return grid, made, ""
 
 
 def _incomplete(results: Results, grid: Grid) -> dict[tuple[str, str], str]:
@@ -331,9 +436,9 @@ def _incomplete(results: Results, grid: Grid) -> dict[tuple[str, str], str]:
     return lacks
 
 
-def _problems(long: pd.DataFrame, per_seed: bool) -> list[str]:
-    """Faults of the table; with a split a seed, each seed has its own subjects."""
+def _problems(long: pd.DataFrame, resampled: bool) -> list[str]:
+    """Faults of the table; with a split a seed, each seed has its own test subjects."""
     if long.empty:
         return []
-    parts = [part for _, part in long.groupby("seed")] if per_seed else [long]
+    parts = [part for _, part in long.groupby("seed")] if resampled else [long]
     return list(dict.fromkeys(problem for part in parts for problem in table.check(part)))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from trm_bench.analysis.table import SCALE
 from trm_bench.protocol.schema import Protocol
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ProtocolFolder
@@ -254,12 +255,13 @@ def _metrics(record: Record) -> Iterator[tuple[str, int, float]]:
     for regions in record.metrics.values():
         for region, values in regions.items():
             for metric, value in values.items():
-                by_metric.setdefault(metric, []).append(value)
-                by_class.setdefault(f"{metric}.{safe(region)}", []).append(value)
+                printed = SCALE[metric] * value
+                by_metric.setdefault(metric, []).append(printed)
+                by_class.setdefault(f"{metric}.{safe(region)}", []).append(printed)
     for name, collected in {**by_metric, **by_class}.items():
         yield f"test.{name}", 0, sum(collected) / len(collected)
     if record.validation_dice is not None:
-        yield "validation.dice", 0, record.validation_dice
+        yield "validation.dice", 0, SCALE["dice"] * record.validation_dice
     for name, value in record.diagnostics.items():
         if isinstance(value, int | float):
             yield f"diagnostics.{safe(name)}", 0, float(value)
@@ -270,17 +272,18 @@ def _metrics(record: Record) -> Iterator[tuple[str, int, float]]:
 
 
 def curves(record: Record, suffix: str = "") -> Iterator[tuple[str, int, float]]:
-    """Name, step and value of all that a training logged."""
+    """Name, step and value of all that a training logged; validation Dice in per cent."""
     for name, curve in record.curves.items():
+        scale = SCALE["dice"] if name == "validation" else 1.0
         for step, value in curve:
-            yield f"{name}_curve{suffix}", step, value
+            yield f"{name}_curve{suffix}", step, scale * value
 
 
 def _summarised(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """What summary.json says of each method: `dice.gain_points.trm` and the like, and the value."""
+    """What summary.json says of each method: `dice.gain.trm` and the like, and the value."""
     for metric, methods in summary["metrics"].items():
         for method, numbers in methods.items():
-            names = ("mean", "sd_over_seeds", "gain_points", "gain_relative_percent")
+            names = ("mean", "sd_over_seeds", "gain", "gain_relative_percent")
             values = {name: numbers[name] for name in names}
             values["gain_low"], values["gain_high"] = numbers["gain_interval"]
             for name, value in values.items():

@@ -19,18 +19,21 @@ import numpy as np
 
 from trm_bench import __version__
 from trm_bench.analysis.table import HIGHER_IS_BETTER
-from trm_bench.report import tables, words
+from trm_bench.analysis.transferability import predicts
+from trm_bench.analysis.verdict import RULES
+from trm_bench.report import tables, transferability, words
 from trm_bench.report.drawing import Chart
-from trm_bench.report.evidence import GAIN_UNITS, PHANTOM, Evidence
+from trm_bench.report.evidence import PHANTOM, Evidence
 
 if TYPE_CHECKING:
+    import pandas as pd
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 DASH = tables.MISSING
 TONES = {
     "reproduced": "good",
-    "direction reproduced": "good",
+    "smaller than claimed": "open",
     "contradicted": "bad",
     "not reproduced": "bad",
 }
@@ -102,12 +105,17 @@ def report(
         pictures=[*map(picture, charts), *(_overlay(*overlay) for overlay in overlays.items())],
         absent=absent,
         sensitivity=list(words.sensitivity(evidence)),
-        mixed_model=list(words.mixed_model(evidence)),
-        unit=GAIN_UNITS[evidence.main.metric],
+        over_transfers=words.over_transfers(evidence),
+        family=tables.family_table(evidence),
+        costs=list(words.costs(evidence)),
+        confusion=list(words.confusion(evidence)),
+        confusion_columns=["noise", "seeds", "true gain", *RULES, "half is shown"],
+        unit=evidence.gain_unit(evidence.main.metric),
         rates=list(words.rates(evidence)),
         findings=list(words.findings(evidence)),
         diagnostics=list(_diagnostics(evidence)),
         matrices=list(_matrices(evidence)),
+        transferability=transferability.section(evidence.predicts, evidence.reference),
         unfinished=[(c.transfer, c.method, c.seed, why) for c, why in unfinished],
         left_out=[(x.subject, x.file, x.reason) for x in plan.left_out],
         spent=list(_spent(evidence)),
@@ -288,7 +296,7 @@ def index(pages: Iterable[tuple[str, Evidence]]) -> str:
 
 
 def _gain(evidence: Evidence) -> str:
-    gain, unit = evidence.main.gain(evidence.focus), GAIN_UNITS[evidence.main.metric]
+    gain, unit = evidence.main.gain(evidence.focus), evidence.gain_unit(evidence.main.metric)
     if not gain:
         return DASH
     interval = words.interval(gain["low"], gain["high"])
@@ -296,7 +304,10 @@ def _gain(evidence: Evidence) -> str:
 
 
 def compare(
-    several: Mapping[str, Evidence], by_metric: Sequence[tables.Table], lower: Sequence[bool]
+    several: Mapping[str, Evidence],
+    by_metric: Sequence[tables.Table],
+    lower: Sequence[bool],
+    cells: pd.DataFrame,
 ) -> str:
     """The page of several results side by side.
 
@@ -304,6 +315,7 @@ def compare(
         several: Label to evidence.
         by_metric: The tables, one a metric.
         lower: Whether lower is better in each.
+        cells: Of `transferability.pooled`.
     """
     rows = [
         (
@@ -316,4 +328,8 @@ def compare(
     ]
     stand_in = PHANTOM if any(e.phantom for e in several.values()) else ""
     pairs = list(zip(by_metric, lower, strict=True))
-    return page("compare.html", rows=rows, tables=pairs, stand_in=stand_in)
+    references = dict.fromkeys(e.reference for e in several.values())
+    foreseen = transferability.section(predicts(cells), " or ".join(references))
+    return page(
+        "compare.html", rows=rows, tables=pairs, stand_in=stand_in, transferability=foreseen
+    )

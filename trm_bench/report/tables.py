@@ -1,27 +1,24 @@
-"""The paper-style table, one source for Markdown, CSV, LaTeX and HTML; and summary.json."""
+"""The paper-style tables, one source for Markdown, CSV, LaTeX and HTML."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
-from trm_bench.analysis.voxels import ALL_VOXELS
-from trm_bench.report.evidence import ALPHA, GAIN_UNITS, NAMES, PHANTOM, UNITS, Evidence, Scores
-from trm_bench.runs.store import read_trials, read_tuned
-from trm_bench.training.evaluation import EMPTY_RULE
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from trm_bench.runs.folders import ProtocolFolder
-    from trm_bench.runs.records import TunedNote
+from trm_bench.analysis import family
+from trm_bench.analysis.table import HIGHER_IS_BETTER
+from trm_bench.report.captions import BETTER, WORSE, caption, family_notes
+from trm_bench.report.evidence import NAMES, PHANTOM, RELATIVE, Evidence, Scores
 
 MISSING = "\N{EN DASH}"
-BETTER, WORSE = "*", "\N{DAGGER}"
+USED = {
+    "uses_validation": "validation labels",
+    "uses_source_data": "source data",
+    "validation_in_training_set": "trains on validation",
+}
+MARKS = {"": "", family.BETTER: BETTER, family.WORSE: WORSE}
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,11 @@ class Cell:
         low: Lower end of the interval, with `high`.
         high: Upper end.
         rank: 1 for the best of a column, 2 for the second, 0 for the others.
-        p: Adjusted p-value against the reference.
-        mark: Significantly better or worse than the reference.
+        p: Corrected p-value.
+        mark: The method is better or worse, by the family's test.
         lacks: What is missing from it; such a number takes no rank.
         signed: A gain, shown with its sign.
+        digits: After the point.
     """
 
     value: float | None
@@ -49,13 +47,17 @@ class Cell:
     mark: str = ""
     lacks: str = ""
     signed: bool = False
+    digits: int = 2
 
     @property
     def number(self) -> str:
         """The value alone; empty where there is none."""
         if self.value is None:
             return ""
-        return f"{self.value:+.2f}" if self.signed else f"{self.value:.2f}"
+        least = 10.0**-self.digits
+        if not self.signed and 0 < self.value < least / 2:  # a p-value is never 0
+            return f"<{least:g}"
+        return f"{self.value:{'+' if self.signed else ''}.{self.digits}f}"
 
     @property
     def rest(self) -> str:
@@ -121,7 +123,7 @@ class Table:
 
         def text(cell: Cell) -> str:
             mark = {"": "", BETTER: r"$^{*}$", WORSE: r"$^{\dagger}$"}[cell.mark]
-            number = around[cell.rank].format(cell.number) + mark if cell.number else "--"
+            number = around[cell.rank].format(_tex(cell.number)) + mark if cell.number else "--"
             return number + _tex(cell.rest)
 
         wide = len(self.columns) > 5
@@ -161,46 +163,84 @@ def build(evidence: Evidence, metric: str = "") -> Table:
     scores = evidence.scores[metric] if metric else evidence.main
     metric = scores.metric
     columns = [
-        [_value(evidence, scores, transfer, m) for m in evidence.methods]
-        for transfer in evidence.transfers
+        [_value(scores, transfer, m) for m in evidence.methods] for transfer in evidence.transfers
     ]
-    columns.append([_mean(evidence, scores, m) for m in evidence.methods])
+    columns.append([overall(evidence, scores, m) for m in evidence.methods])
     ranked = [_ranked(column, HIGHER_IS_BETTER[metric]) for column in columns]
-    for names in (("gain", "low", "high"), ("relative", "relative_low", "relative_high")):
+    for names in (["gain", "low", "high"], RELATIVE):
         ranked.append([_gain(scores.gain(m), names) for m in evidence.methods])
+    ranked.append(_costs(evidence))
+    unit = evidence.gain_unit(metric)
     return Table(
-        title=f"{evidence.name}: {NAMES[metric]} [{UNITS[metric]}]",
-        columns=[*evidence.transfers, "mean", f"gain [{GAIN_UNITS[metric]}]", "gain [% rel.]"],
+        title=f"{evidence.name}: {NAMES[metric]} [{evidence.unit(metric)}]",
+        columns=[
+            *evidence.transfers,
+            "mean",
+            f"gain [{unit}]",
+            "gain [% rel.]",
+            "passes / finetune",
+        ],
         rows=[(m, [column[i] for column in ranked]) for i, m in enumerate(evidence.methods)],
         notes=caption(evidence, scores),
     )
 
 
-def _value(evidence: Evidence, scores: Scores, transfer: str, method: str) -> Cell:
+def family_table(evidence: Evidence, metric: str = "") -> Table | None:
+    """The declared comparisons of one metric, with marks; None where there are none."""
+    scores = evidence.scores[metric] if metric else evidence.main
+    if scores.family.empty:
+        return None
+    place = {method: i for i, method in enumerate(evidence.methods)}
+    ordered = scores.family.sort_values(["method", "versus"], key=lambda names: names.map(place))
+    rows = []
+    for _, row in ordered.iterrows():
+        gain = {k: float(row[k]) for k in ("gain", "family_low", "family_high")}
+        cell = replace(_gain(gain, [*gain]), mark=MARKS[row["mark"]])
+        p = Cell(float(row["p_holm"]), digits=4) if np.isfinite(row["p_holm"]) else Cell(None)
+        seeds = Cell(float(row["n_seeds"]), digits=0)
+        rows.append((f"{row['method']} over {row['versus']}", [cell, p, seeds]))
+    unit = evidence.gain_unit(scores.metric)
+    return Table(
+        title=f"{evidence.name}: the declared comparisons, {NAMES[scores.metric]}",
+        columns=[f"gain [{unit}]", "p (Holm)", "seeds"],
+        rows=rows,
+        notes=family_notes(evidence, scores),
+        corner="comparison",
+    )
+
+
+def _value(scores: Scores, transfer: str, method: str) -> Cell:
     lacks = scores.incomplete.get((transfer, method), "")
-    cell = replace(_over_seeds(scores.by_seed(transfer, method)), lacks=lacks)
-    row = scores.comparison(transfer, method, evidence.reference)
-    if cell.value is None or row is None or not np.isfinite(row["p_holm"]):
-        return cell
-    mark = (BETTER if row["rank_biserial"] > 0 else WORSE) if row["p_holm"] < ALPHA else ""
-    return replace(cell, p=float(row["p_holm"]), mark=mark)
+    return replace(over_seeds(scores.by_seed(transfer, method)), lacks=lacks)
 
 
-def _mean(evidence: Evidence, scores: Scores, method: str) -> Cell:
+def _costs(evidence: Evidence) -> list[Cell]:
+    """Passes over fine-tuning's, and what else a method used."""
+    known = evidence.costs.set_index("method")
+    cells = []
+    for method in evidence.methods:
+        row = known.loc[method].to_dict()
+        used = [sign for key, sign in USED.items() if row[key]]
+        times = row["times_finetune"]
+        cells.append(Cell(times if np.isfinite(times) else None, digits=1, lacks=", ".join(used)))
+    return cells
+
+
+def overall(evidence: Evidence, scores: Scores, method: str) -> Cell:
     """Over transfers, of methods that have all of them: else it would compare different things."""
     if scores.grid is None or any((t, method) in scores.incomplete for t in evidence.transfers):
         return Cell(None)
-    return _over_seeds(np.mean([scores.by_seed(t, method) for t in evidence.transfers], axis=0))
+    return over_seeds(np.mean([scores.by_seed(t, method) for t in evidence.transfers], axis=0))
 
 
-def _over_seeds(values: np.ndarray) -> Cell:
+def over_seeds(values: np.ndarray) -> Cell:
     values = values[np.isfinite(values)]
     if not len(values):
         return Cell(None)
     return Cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
 
 
-def _gain(gain: dict[str, float] | None, names: tuple[str, str, str]) -> Cell:
+def _gain(gain: dict[str, float] | None, names: list[str]) -> Cell:
     if gain is None or not np.isfinite(gain[names[0]]):
         return Cell(None)
     value, low, high = (gain[name] for name in names)
@@ -221,98 +261,6 @@ def _ranked(column: list[Cell], higher_is_better: bool) -> list[Cell]:
     return [replace(cell, rank=rank(cell)) for cell in column]
 
 
-def caption(evidence: Evidence, scores: Scores) -> list[str]:
-    """What a reader must know of a table: data, n, seeds, spread, tests, split, what is missing."""
-    split, target = evidence.protocol.split, evidence.protocol.training.target
-    notes = [PHANTOM] if evidence.phantom else []
-    if scores.fault:
-        notes.append(f"No numbers: {scores.fault}.")
-    else:
-        notes += [_what_is_shown(evidence, scores), *_how_it_is_tested(evidence, scores)]
-    kept = "last step" if target.select == "last" else "best validation Dice"
-    drawn = "drawn again for each seed" if split.per_seed else f"seed {split.seed}"
-    sizes = split.target
-    parts = f"target train {sizes.train}, validation {sizes.val}, test {sizes.test}"
-    both, one = EMPTY_RULE[scores.metric]
-    where_one = one if isinstance(one, str) else f"{one:g}"
-    notes += [
-        f"Weights: those of the {kept} of {target.steps} steps; test subjects were read once, at "
-        "the end.",
-        f"Split by patient, {drawn}: source {split.source:g}, {parts}. "
-        f"Empty masks: {both:g} where both are empty, {where_one} where one is.",
-    ]
-    if tuned := evidence.results.plan.tuned:
-        notes.append(_how_it_was_tuned(tuned, evidence.results.folder))
-    if left_out := evidence.results.plan.left_out:
-        notes.append(f"Left out: {_some([x.subject for x in left_out])}.")
-    if unfinished := evidence.results.unfinished():
-        cells = [
-            f"{c.transfer} {c.method} seed {c.seed} ({_first_line(why)})" for c, why in unfinished
-        ]
-        notes.append(f"Without numbers: {_some(cells)}.")
-    return notes
-
-
-def _how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
-    """The budget and what it took; the time, where the sweep lies beside the results."""
-    b = tuned.budget
-    took = f"{tuned.passes} forward-backward passes in all"
-    if folder.tuned.is_file() and read_tuned(folder.tuned).note.digest == tuned.digest:
-        hours = sum(method.seconds for method in read_trials(folder).methods) / 3600
-        took += f", {hours:.1f} hours of training"
-    each = "each method and transfer" if b.per == "transfer" else "each method"
-    return (
-        f"Tuned on the validation subjects, with the same budget for {each}: {b.trials} trials of "
-        f"{b.steps} steps on {len(b.seeds)} seed{'' if len(b.seeds) == 1 else 's'} of "
-        f"{_some(list(b.transfers))} ({b.sampler}; {took}; tuned.yaml {tuned.digest})."
-    )
-
-
-def _what_is_shown(evidence: Evidence, scores: Scores) -> str:
-    assert scores.grid is not None
-    n = sorted({int(cells.any(axis=1).sum()) for cells in scores.grid.cells})
-    classes = evidence.long[evidence.long.metric == scores.metric]["class"].nunique()
-    seeds = len(evidence.seeds)
-    spread = f"{seeds} seeds; ± is the standard deviation over the seeds of the mean over subjects"
-    if seeds == 1:
-        spread = "one seed, so no spread is given"
-    subjects = f"{n[0]}" if len(n) == 1 else f"{n[0]}-{n[-1]}"
-    return (
-        f"Mean over {subjects} test subjects and {classes} class{'' if classes == 1 else 'es'}; "
-        f"{spread}. Bold: best of a column; underlined: second."
-    )
-
-
-def _how_it_is_tested(evidence: Evidence, scores: Scores) -> list[str]:
-    reference = evidence.reference
-    if scores.gains.empty:
-        return [
-            f"No method '{reference}' beside others with numbers, so there are no gains and no "
-            "tests."
-        ]
-    tests = int(scores.comparisons["p_holm"].notna().sum())
-    left_out = int(scores.gains.loc[scores.gains.transfer == OVERALL, "left_out"].max())
-    notes = [
-        f"{BETTER} better, {WORSE} worse than {reference}: p < {ALPHA:g}, two-sided Wilcoxon "
-        "signed-rank test over subjects (means over seeds), Holm-corrected over the "
-        f"{tests} comparisons in comparisons.csv.",
-        f"Gain: over {reference}, paired by transfer, subject and seed, positive is better; in "
-        "brackets its 95 % bootstrap interval (subjects and seeds resampled; not corrected for "
-        "their number).",
-    ]
-    if left_out:
-        notes.append(f"Gains leave out up to {left_out} scans that one of the two methods lacks.")
-    return notes
-
-
-def _some(items: list[str], most: int = 10) -> str:
-    return "; ".join(items[:most]) + (f"; … {len(items) - most} more" if len(items) > most else "")
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0].rstrip(": ")[:100]
-
-
 def compare(several: dict[str, Evidence], metric: str) -> Table:
     """Several results side by side: for each, mean over transfers, and gain with its interval.
 
@@ -325,24 +273,25 @@ def compare(several: dict[str, Evidence], metric: str) -> Table:
     columns: dict[str, list[Cell]] = {}
     for label, e in several.items():
         scores = e.scores[metric]
-        means = [_mean(e, scores, m) if m in e.methods else Cell(None) for m in methods]
+        means = [overall(e, scores, m) if m in e.methods else Cell(None) for m in methods]
         columns[f"{label}: mean"] = _ranked(means, HIGHER_IS_BETTER[metric])
-        gains = [_gain(scores.gain(m), ("gain", "low", "high")) for m in methods]
+        gains = [_gain(scores.gain(m), ["gain", "low", "high"]) for m in methods]
         columns[f"{label}: gain over {e.reference}"] = gains
+    unit = " or ".join(dict.fromkeys(e.gain_unit(metric) for e in several.values()))
     notes = [PHANTOM] if any(e.phantom for e in several.values()) else []
     notes += [
         "Mean over transfers, of methods that have all of them; ± is the standard deviation over "
         "seeds of the mean over subjects. Bold: best of a column; underlined: second.",
-        f"Gain in {GAIN_UNITS[metric]}, positive is better; in brackets its 95 % bootstrap "
-        "interval (subjects and seeds resampled; not corrected for their number). Results are not "
-        "pooled: each column stands for itself.",
+        f"Gain in {unit}, positive is better; in brackets its 95 % interval over subjects and "
+        "seeds, each on its own. Results are not pooled: each column stands for itself.",
     ]
     if len({e.results.plan.settings for e in several.values()}) > 1:
         notes.append(
             "The results differ in their settings (see each report), so compare gains, not means."
         )
+    units = dict.fromkeys(e.unit(metric) for e in several.values())
     return Table(
-        title=f"{NAMES[metric]} [{UNITS[metric]}]",
+        title=f"{NAMES[metric]} [{' or '.join(units)}]",
         columns=list(columns),
         rows=[(m, [column[i] for column in columns.values()]) for i, m in enumerate(methods)],
         notes=notes,
@@ -350,7 +299,7 @@ def compare(several: dict[str, Evidence], metric: str) -> Table:
 
 
 def comparisons_csv(evidence: Evidence) -> str:
-    """Every test that was made, for every metric; gains in the metric's own unit."""
+    """Every comparison that was made, for every metric; see docs/results.md."""
     import pandas as pd
 
     scores = evidence.scores.items()
@@ -360,67 +309,3 @@ def comparisons_csv(evidence: Evidence) -> str:
     table = pd.concat(parts, ignore_index=True)
     columns = ["metric", *table.columns.drop("metric")]
     return str(table[columns].to_csv(index=False, lineterminator="\n"))
-
-
-# ------------------------------------------------------------------------------------------ summary
-
-
-def summary(evidence: Evidence) -> dict[str, Any]:
-    """summary.json: per metric and method mean, deviation over seeds, gain and n; the verdict."""
-    gaps, metric = evidence.gaps, evidence.main.metric
-    overall = gaps[(gaps["transfer"] == OVERALL) & (gaps["metric"] == metric)]
-    scores = evidence.scores.items()
-    return {
-        "protocol": evidence.name,
-        "data": evidence.results.plan.data,
-        "units": {m: UNITS[m] for m in evidence.scores},
-        "seeds": evidence.seeds,
-        "states": evidence.states(),
-        "verdict": {"words": evidence.words, "none_because": evidence.no_verdict},
-        "problems": evidence.problems,
-        "left_out": [subject.model_dump() for subject in evidence.results.plan.left_out],
-        "negative_transfer": {
-            row["method"]: {
-                "gap": _finite(row["gap"]),
-                "interval": [_finite(row["low"]), _finite(row["high"])],
-                "present": bool(row["negative_transfer"]),
-            }
-            # the rows over all classes come first
-            for row in overall.drop_duplicates("method").to_dict("records")
-        },
-        "voxel_level": {
-            "net_transfer_rate": _overall(evidence.rates, "method", "net"),
-            "auroc_of_lost_voxels": _overall(evidence.findings, "map", "auroc"),
-        },
-        "metrics": {
-            m: {method: _summary_of(evidence, s, method) for method in evidence.methods}
-            for m, s in scores
-        },
-    }
-
-
-def _summary_of(evidence: Evidence, scores: Scores, method: str) -> dict[str, Any]:
-    """One method under one metric."""
-    mean, gain = _mean(evidence, scores, method), scores.gain(method) or {}
-    transfers = evidence.transfers
-    subjects = {s for t in transfers for s in scores.by_subject(t, method)}
-    is_reference = method == evidence.reference
-    return {
-        "mean": mean.value,
-        "sd_over_seeds": mean.spread,
-        "gain_points": 0.0 if is_reference else _finite(gain.get("gain")),
-        "gain_interval": [_finite(gain.get("low")), _finite(gain.get("high"))],
-        "gain_relative_percent": 0.0 if is_reference else _finite(gain.get("relative")),
-        "n_subjects": len(subjects),
-        "per_transfer": {t: _over_seeds(scores.by_seed(t, method)).value for t in transfers},
-    }
-
-
-def _overall(table: pd.DataFrame, name: str, value: str) -> dict[str, float | None]:
-    """Of all voxels and the mean over transfers."""
-    rows = table[(table["transfer"] == OVERALL) & (table["class"] == ALL_VOXELS)]
-    return {str(k): _finite(v) for k, v in zip(rows[name], rows[value], strict=True)}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and np.isfinite(value) else None

@@ -11,13 +11,17 @@ from trm_bench.analysis.table import OVERALL
 from trm_bench.analysis.verdict import RULES
 from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON
 from trm_bench.protocol.schema import Claim
-from trm_bench.report.evidence import GAIN_UNITS, NAMES, Evidence
-from trm_bench.report.tables import MISSING
+from trm_bench.report.evidence import NAMES, Evidence
+from trm_bench.report.tables import MISSING, USED
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ALL_TRANSFERS = "mean over transfers"
+HOLDS = (
+    "at least half of the claim is shown in each reading of its unit, and the gain over "
+    "trm_prior and trm_shuffled survives"
+)
 
 
 def verdict(evidence: Evidence) -> str:
@@ -27,18 +31,18 @@ def verdict(evidence: Evidence) -> str:
     judgement = evidence.judgement
     if judgement is None:
         return "\n".join(lines)
-    unit = GAIN_UNITS[judgement.claim.metric]
+    unit = evidence.gain_unit(judgement.claim.metric)
     lines += [
         "",
         *_columns(
             [
-                ("gain", "measured", "95 % interval", "claimed", "verdict"),
+                ("gain", "measured", "interval", "claimed", "verdict"),
                 *(r[:5] for r in gains(evidence)),
             ]
         ),
     ]
     if over := list(controls(evidence)):
-        head = (f"{evidence.focus} against", f"gain [{unit}]", "95 % interval", "survives")
+        head = (f"{evidence.focus} against", f"gain [{unit}]", "interval", "survives")
         lines += ["", *_columns([head, *over])]
     if overall := [row[1:] for row in gaps(evidence) if row[0] == ALL_TRANSFERS]:
         head = ("negative transfer", f"gap [{unit}]", "95 % interval", "present")
@@ -60,22 +64,25 @@ def reasons(evidence: Evidence) -> list[str]:
         lines = [_sentence(evidence.no_verdict.removeprefix("no verdict: "))]
     else:
         lines = [_sentence(RULES[word]) for word in evidence.words]
-    if claim := evidence.protocol.claim:
+        fails = evidence.judgement.fails if evidence.judgement else ""
+        lines.append(_sentence(f"the claim is not upheld: {fails}" if fails else HOLDS))
+    claim = evidence.protocol.claim
+    if claim and claim.gain is not None:
         lines.append(
-            f"Claim ({claim.source}): {claim.method} gains {claim.gain:g} {_claim_unit(claim)} in "
-            f"{NAMES[claim.metric]} over {claim.versus}."
+            f"Claim ({claim.source}): {claim.method} gains {claim.gain:g} "
+            f"{_claim_unit(evidence, claim)} in {NAMES[claim.metric]} over {claim.versus}."
         )
     elif gain := evidence.main.gain(evidence.focus):
         metric = evidence.main.metric
         lines.append(
-            f"Measured: {evidence.focus} gains {signed(gain['gain'])} {GAIN_UNITS[metric]} "
+            f"Measured: {evidence.focus} gains {signed(gain['gain'])} {evidence.gain_unit(metric)} "
             f"{interval(gain['low'], gain['high'])} in {NAMES[metric]} over {evidence.reference}."
         )
     return lines
 
 
-def _claim_unit(claim: Claim) -> str:
-    units = {"points": GAIN_UNITS[claim.metric], "relative": "% (relative)"}
+def _claim_unit(evidence: Evidence, claim: Claim) -> str:
+    units = {"points": evidence.gain_unit(claim.metric), "relative": "% (relative)"}
     return units.get(claim.unit, "% (points or relative: the source does not say)")
 
 
@@ -87,7 +94,7 @@ def gains(evidence: Evidence) -> Iterator[tuple[str, ...]]:
     """Unit, measured gain, interval, claimed gain, word, rule."""
     if evidence.judgement is None:
         return
-    unit = GAIN_UNITS[evidence.judgement.claim.metric]
+    unit = evidence.gain_unit(evidence.judgement.claim.metric)
     for name, row in evidence.judgement.gains.iterrows():
         label = unit if name == "points" else "% relative"
         claimed = f"{row['claimed']:+g}" if np.isfinite(row["claimed"]) else MISSING
@@ -133,9 +140,9 @@ def rates(evidence: Evidence) -> Iterator[tuple[str, ...]]:
         lambda row: (
             row["method"],
             row["class"],
-            *(f"{100 * row[k]:.3f}" for k in ("negative_rate", "positive_rate")),
-            f"{100 * row['net']:+.3f}",
-            interval(100 * row["low"], 100 * row["high"], 3),
+            *(f"{row[k]:.3f}" for k in ("negative_rate", "positive_rate")),
+            f"{row['net']:+.3f}",
+            interval(row["low"], row["high"], 3),
         ),
     )
 
@@ -169,38 +176,61 @@ def _voxel_rows(
 
 
 def sensitivity(evidence: Evidence) -> Iterator[tuple[str, ...]]:
-    """Method, gain, interval, smallest detectable gain overall and in one, deviation over seeds."""
+    """Method, gain, interval, smallest detectable gain, deviations of the gain and of the method.
+
+    The gain's are those of subjects, seeds and residual.
+    """
     table = evidence.sensitivity
     for method in evidence.methods:
-        rows = {r["transfer"]: r for r in table[table["method"] == method].to_dict("records")}
-        if not rows:
+        rows = table[(table["method"] == method) & (table["transfer"] == OVERALL)]
+        if rows.empty:
             continue
-        overall = rows.pop(OVERALL)
-        single = [r["smallest_gain"] for r in rows.values() if np.isfinite(r["smallest_gain"])]
-        gain = evidence.main.gain(method)
+        row, gain = rows.iloc[0], evidence.main.gain(method)
         yield (
             method,
             signed(gain["gain"]) if gain else MISSING,
             interval(gain["low"], gain["high"]) if gain else MISSING,
-            _plain(overall["smallest_gain"]),
-            f"{_plain(min(single))} to {_plain(max(single))}" if len(single) > 1 else MISSING,
-            _plain(overall["sd_over_seeds"]),
+            _plain(row["smallest_gain"]),
+            *(_plain(row[f"sd_of_{part}"]) for part in ("subjects", "seeds", "residual")),
+            _plain(row["sd_over_seeds"]),
         )
 
 
-def mixed_model(evidence: Evidence) -> Iterator[tuple[str, ...]]:
-    """Method, gain, interval, p, deviations of transfers, subjects and residual, note."""
-    for _, row in evidence.mixed_model.iterrows():
-        p = f"{row['p']:.3g}" if np.isfinite(row["p"]) else MISSING
-        deviations = (_plain(row[f"sd_{k}"]) for k in ("transfer", "subject", "residual"))
+def over_transfers(evidence: Evidence) -> str:
+    """The focus's gain, were the transfers a sample; "" where it cannot be told."""
+    low, high = evidence.over_transfers
+    gain = evidence.main.gain(evidence.focus)
+    if gain is None or not np.isfinite(low):
+        return ""
+    return (
+        f"Intervals take the transfers as given. As a sample of transfers (Student's t over their "
+        f"means), {evidence.focus} gains {signed(gain['gain'])} {interval(low, high)} over "
+        f"{evidence.reference}."
+    )
+
+
+def costs(evidence: Evidence) -> Iterator[tuple[str, ...]]:
+    """Method, steps, passes, times fine-tuning's, seconds, and what it used."""
+    for row in evidence.costs.to_dict("records"):
+        used = [name for key, name in USED.items() if row[key]]
+        numbers = (row[key] for key in ("steps", "passes"))
         yield (
             row["method"],
-            signed(row["gain"]),
-            interval(row["low"], row["high"]),
-            p,
-            *deviations,
-            row["note"],
+            *(f"{x:.0f}" if np.isfinite(x) else MISSING for x in numbers),
+            _plain(row["times_finetune"]),
+            _plain(row["seconds"]),
+            ", ".join(used) or MISSING,
         )
+
+
+def confusion(evidence: Evidence) -> Iterator[tuple[str, ...]]:
+    """Noise, seeds, true gain, and the probabilities of each word and of `holds`, in per cent."""
+    if evidence.judgement is None:
+        return
+    for row in evidence.judgement.confusion.to_dict("records"):
+        chances = (f"{100 * row[word]:.1f}" for word in (*RULES, "holds"))
+        given = f"{row['gain']:.2f} ({row['given']})"
+        yield f"{row['noise']:g}", f"{row['seeds']:.0f}", given, *chances
 
 
 def _plain(value: float) -> str:
@@ -240,4 +270,4 @@ def interval(low: float, high: float, digits: int = 2) -> str:
 
 
 def _yes(value: object) -> str:
-    return "yes" if value else "no"
+    return MISSING if value is None else "yes" if value else "no"

@@ -214,11 +214,9 @@ class Planner:
     def _arm(self, index: int, transfer: Transfer) -> _Arm:
         chosen = self.protocol.methods[index]
         settings = chosen.at(transfer.name)
-        return _Arm(
-            chosen.label,
-            create(chosen.name, settings.parameters, f"methods.{index}"),
-            settings.training.applied(self.protocol.training.target),
-        )
+        method = create(chosen.name, settings.parameters, f"methods.{index}")
+        training = settings.training.applied(self.protocol.training.target)
+        return _Arm(chosen.label, method, method.adjusted(training))
 
     def _settings(self) -> str:
         excluded: Any = {**dict.fromkeys(FREE, True), "data": {"root": True}}
@@ -261,6 +259,9 @@ class Planner:
     def _run(
         self, transfer: Transfer, seed: int, subjects: Subjects, source: RunConfig, arm: _Arm
     ) -> Job:
+        # not in a trial: it would be scored on subjects that it trained on
+        if arm.method.validation_in_training_set and self.tested:
+            subjects = subjects.model_copy(update={"train": subjects.train + subjects.val})
         config = self._config("run", transfer.target, seed, subjects, arm.training, arm.method)
         own = {
             "metrics": self.protocol.metrics if self.tested else (),

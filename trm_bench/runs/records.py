@@ -189,6 +189,7 @@ class StoredPlan(Strict):
         data: Whether the subjects are real or the stand-in.
         settings: Hash of what all runs of the table share.
         left_out: Subjects that cannot be used.
+        distance_unit: Of distances between surfaces; see `datasets.base.Dataset`.
         cells: By transfer, method and seed.
         tuned: Where the methods' values come from, if they are tuned.
     """
@@ -198,6 +199,7 @@ class StoredPlan(Strict):
     data: Literal["phantom", "real"]
     settings: str
     left_out: tuple[LeftOut, ...] = ()
+    distance_unit: Literal["mm", "voxels"] = "mm"
     cells: tuple[Cell, ...]
     tuned: TunedNote | None = None
 

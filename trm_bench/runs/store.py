@@ -227,11 +227,20 @@ def read_plan(folder: ProtocolFolder) -> StoredPlan:
     Raises:
         UserError: There is none that can be read.
     """
-    plan = read_model(StoredPlan, folder.plan)
-    if plan is None:
+    try:
+        text = folder.plan.read_text(encoding="utf-8")
+    except OSError as error:
         fix = "give the folder of a protocol (with plan.json), or the folder given to --out"
-        raise UserError("no results of trm-bench here", folder.path, fix)
-    return plan
+        raise UserError("no results of trm-bench here", folder.path, fix) from error
+    try:
+        return parse_model(StoredPlan, text, folder.plan)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except ValueError as error:
+        what = str(error)
+    fix = "use the trm-bench that wrote it, or run the protocol again with another --out"
+    raise UserError(f"not a plan that this trm-bench can read ({what})", folder.plan, fix)
 
 
 @dataclass(frozen=True)

@@ -151,11 +151,10 @@ def sweep(
         UserError: Protocol, data or folder are not as they must be, or a source network failed.
     """
     device, display = device or torch.device("cpu"), display or Display(quiet=True)
-    if protocol.split.per_seed:
+    if protocol.split.design == "resampled":
         what = "with another split for each seed, test subjects of one are tuned on in another"
-        raise UserError(
-            what, "split.per_seed", "sweep it with one split: --set split.per_seed=false"
-        )
+        fix = "sweep it with one split: --set split.design=fixed"
+        raise UserError(what, "split.design", fix)
     folder, config = ResultsFolder(output).protocol(protocol.name), protocol.sweep
     spaces = [space_of(chosen, protocol.training.target, config) for chosen in protocol.methods]
     with pipeline.only_one(folder), display:

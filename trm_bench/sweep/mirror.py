@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from trm_bench.analysis.table import SCALE
 from trm_bench.fingerprint import digest_of
 from trm_bench.protocol.schema import Protocol
 from trm_bench.report.mlflow import CELL, Mirror, curves, guarded
@@ -76,8 +77,8 @@ class _SweepMirror(Mirror):
                 self.logged.add(key)
         scores = [t.score for t in trials if t.score is not None]
         found = {"best": max(scores, default=None), "default": trials[0].score}
-        values = [(f"{k}.{title}", len(trials), v) for k, v in found.items() if v is not None]
-        self.log_metrics(self.parent, values)
+        values = {f"{k}.{title}": SCALE["dice"] * v for k, v in found.items() if v is not None}
+        self.log_metrics(self.parent, ((name, len(trials), v) for name, v in values.items()))
 
     def _log_trial(
         self, name: str, tags: dict[str, str], trial: Trial, records: Sequence[Record]
@@ -108,7 +109,7 @@ class _SweepMirror(Mirror):
 def _metrics(trial: SweptTrial, records: Sequence[Record]) -> Iterator[tuple[str, int, float]]:
     """Score, balance, seconds, and the curves of each run, numbered where there are several."""
     if trial.validation_dice is not None:
-        yield "validation.dice", 0, trial.validation_dice
+        yield "validation.dice", 0, SCALE["dice"] * trial.validation_dice
     if trial.voxel_share is not None:
         yield "voxel_share", 0, trial.voxel_share
     yield "seconds", 0, trial.seconds

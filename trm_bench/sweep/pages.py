@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from trm_bench.analysis.table import SCALE
 from trm_bench.files import write_text
 from trm_bench.report.drawing import STYLE, Chart, Drawing, write
 from trm_bench.report.evidence import PHANTOM
@@ -105,7 +106,7 @@ def described(budget: Budget) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{100 * value:.2f}"
+    return DASH if value is None else f"{SCALE['dice'] * value:.2f}"
 
 
 def _rows(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
@@ -190,6 +191,7 @@ def _csv(findings: Sequence[Finding]) -> str:
     for f in findings:
         for t in f.trials:
             values, runs = json.dumps(t.values), " ".join(t.runs)
-            row = [t.number, t.validation_dice, t.voxel_share, round(t.seconds, 1)]
+            dice = None if t.validation_dice is None else SCALE["dice"] * t.validation_dice
+            row = [t.number, dice, t.voxel_share, round(t.seconds, 1)]
             writer.writerow([f.entry.method, f.entry.transfer, *row, values, t.reason, runs])
     return text.getvalue()

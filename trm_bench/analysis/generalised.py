@@ -1,0 +1,132 @@
+"""A generalised p-value for a mean over subjects and seeds, and the interval that agrees with it.
+
+A gain d_ij of subject i under seed j has random effects of both and a residual. With A, B and E the
+mean squares of subjects, seeds and residual of the mean, each divided by the number of cells, and
+n subjects and m seeds, the variance A + max(B - E, 0) is known badly where seeds are few. So it is
+replaced by its generalised pivot (Weerahandi 1993, doi:10.1080/01621459.1993.10476355), in which
+each mean square has the distribution that its degrees of freedom give it:
+
+    V* = A f_A / U_A + c max(B f_B / U_B - E, 0),   U_A ~ chi2(f_A), U_B ~ chi2(f_B)
+    p  = E[2 Phi(-|mean| / sqrt V*)];   the half-width h solves E[2 Phi(-h / sqrt V*)] = 1 - level
+
+with f_A = n - 1, f_B = m - 1 and c = 1 (c > 1: `intervals.Design`). It tends to Student's t with
+m - 1 degrees of freedom where seeds dominate and to n - 1 where subjects do, without a switch. E is
+taken as known; 0 is always careful. The expectations are Gauss-Legendre sums over quantiles of U_A
+and U_B. docs/statistics.md says what it holds, beside the alternatives.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Values = NDArray[np.float64]
+Numbers = Values | float
+
+NODES = (16, 96)  # of the quantiles of U_A and of U_B
+ENOUGH = 1e-10  # relative change of a half-width
+MOST = 60  # steps towards it
+
+
+class MeanSquares(NamedTuple):
+    """What is known of the variance of a mean; the names are those of the module.
+
+    Attributes:
+        a: A, of subjects; a number, or an array of them, as the next two.
+        b: B, of seeds.
+        e: E, of the residual.
+        f_a: Degrees of freedom of A.
+        f_b: Of B.
+        inflation: c, on what seeds add.
+    """
+
+    a: Numbers
+    b: Numbers
+    e: Numbers
+    f_a: int
+    f_b: int
+    inflation: float = 1.0
+
+    @property
+    def variance(self) -> Values:
+        """A + c max(B - E, 0)."""
+        a, b, e = (np.asarray(x, float) for x in self[:3])
+        return np.asarray(a + self.inflation * np.maximum(b - e, 0.0))
+
+
+def p_value(mean: ArrayLike, squares: MeanSquares) -> Values:
+    """Two-sided p-value of the mean being 0; 1 where mean and variance are 0.
+
+    Args:
+        mean: A number or an array.
+        squares: Of the same shape.
+    """
+    size = np.abs(np.asarray(mean, float))
+    deviations, weights = _deviations(squares)
+    z = np.divide(size[..., None], deviations, out=np.zeros(deviations.shape), where=deviations > 0)
+    certain = (deviations <= 0) & (size[..., None] > 0)
+    # exactly 1 for a mean of 0, whose weights would add up to it but for the last digit
+    return np.where(size == 0, 1.0, np.where(certain, 0.0, _tail(z)) @ weights)
+
+
+def half_width(squares: MeanSquares, level: float) -> Values:
+    """Half-width of the interval of a level; 0 where the variance is 0.
+
+    Args:
+        squares: Numbers or arrays.
+        level: Coverage.
+    """
+    from scipy import special
+
+    deviations, weights = _deviations(squares)
+    half = -special.ndtri((1 - level) / 2) * np.sqrt(squares.variance)
+    open_ = half > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(MOST):
+            # Newton's steps in logarithms, in which both a normal and a heavy tail are nearly
+            # straight
+            z = np.where(deviations > 0, half[..., None] / deviations, np.inf)
+            tail = _tail(z) @ weights
+            density = np.where(z < np.inf, z * np.exp(-(z**2) / 2), 0.0)
+            slope = -2 / np.sqrt(2 * np.pi) * density @ weights
+            step = np.clip((np.log(1 - level) - np.log(tail)) * tail / slope, -1.0, 1.0)
+            half = np.where(open_, half * np.exp(step), 0.0)
+            if not np.any(np.abs(step) > ENOUGH, where=open_):
+                break
+    return half
+
+
+def _tail(z: Values) -> Values:
+    """2 Phi(-z)."""
+    from scipy import special
+
+    return np.asarray(special.erfc(z / np.sqrt(2)))
+
+
+def _deviations(squares: MeanSquares) -> tuple[Values, Values]:
+    """sqrt V* at each pair of nodes, along a new last axis, and the weights of the pairs."""
+    (of_a, weight_a), (of_b, weight_b) = (
+        quantiles(f, nodes) for f, nodes in zip(squares[3:5], NODES, strict=True)
+    )
+    a, b, e = (np.asarray(x, float)[..., None] for x in squares[:3])
+    seeds = squares.inflation * np.maximum(b * of_b - e, 0.0)
+    total = (a * of_a)[..., :, None] + seeds[..., None, :]
+    shape = (*total.shape[:-2], -1)
+    return np.sqrt(total).reshape(shape), np.outer(weight_a, weight_b).ravel()
+
+
+@lru_cache(maxsize=64)
+def quantiles(freedom: int, nodes: int) -> tuple[Values, Values]:
+    """f / U at the nodes of a rule over the quantiles of U, and their weights.
+
+    A Gauss-Legendre rule in t, with the quantile t^2 (3 - 2 t): its nodes crowd at both ends, where
+    the tails of a p-value come from.
+    """
+    from scipy import stats
+
+    x, weights = np.polynomial.legendre.leggauss(nodes)
+    t = (x + 1) / 2
+    return freedom / stats.chi2.ppf(t**2 * (3 - 2 * t), freedom), weights * 3 * t * (1 - t)

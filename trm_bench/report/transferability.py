@@ -1,0 +1,145 @@
+"""Does transferability predict? LEEP and the mean risk beside the gains: a chart and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from trm_bench.analysis.transferability import FEWEST_TRANSFERS, MEASURES
+from trm_bench.report import words
+from trm_bench.report.drawing import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    DoesNotApply,
+    Drawing,
+    legend,
+    panels,
+    plain,
+)
+from trm_bench.report.evidence import NAMES, Evidence
+from trm_bench.report.tables import MISSING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FEWEST_CELLS = 3  # for a chart
+COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, DARK)
+MARKERS = ("o", "^")
+TITLES = {"leep": "LEEP", "risk_mean": "mean risk"}
+
+
+# ---------------------------------------------------------------------------------------- in words
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a page shows of `analysis.transferability.predicts`; no rows where there is no cell."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[object, ...]]
+    notes: list[str]
+
+
+def section(found: pd.DataFrame, reference: str) -> Section:
+    """The table and its notes.
+
+    Args:
+        found: Of `predicts`.
+        reference: The method whose gain over scratch is foreseen.
+    """
+    rows = found.to_dict("records")
+    notes = [
+        f"A cell is a transfer under a seed, its gain that of {reference} over scratch. Weighted "
+        "tau (Vigna 2015) counts most the transfers that look best and those that gain most; a "
+        "measure is of use where its interval lies on the side of the expected sign.",
+        "The interval resamples transfers with all their seeds, since seeds of one transfer are "
+        "not independent. It takes transfers that share a domain as independent: read it as "
+        "somewhat too narrow.",
+    ]
+    return Section(
+        f"Rank correlation with the gain of {reference} over scratch",
+        ["measure", "of use if", "weighted tau", "95 % interval", "tau", "cells", "transfers"],
+        [_row(row) for row in rows if row["n_cells"]],
+        notes + [f"{TITLES[row['measure']]}: {row['note']}." for row in rows if row["note"]],
+    )
+
+
+def _row(row: Mapping[Hashable, Any]) -> tuple[object, ...]:
+    return (
+        TITLES[row["measure"]],
+        "above 0" if MEASURES[row["measure"]] > 0 else "below 0",
+        words.signed(row["tau"]),
+        words.interval(row["low"], row["high"]),
+        words.signed(row["tau_plain"]),
+        row["n_cells"],
+        row["n_transfers"],
+    )
+
+
+def pooled(several: Mapping[str, Evidence]) -> pd.DataFrame:
+    """The cells of several results, with the label of each as the first column.
+
+    Results of one protocol keep its name, so that the same transfer is one cluster.
+    """
+    parts = [e.transferability.assign(results=label) for label, e in several.items()]
+    rows = pd.concat(parts, ignore_index=True)
+    return rows[["results", *rows.columns.drop("results")]]
+
+
+# ------------------------------------------------------------------------------------------- chart
+
+
+def chart(evidence: Evidence) -> Drawing:
+    """Gain of the reference over scratch against LEEP and against the mean risk."""
+    cells = evidence.transferability
+    if len(cells) < FEWEST_CELLS:
+        raise DoesNotApply(
+            f"needs {FEWEST_CELLS} transfers or seeds with scratch, {evidence.reference} and a "
+            f"risk map, has {len(cells)}"
+        )
+    figure, axes = panels(len(MEASURES), 3.6, 3.6, sharey=True)
+    listed = []
+    for ax, row in zip(axes, evidence.predicts.to_dict("records"), strict=True):
+        measure = row["measure"]
+        interval = words.interval(row["low"], row["high"]).replace(MISSING, "")
+        listed.append(f"{TITLES[measure]}: tau {words.signed(row['tau'])} {interval}".strip())
+        _scatter(ax, cells, measure, evidence.transfers)
+        ax.set_title(listed[-1])
+        best = "highest" if MEASURES[measure] > 0 else "lowest"
+        ax.set_xlabel(f"{TITLES[measure]} ({best} should gain most)")
+    unit = evidence.gain_unit(evidence.main.metric)
+    axes[0].set_ylabel(f"gain of {evidence.reference} over scratch [{unit}]")
+    legend(figure, axes, False)
+    return Drawing(
+        figure,
+        "Does transferability predict?",
+        f"A mark a transfer and seed: the gain of {evidence.reference} in "
+        f"{NAMES[evidence.main.metric]} over scratch against what was known before training on "
+        "the target. Below 0 is negative transfer. Titles: weighted Kendall's tau, and its 95 % "
+        f"interval from {FEWEST_TRANSFERS} transfers on, of a bootstrap of whole transfers.",
+        f"Gain of {evidence.reference} over scratch in {len(cells)} cells against two measures. "
+        f"{'; '.join(listed)}.",
+    )
+
+
+def _scatter(ax: Axes, cells: pd.DataFrame, measure: str, transfers: Sequence[str]) -> None:
+    """One panel: a colour and marker a transfer, or one colour for all where they are many."""
+    ax.axhline(0, color=GREY, linewidth=0.9)
+    present = [t for t in transfers if t in set(cells["transfer"])]
+    if len(present) > len(COLOURS) * len(MARKERS):
+        label = f"{len(present)} transfers"
+        ax.scatter(cells[measure], cells["gain"], s=18, alpha=0.8, color=BLUE, label=label)
+        return
+    for i, transfer in enumerate(present):
+        part = cells[cells["transfer"] == transfer]
+        style: Any = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS)]}
+        ax.scatter(part[measure], part["gain"], s=18, alpha=0.8, label=plain(transfer), **style)
