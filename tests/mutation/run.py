@@ -85,7 +85,9 @@ def child(mutant: Mutant, log: Path) -> None:
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    hypothesis.settings.register_profile("mutants", database=None)
+    # any failure will do: none is shrunk, nor kept
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    hypothesis.settings.register_profile("mutants", database=None, phases=phases)
     hypothesis.settings.load_profile("mutants")
     sys.meta_path.insert(0, Changed(mutant))
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
