@@ -24,6 +24,7 @@ SHORT = [
     "training.target.steps=2",
     "training.source.batch=1",
     "training.target.batch=1",
+    "seeds=[0, 1]",
 ]
 
 
