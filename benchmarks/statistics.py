@@ -29,7 +29,7 @@ from scipy import special, stats
 
 from trm_bench.analysis import generalised, verdict
 from trm_bench.analysis.generalised import MeanSquares
-from trm_bench.analysis.intervals import FIXED, Design, mean_squares, overlap
+from trm_bench.analysis.intervals import FIXED, Design, mean_squares, overlap, trimmed
 from trm_bench.files import write_json, write_text
 
 METHODS = 17
@@ -187,9 +187,7 @@ def _split(s: Scenario, gain: Any, rng: np.random.Generator) -> Any:
 
 def squares_of(gain: Any, design: Design) -> tuple[float, MeanSquares | None]:
     """The mean over transfers of one method's gains, and its mean squares."""
-    there = np.isfinite(gain)
-    keep = np.ix_(range(len(gain)), there.any(axis=(0, 2)), there.any(axis=(0, 1)))
-    gain = gain[keep]
+    gain = trimmed(gain)
     return float(np.nanmean(gain, axis=(1, 2)).mean()), mean_squares(gain, design)
 
 

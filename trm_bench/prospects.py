@@ -16,7 +16,7 @@ from trm_bench.data.splits import split
 from trm_bench.errors import UserError
 from trm_bench.protocol import Protocol
 from trm_bench.protocol.load import data_root
-from trm_bench.report.evidence import Evidence, collect
+from trm_bench.report.evidence import Evidence, collect, sizes_of
 from trm_bench.runs.folders import protocol_folders
 from trm_bench.runs.plan import Plan
 from trm_bench.runs.store import read_results
@@ -106,10 +106,7 @@ def of_protocol(
 def of_plan(protocol: Protocol, plan: Plan) -> Prospect:
     """From assumed standard deviations, and the subjects of a plan."""
     config = next((job.config for job in plan.runs if job.source), plan.runs[0].config)
-    own, source = config.subjects, config.source.subjects.train if config.source else ()
-    members = {m.subject for part in (*own.parts().values(), source) for m in part}
-    sizes = len(source), len(own.train), len(own.test)
-    spread = _spread(protocol, ASSUMED, *sizes, len(members))
+    spread = _spread(protocol, ASSUMED, *sizes_of(config))
     return _prospect(protocol, spread, "assumed: trm-bench power")
 
 

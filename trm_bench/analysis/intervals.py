@@ -209,6 +209,13 @@ def _ratio(gain: Values, base: Values, side: int, design: Design, level: float) 
     return np.nan  # the other method's mean is not clearly above 0
 
 
+def trimmed(values: Values) -> Values:
+    """Gains (transfer, subject, seed) without what has no values at all, along each axis."""
+    there = np.isfinite(values)
+    axes = (1, 2), (0, 2), (0, 1)
+    return values[np.ix_(*(np.any(there, axis=axis) for axis in axes))]
+
+
 def mean_squares(values: Values, design: Design = FIXED) -> MeanSquares | None:
     """A, B and E of the mean over transfers; see the module.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trm_bench.analysis import generalised
 from trm_bench.analysis.generalised import MeanSquares
-from trm_bench.analysis.intervals import FIXED, MIN_SEEDS, Design, mean_squares
+from trm_bench.analysis.intervals import FIXED, MIN_SEEDS, Design, mean_squares, trimmed
 
 Values = NDArray[np.float64]
 
@@ -55,11 +55,7 @@ class Spread(NamedTuple):
         Returns:
             None where it cannot be known; see `intervals.mean_squares`.
         """
-        there = np.isfinite(gain)
-        keep = np.ix_(
-            np.any(there, axis=(1, 2)), np.any(there, axis=(0, 2)), np.any(there, axis=(0, 1))
-        )
-        gain = gain[keep]
+        gain = trimmed(gain)
         squares = mean_squares(gain, design) if gain.size else None
         if squares is None:
             return None

@@ -36,6 +36,7 @@ from trm_bench.analysis.power import Spread
 from trm_bench.analysis.table import OVERALL, UNITS, Grid, mean_over
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import Claim, Protocol
+from trm_bench.runs.config import RunConfig
 from trm_bench.runs.records import VoxelAudit
 from trm_bench.runs.store import Results
 
@@ -367,15 +368,16 @@ def design_of(results: Results) -> Design:
     name = results.plan.protocol.split.design
     if name != "resampled":
         return Design(name)
-    ratios = []
-    for _, record in results.finished():
-        config = record.config
-        own, source = config.subjects, config.source.subjects.train if config.source else ()
-        members = {m.subject for part in (*own.parts().values(), source) for m in part}
-        sizes = (len(source), len(own.train), len(own.test))
-        if source:  # of the others, the source's part is not known
-            ratios.append(overlap(*sizes, len(members)))
-    return Design(name, max(ratios, default=1.0))
+    # of runs that do not transfer, the source's part is not known
+    sizes = [sizes_of(record.config) for _, record in results.finished() if record.config.source]
+    return Design(name, max((overlap(*of_run) for of_run in sizes), default=1.0))
+
+
+def sizes_of(config: RunConfig) -> tuple[int, int, int, int]:
+    """Numbers of subjects: source and target training, test, and all; see `intervals.overlap`."""
+    own, source = config.subjects, config.source.subjects.train if config.source else ()
+    members = {m.subject for part in (*own.parts().values(), source) for m in part}
+    return len(source), len(own.train), len(own.test), len(members)
 
 
 def _first_trm(protocol: Protocol) -> str:

@@ -31,7 +31,6 @@ class Cell:
         low: Lower end of the interval, with `high`.
         high: Upper end.
         rank: 1 for the best of a column, 2 for the second, 0 for the others.
-        p: Corrected p-value.
         mark: The method is better or worse, by the family's test.
         lacks: What is missing from it; such a number takes no rank.
         signed: A gain, shown with its sign.
@@ -43,7 +42,6 @@ class Cell:
     low: float | None = None
     high: float | None = None
     rank: int = 0
-    p: float | None = None
     mark: str = ""
     lacks: str = ""
     signed: bool = False
@@ -93,7 +91,7 @@ class Table:
         return "\n".join([*lines, "", *[f"{_md(note)}  " for note in self.notes]]) + "\n"
 
     def csv(self) -> str:
-        """All digits; a column of its own for each spread, interval end and p-value there is."""
+        """All digits; a column of its own for each spread, and interval end there is."""
         import csv
 
         parts = {
@@ -101,7 +99,6 @@ class Table:
             "spread": " sd",
             "low": " low",
             "high": " high",
-            "p": " p_holm",
             "lacks": " lacks",
         }
 
