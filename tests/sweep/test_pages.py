@@ -189,7 +189,7 @@ class TestPages:
     def test_each_transfer_has_its_own(self, tmp_path: Path) -> None:
         made = folder(tmp_path, method("m", transfer="a->b"), method("m", transfer="b->a"))
         names = {path.name for path in write_sweep(made)}
-        assert {"m_a_b.png", "m_b_a.png"} <= names
+        assert {"m-a-to-b.png", "m-b-to-a.png"} <= names
         assert "m b-&gt;a" in (made.sweep / "report.html").read_text()
 
     def test_stand_in_data_are_named_everywhere(self, tmp_path: Path) -> None:
