@@ -193,6 +193,12 @@ def test_a_failed_run_gives_exit_code_1(
     assert code == 1 and "1 runs failed" in text and "Traceback" not in text
 
 
+def test_without_tracking_no_store_is_named(trm_bench: Run, file: Path, tmp_path: Path) -> None:
+    given = ("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "scratch")
+    code, text = trm_bench(*given, "--set", "tracking=off")
+    assert code == 0 and "all numbers" in text and "mlflow" not in text.lower()
+
+
 def test_lists(trm_bench: Run) -> None:
     code, text = trm_bench("methods")
     assert code == 0 and all(name in text for name in REGISTRY.names())
