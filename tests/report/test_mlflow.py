@@ -7,6 +7,7 @@ import fcntl
 import json
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from trm_bench import pipeline, protocol, signals
 from trm_bench.display import Display
+from trm_bench.errors import UserError
 from trm_bench.report import mlflow as mirror
 from trm_bench.report.tracking import PARENT, Store
 from trm_bench.runs.folders import ResultsFolder
@@ -169,12 +171,30 @@ def test_a_store_is_under_its_name_when_its_making_is_over(
 
 def test_commands_write_one_after_the_other(store: Store) -> None:
     with store.locked():
-        with pytest.raises(TimeoutError, match="another command holds"), store.locked(0):
+        with pytest.raises(UserError, match="another command writes") as caught, store.locked(0):
             pass
-        (result,) = [store.told(e) for e in [TimeoutError("another command holds x")]]
-        assert "when that has ended, give the same command again" in result
+        assert "when that has ended, give the same command again" in store.told(caught.value)
     with store.locked(0):
         pass
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_path_that_mlflow_does_not_take_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="MLflow takes no"):
+        Store(ResultsFolder(tmp_path / name)).client()
+
+
+def test_a_database_that_cannot_be_opened_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}")  # a folder
+    begun = time.monotonic()
+    with pytest.raises(Exception, match="unable to open"):
+        Store(ResultsFolder(tmp_path)).client().search_experiments()
+    assert time.monotonic() - begun < 15, "MLflow by itself takes minutes"
 
 
 def test_what_dead_commands_left_running_is_killed(store: Store, empty_store: Path) -> None:

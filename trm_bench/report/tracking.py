@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trm_bench.errors import UserError
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.urls import shown, told
 
@@ -22,6 +23,8 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 # tags of our runs, by which a resumed command sees what is logged already
 PARENT, CELL = "trm_bench.parent", "trm_bench.cell"
 PATIENCE = 45.0  # seconds to wait for other commands; making a store takes about five
+AGAIN = "give the same command again, which logs all that is missing"
+TRIES = 3  # to open a database; MLflow's own ten take minutes
 POLL = 0.05  # seconds between two looks at a lock
 MOST = 50_000  # runs that MLflow returns at once
 
@@ -53,10 +56,9 @@ class Store:
 
     def told(self, error: Exception) -> str:
         """What went wrong with the store, and how to mend it; of an exception of MLflow's."""
-        said = told(error, self.uri)
-        again = "give the same command again, which logs all that is missing"
-        if isinstance(error, TimeoutError):
-            return f"{said}\n  when that has ended, {again}"
+        if isinstance(error, UserError):
+            return str(error)
+        said, again = told(error, self.uri), AGAIN
         if not self.own:
             return f"{self.shown}: {said}\n  see to the store that {VARIABLE} names, and {again}"
         if "full" in said or "No space" in said:
@@ -69,7 +71,7 @@ class Store:
         """Holds the lock of our own store, so that commands write to it one after the other.
 
         Raises:
-            TimeoutError: Another command has held it for so many seconds.
+            UserError: Another command has held it for so many seconds.
         """
         if not self.own:
             yield
@@ -79,17 +81,26 @@ class Store:
         try:
             while not _got(lock, fcntl.LOCK_EX):
                 if time.monotonic() > end:
-                    raise TimeoutError(f"another command holds {path}")
+                    fix = f"when that has ended, {AGAIN}"
+                    raise UserError("another command writes to the tracking store", path, fix)
                 time.sleep(POLL)
             yield
         finally:
             os.close(lock)
 
     def client(self) -> MlflowClient:
-        """A client; our own store, where there is none, is made first. Called under the lock."""
+        """A client; our own store, where there is none, is made first. Called under the lock.
+
+        Raises:
+            UserError: MLflow cannot have a store in the folder of the results.
+        """
+        client = _mlflow()
         if self.own:
+            if {"?", "%"} & {*str(self.path)}:
+                fix = f"name another --out, or a store in {VARIABLE}"
+                raise UserError("MLflow takes no ? and no % in a path", self.path, fix)
             self._make()
-        return _mlflow()(tracking_uri=self.uri)
+        return client(tracking_uri=self.uri)
 
     def _make(self) -> None:
         """In another file: a store whose making is cut off is never whole again."""
@@ -137,10 +148,12 @@ def _mlflow() -> type[MlflowClient]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # a dead server must not hold up a benchmark
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    from mlflow.store.db import utils
     from mlflow.tracking import MlflowClient
 
+    utils.MAX_RETRY_COUNT = TRIES
     for logger in ("mlflow", "alembic"):  # a new store's migrations would be told by line
-        logging.getLogger(logger).setLevel(logging.WARNING)
+        logging.getLogger(logger).setLevel(logging.ERROR)
     return MlflowClient
 
 
