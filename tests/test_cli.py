@@ -6,6 +6,9 @@ Exit codes, messages without tracebacks, files where they should be.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -110,11 +113,73 @@ def test_mistakes_are_one_message_and_exit_code_2(
     assert not list(tmp_path.rglob("records/*.json"))
 
 
-def test_debug_shows_the_traceback(trm_bench: Run) -> None:
-    from trm_bench.errors import UserError
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_the_traceback_too(trm_bench: Run, place: str) -> None:
+    given = ["run", "nowhere.yaml"]
+    code, text = trm_bench(*(["--debug", *given] if place == "before" else [*given, "--debug"]))
+    assert code == 2 and "Traceback" in text and "error: nowhere.yaml: no such protocol" in text
 
-    with pytest.raises(UserError):
-        trm_bench("run", "nowhere.yaml", "--debug")
+
+def test_what_follows_two_dashes_is_no_option(trm_bench: Run) -> None:
+    code, text = trm_bench("report", "--", "--debug")
+    assert code == 2 and "--debug: no results" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyError("x\ny" * 999), 3, "error: unexpected KeyError: 'x"),
+        (RecursionError("too deep"), 3, "error: unexpected RecursionError: too deep"),
+        (MemoryError(), 3, "error: unexpected MemoryError; this is a fault of trm-bench"),
+        (EOFError("cut off"), 3, "error: unexpected EOFError: cut off"),
+        (OSError(28, "No space left on device", "/x/y"), 2, "error: /x/y: No space left"),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_exceptions_are_one_message(
+    trm_bench: Run, monkeypatch: pytest.MonkeyPatch, raised: Exception, code: int, said: str
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("trm_bench.report.verdict", broken)
+    found, text = trm_bench("verdict", "anywhere")
+    assert found == code and text.startswith(said) and "Traceback" not in text
+    assert bool(text) == bool(said) and text.count("\n") <= 2 and len(text) < 1000
+    if code == 3:
+        assert "this is a fault of trm-bench" in text and "--debug" in text
+        code, text = trm_bench("verdict", "anywhere", "--debug")
+        assert code == 3 and "in broken" in text
+
+
+def test_names_of_any_bytes_are_printed() -> None:
+    name = b"/nowhere/\xff<[red]"
+    done = subprocess.run(
+        [sys.executable, "-m", "trm_bench", "data", "phantom", "--layout", name],
+        capture_output=True,
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )
+    assert done.returncode == 2 and rb"/nowhere/\udcff<[red]" in done.stderr
+
+
+def test_a_full_disk_below_standard_output_is_named() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trm_bench", "protocols"], stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: standard output: No space left on device\n")
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "trm_bench", "--help"], stdout=closed, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_failed_run_gives_exit_code_1(
@@ -126,6 +191,12 @@ def test_a_failed_run_gives_exit_code_1(
     monkeypatch.setattr(REGISTRY.get("topk"), "prepare", broken)
     code, text = trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "topk")
     assert code == 1 and "1 runs failed" in text and "Traceback" not in text
+
+
+def test_without_tracking_no_store_is_named(trm_bench: Run, file: Path, tmp_path: Path) -> None:
+    given = ("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "scratch")
+    code, text = trm_bench(*given, "--set", "tracking=off")
+    assert code == 0 and "all numbers" in text and "mlflow" not in text.lower()
 
 
 def test_lists(trm_bench: Run) -> None:

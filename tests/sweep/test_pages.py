@@ -198,6 +198,21 @@ class TestPages:
         for name in ("report.html", "summary.md"):
             assert "phantom" in (made.sweep / name).read_text()
 
+    def test_nothing_in_a_name_or_reason_acts(self, tmp_path: Path) -> None:
+        nasty = "<script>alert(1)</script>|$x_{"
+        entry, swept = method("=1+1", transfer=nasty, score=lambda v: v["share"] - 0.5 or None)
+        last = swept.trials[-1].model_copy(update={"reason": f"=2+2\n{nasty}"})
+        swept = swept.model_copy(update={"trials": (*swept.trials[:-1], last)})
+        made = folder(tmp_path, (entry, swept))
+        write_sweep(made)
+        page = (made.sweep / "report.html").read_text()
+        assert page.count("<script") == 1 and "&lt;script&gt;" in page
+        summary = (made.sweep / "summary.md").read_text()
+        assert "<script" not in summary and r"\|$x_{" in summary
+        rows = list(csv.DictReader((made.sweep / "trials.csv").open(newline="")))
+        assert rows[-1]["method"] == "'=1+1" and rows[-1]["transfer"] == nasty
+        assert rows[-1]["reason"] == f"'=2+2\n{nasty}"
+
     def test_the_command_writes_it_again(self, tmp_path: Path, trm_bench: Run) -> None:
         made = folder(tmp_path, method())
         for path in (tmp_path, made.path):

@@ -7,15 +7,47 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
+
+
+class EndOfFile(Exception):
+    """An EOFError of a command, which typer would take for the end of a person's answers."""
+
+
+class Commands(TyperGroup):
+    """The commands, whose errors `main` tells of."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Calls the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise EndOfFile(error) from error
+
 
 app = typer.Typer(
+    cls=Commands,
     name="trm-bench",
     help="A benchmark suite for negative transfer in medical image segmentation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+
+
+class Output(Console):
+    """Standard output; a disk that is full below it has a name."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See rich."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            error.filename = error.filename or "standard output"
+            raise
+
+
+out = Output()
 err = Console(stderr=True)
 
 ProtocolName = Annotated[
