@@ -81,7 +81,10 @@ def test_check(trm_bench: Run, file: Path, tmp_path: Path) -> None:
         (["run", "FILE", "--set", "training.target.stepz=1"], "did you mean 'steps'"),
         (["run", "FILE", "--methods", "trmm"], "did you mean 'trm'"),
         (["run", "FILE", "--set", "methods.2.bass=3"], "did you mean 'base'"),
-        (["run", "FILE", "--set", "methods.2.base=-1"], "base: Input should be greater than 0"),
+        (
+            ["run", "FILE", "--set", "methods.2.base=-1"],
+            "base: Input should be greater than or equal to 0.001",
+        ),
         (["run", "FILE", "--transfers", "lower->whole"], "no transfer 'lower->whole'"),
         (["run", "FILE", "--device", "tpu"], "'tpu' is not a device"),
         (["run", "FILE", "--device", "cuda:99"], "no cuda:99"),
@@ -212,10 +215,10 @@ def test_risk_map_lies_in_the_image_space(
     ("change", "said"),
     [
         ({"--checkpoint": "LABEL"}, "not a checkpoint"),
-        ({"--image": "/nowhere.nii"}, "cannot be read"),
+        ({"--image": "/nowhere.nii"}, "is missing"),
         ({"--risk": "log"}, "choose neg_log or one_minus"),
         ({"--out": "map.png"}, "NIfTI"),
-        ({"--label": "SMALL"}, "not on the grid"),
+        ({"--label": "SMALL"}, "the label has shape (4, 4, 4)"),
     ],
 )
 def test_risk_map_mistakes(

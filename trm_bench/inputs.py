@@ -36,7 +36,7 @@ def read_text(path: Path, most: int, fix: str = "check the path and the file") -
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError("is not a regular file", path, fix)
         # NONBLOCK: should it have become a pipe since
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             content = file.read(most + 1)
         if len(content) > most:
             raise UserError(f"is larger than {most} bytes", path, fix)

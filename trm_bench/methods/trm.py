@@ -101,7 +101,7 @@ class TransferRiskMap(Method):
         own = self.p.with_dice
         if own is not None and training.loss.cross_entropy + own < LEAST_LOSS:
             what = f"with_dice {own:g} and no weight of the cross-entropy: nothing would be learned"
-            fix = "raise with_dice, or training.target.loss.cross_entropy (dice_share of 1 makes it 0)"
+            fix = "raise with_dice, or the cross-entropy's weight (a dice_share of 1 makes it 0)"
             raise UserError(what, f"methods.{self.name}", fix)
         return training
 
