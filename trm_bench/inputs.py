@@ -14,11 +14,25 @@ from trm_bench.errors import UserError
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something; False for a name that nothing can have, such as a long one."""
+    """Whether there is something; False where that cannot be found out, as for a long name."""
+    return _mode(path) != 0
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; see `exists`."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; see `exists`."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
     try:
-        return path.exists()
-    except OSError:
-        return False
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def read_text(path: Path, most: int, fix: str = "check the path and the file") -> str:

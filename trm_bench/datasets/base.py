@@ -18,7 +18,7 @@ import numpy as np
 from trm_bench.datasets.nifti import REPLACE, UNLIKE, Volume, parts, stated_affine
 from trm_bench.datasets.subjects import LabelMap, Scan, Subject
 from trm_bench.errors import BadSubject, UserError, nearest
-from trm_bench.inputs import exists
+from trm_bench.inputs import exists, is_file, is_folder
 
 AFFINE_TOLERANCE = 1e-3
 """How far two affines of one subject may differ, in units of the voxel size."""
@@ -50,7 +50,7 @@ class Dataset(ABC):
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        if not exists(self.root) or not self.root.is_dir():
+        if not is_folder(self.root):
             raise UserError(
                 f"no folder with the dataset '{self.name}'",
                 self.root,
@@ -96,8 +96,8 @@ class Dataset(ABC):
             BadSubject: It is missing, empty, no regular file, or lies outside the root by a
                 symbolic link.
         """
-        if not file.is_file():
-            state = "is no regular file" if file.exists() else "is missing"
+        if not is_file(file):
+            state = "is no regular file" if exists(file) else "is missing"
             raise BadSubject(subject.id, f"the {role} {state}", file, fix)
         if file.stat().st_size == 0:
             raise BadSubject(subject.id, f"the {role} is an empty file", file, fix)
@@ -202,7 +202,8 @@ class NiftiDataset(Dataset):
         for modality in modalities:
             if modality not in subject.images:
                 where = self.expected_file(subject, modality)
-                raise BadSubject(subject.id, f"the {modality} image is missing", where, REPLACE)
+                state = "is no regular file" if where.suffix and exists(where) else "is missing"
+                raise BadSubject(subject.id, f"the {modality} image {state}", where, REPLACE)
             channel = self.channels.get(modality)
             path, channels = subject.images[modality], len(self.channels)
             volumes.append(self._volume(subject, f"{modality} image", path, channel, channels))

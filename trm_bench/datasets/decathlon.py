@@ -9,7 +9,7 @@ from typing import Any
 
 from trm_bench.datasets.base import LabelMap, NiftiDataset, Subject
 from trm_bench.errors import UserError
-from trm_bench.inputs import read_text
+from trm_bench.inputs import is_file, read_text
 
 MOST_NAMES_IN_ALIAS = 3
 MOST_BYTES = 2**24  # of dataset.json
@@ -73,7 +73,7 @@ class Decathlon(NiftiDataset):
             raise UserError(what, self._json, "copy it, or set data.allow_links: true")
         subjects = []
         for name, (image, label) in sorted(self._training.items()):
-            images = {modality: image for modality in self.modalities} if image.is_file() else {}
+            images = {modality: image for modality in self.modalities} if is_file(image) else {}
             subjects.append(Subject(name, images, label))
         return subjects
 
@@ -85,7 +85,7 @@ class Decathlon(NiftiDataset):
         return UserError(what, self._json, "use the dataset.json that comes with the task")
 
     def _load(self) -> dict[str, Any]:
-        if not self._json.is_file():
+        if not is_file(self._json):
             inside = sorted(file.parent.name for file in self.root.glob("*/dataset.json"))
             fix = f"point data.root at one task's folder{': ' if inside else ''}{', '.join(inside)}"
             raise UserError("no dataset.json", self.root, fix)
@@ -156,6 +156,9 @@ class Decathlon(NiftiDataset):
         """A file inside the root; raises `UserError` for anything else."""
         if not isinstance(text, str) or not PurePosixPath(text).name:
             raise self._error(f"'{key}' is not a file name")
+        parts = [part.encode(errors="replace") for part in PurePosixPath(text).parts]
+        if not text.isprintable() or max(map(len, parts)) > 255 or len(parts) > 20:
+            raise self._error(f"'{key}' is {text[:100]!r}, which no file can be called")
         for kind in (PurePosixPath, PureWindowsPath):
             path = kind(text)
             if path.is_absolute() or path.anchor or ".." in path.parts:

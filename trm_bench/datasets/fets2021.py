@@ -10,10 +10,10 @@ from pathlib import Path
 from trm_bench.datasets.base import LabelMap, NiftiDataset, Subject
 from trm_bench.datasets.subjects import LONGEST_ID
 from trm_bench.errors import UserError
-from trm_bench.inputs import read_text
+from trm_bench.inputs import is_file, is_folder, read_text
 
 MOST_BYTES = 2**24  # of the csv
-MOST_FILES = 200_000  # that are looked at to find the subjects
+MOST_FILES = 50_000  # that are looked at to find the subjects
 DEPTH = 4
 """How many levels below the root subjects' folders are looked for."""
 
@@ -82,7 +82,7 @@ class Fets2021(NiftiDataset):
         subjects = []
         for name, folder in sorted(folders.items()):
             files = {m: _nifti(folder / f"{name}_{m}") for m in self.modalities}
-            images = {m: file for m, file in files.items() if file.is_file()}
+            images = {m: file for m, file in files.items() if is_file(file)}
             label = _nifti(folder / f"{name}_seg")
             subjects.append(Subject(name, images, label, institution=institutions.get(name, "")))
         return subjects
@@ -98,14 +98,14 @@ class Fets2021(NiftiDataset):
         for _ in range(DEPTH):
             below: list[Path] = []
             for parent in level:
-                inside = sorted(parent.iterdir())
+                inside = _inside(parent)
                 seen += len(inside)
                 if seen > MOST_FILES:
                     fix = "point data.root at the training folder"
                     raise UserError(f"more than {MOST_FILES} files and folders", self.root, fix)
-                children = [c for c in inside if c.is_dir() and not c.name.startswith(".")]
+                children = [c for c in inside if is_folder(c) and not c.name.startswith(".")]
                 imaged = [c for c in children if self._has_an_image(c)]
-                labelled = [c for c in children if _nifti(c / f"{c.name}_seg").is_file()]
+                labelled = [c for c in children if is_file(_nifti(c / f"{c.name}_seg"))]
                 if labelled:
                     folders += sorted({*imaged, *labelled})
                 below += sorted({*children} - {*imaged, *labelled})
@@ -113,14 +113,14 @@ class Fets2021(NiftiDataset):
         return folders
 
     def _has_an_image(self, folder: Path) -> bool:
-        return any(_nifti(folder / f"{folder.name}_{m}").is_file() for m in self.modalities)
+        return any(is_file(_nifti(folder / f"{folder.name}_{m}")) for m in self.modalities)
 
     def _institutions(self, training: set[Path]) -> dict[str, str]:
         """Subject to institution, from each csv there is."""
         institutions: dict[str, str] = {}
         for folder in dict.fromkeys([self.root.resolve().parent, self.root, *sorted(training)]):
             file = folder / "partitioning_1.csv"
-            if not file.is_file():
+            if not is_file(file):
                 continue
             if file.is_symlink() and self.leads_outside(file):
                 what = "leads outside the dataset's folder by a symbolic link"
@@ -129,11 +129,19 @@ class Fets2021(NiftiDataset):
         return institutions
 
 
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        fix = "change its permissions, or move it out of data.root"
+        raise UserError(f"cannot be read: {error.strerror}", folder, fix) from error
+
+
 def _nifti(stem: Path) -> Path:
     """``stem.nii.gz``, or ``stem.nii`` where that is the one that exists."""
     plain = stem.with_name(f"{stem.name}.nii")
     compressed = stem.with_name(f"{stem.name}.nii.gz")
-    return plain if plain.is_file() and not compressed.is_file() else compressed
+    return plain if is_file(plain) and not is_file(compressed) else compressed
 
 
 def _partitions(file: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trm_bench.errors import UserError, nearest
-from trm_bench.inputs import exists
+from trm_bench.inputs import exists, is_file
 from trm_bench.protocol.markup import parse_yaml, read_yaml
 from trm_bench.protocol.schema import Protocol
 
@@ -92,8 +92,7 @@ def parse(raw: Mapping[str, Any], where: object) -> Protocol:
 def _find(name: str) -> Path:
     path = Path(name)
     known = bundled()
-    there = exists(path)
-    if there and (name not in known or path.is_file()):
+    if is_file(path) or (name not in known and exists(path)):
         return path  # what is no file is refused by its reader
     if name in known:
         return known[name]
