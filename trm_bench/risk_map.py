@@ -79,17 +79,10 @@ def write(
         UserError: A file is missing, damaged or does not fit, the map cannot be written, or an
             option is wrong.
     """
-    if risk not in get_args(Risk):
-        raise UserError(f"no risk '{risk}'", "--risk", f"choose {' or '.join(get_args(Risk))}")
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise UserError("the map is a NIfTI file", out, "name it .nii or .nii.gz")
     about, state = read_checkpoint(checkpoint)
     config = about.config
     modalities = config.domain.images
-    if len(images) != len(modalities):
-        fix = f"give --image once for each of {', '.join(modalities)}"
-        what = f"{len(images)} images, but the network sees {len(modalities)}"
-        raise UserError(what, "--image", fix)
+    _check_options(risk, out, images, modalities)
     given = _Given(images, label, modalities)
     scan = given.scan()
     ensure_writable(out.parent)
@@ -98,16 +91,16 @@ def write(
         tensors, prepared = prepare_scan(scan, config.volume)
         image = tensors["image"][None].float().to(device)
         probabilities = predict(network, image, config.training, config.evaluation).cpu()
+        values = torch.as_tensor(np.unique(scan.label).astype(np.int64))
+        classes = torch.searchsorted(values, tensors["label"].long())[None]
+        statistics = LeepStatistics(len(values), probabilities.shape[1])
+        statistics.update(probabilities, classes)
     except (RuntimeError, ValueError, MemoryError) as error:  # of PyTorch, memory above all
         what = f"the network cannot be applied: {' '.join(str(error).split())[:300]}"
         raise UserError(what, images[0], "give an image like those it was trained on") from error
     if not bool(probabilities.isfinite().all()):
         fix = "train the source network again: delete this file and run the protocol"
         raise UserError("the network gives NaN: its weights are no good", checkpoint, fix)
-    values = torch.as_tensor(np.unique(scan.label).astype(np.int64))
-    classes = torch.searchsorted(values, tensors["label"].long())[None]
-    statistics = LeepStatistics(len(values), probabilities.shape[1])
-    statistics.update(probabilities, classes)
     # mypy: the name was checked above
     risk_map = RiskMap(statistics.conditional(), risk)  # type: ignore[arg-type]
     risks = risk_map(probabilities, classes)
@@ -117,6 +110,17 @@ def write(
     whole = given.as_on_disk(given.subject, modalities, _native(risks, scan, tensors, prepared))
     _save(whole, out)
     return summary.result()
+
+
+def _check_options(risk: str, out: Path, images: Sequence[Path], modalities: Sequence[str]) -> None:
+    if risk not in get_args(Risk):
+        raise UserError(f"no risk '{risk}'", "--risk", f"choose {' or '.join(get_args(Risk))}")
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise UserError("the map is a NIfTI file", out, "name it .nii or .nii.gz")
+    if len(images) != len(modalities):
+        fix = f"give --image once for each of {', '.join(modalities)}"
+        what = f"{len(images)} images, but the network sees {len(modalities)}"
+        raise UserError(what, "--image", fix)
 
 
 def _network(
