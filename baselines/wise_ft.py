@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from trm_bench.methods import Context, Method, Parameters, hyper
@@ -20,7 +20,15 @@ class WiseFtParameters(Parameters):
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         "shares of the fine-tuned weights tried",
         min_length=1,
+        max_length=100,
     )
+
+    @field_validator("alphas")
+    @classmethod
+    def _something(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        if max(alphas) == 0:
+            raise ValueError("0 alone throws away what is learned: add a share above 0")
+        return alphas
 
 
 class WiseFt(Method):

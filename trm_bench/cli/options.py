@@ -25,6 +25,8 @@ class Commands(TyperGroup):
             raise EndOfFile(error) from error
 
 
+from trm_bench.errors import UserError
+
 app = typer.Typer(
     cls=Commands,
     name="trm-bench",
@@ -80,10 +82,21 @@ def load(
 ) -> Any:
     """The protocol with what a command chooses of it."""
     from trm_bench import pipeline
+    from trm_bench.protocol.choices import refuse_twice
 
-    return pipeline.load(name, settings or [], phantom, split(methods), split(seeds))
+    chosen = split(methods)
+    refuse_twice(chosen, "--methods")
+    return pipeline.load(name, settings or [], phantom, chosen, split(seeds))
 
 
 def split(text: str | None) -> list[str]:
-    """The names in a comma-separated option."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+    """The names in a comma-separated option; none where it is not given.
+
+    Raises:
+        UserError: It is given and names nothing.
+    """
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if text is not None and not parts:
+        what, fix = f"'{text}' names nothing", "separate names by commas, or leave the option out"
+        raise UserError(what, "a list on the command line", fix)
+    return parts

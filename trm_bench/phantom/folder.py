@@ -13,11 +13,13 @@ import numpy as np
 
 from trm_bench.errors import UserError, nearest
 from trm_bench.files import write_atomically, write_json, write_text
+from trm_bench.inputs import ensure_writable, read_text
 from trm_bench.phantom.geometry import LAYOUTS, SIGNS
 from trm_bench.phantom.scanner import institution_of
 from trm_bench.phantom.subject import draw_subject
 
 MARKER = "PHANTOM.json"
+MOST_SUBJECTS = 10_000
 VERSION = 1
 """Of what is drawn: raise it when the same arguments no longer give the same files."""
 
@@ -40,17 +42,18 @@ def write_phantom(
     Args:
         layout: One of `LAYOUTS`.
         out: The folder in which the dataset's own folder is made.
-        subjects: How many; at least 1.
+        subjects: How many; 1 to `MOST_SUBJECTS`.
         spacing: Edge of the isotropic voxels in mm, 1 to 6; the field of view is that of the real
             dataset.
-        seed: Not negative.
+        seed: 0 to 2^31 - 1.
         progress: Called with (subjects done, subjects) after each subject.
 
     Raises:
-        UserError: An argument is out of range, or the folder holds something else than this very
-            phantom.
+        UserError: An argument is out of range, or the folder cannot be written or holds something
+            else than this very phantom.
     """
     _check(layout, subjects, spacing, seed)
+    ensure_writable(Path(out))
     root = Path(out) / _ROOTS[layout]
     wanted = {
         "phantom": True,
@@ -85,13 +88,14 @@ def _check(layout: str, subjects: int, spacing: float, seed: int) -> None:
     if layout not in LAYOUTS:
         what = f"no phantom has the layout '{layout}'"
         raise UserError(what, "layout", nearest(str(layout), LAYOUTS))
-    if subjects < 1:
-        raise UserError(f"a phantom of {subjects} subjects", "subjects", "ask for at least 1")
+    if not 1 <= subjects <= MOST_SUBJECTS:
+        what, fix = f"a phantom of {subjects} subjects", f"ask for 1 to {MOST_SUBJECTS}"
+        raise UserError(what, "subjects", fix)
     if not 1 <= spacing <= 6:
         what = f"a phantom with voxels of {spacing} mm"
         raise UserError(what, "spacing", "take a spacing from 1 to 6 mm")
-    if seed < 0:
-        raise UserError(f"a negative seed ({seed})", "seed", "take 0 or more")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"the seed {seed}", "seed", "take one from 0 to 2147483647")
 
 
 def _partitioning(root: Path, subjects: int) -> str:
@@ -118,8 +122,8 @@ def _claim(root: Path, wanted: Mapping[str, Any]) -> Path:
     known = [file for file in (root / MARKER, started) if file.is_file()]
     if known:
         try:
-            present = json.loads(known[0].read_text(encoding="utf-8"))
-        except ValueError:
+            present = json.loads(read_text(known[0], 10_000))
+        except (ValueError, RecursionError, UserError):
             present = "one whose marker cannot be read"
         if present != wanted:
             raise UserError(
