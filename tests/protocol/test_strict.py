@@ -79,6 +79,8 @@ def test_a_plain_value_is_bounded_in_depth_also_where_it_holds_itself() -> None:
     deep.append(deep)
     with pytest.raises(ValidationError, match="nested"):
         Block(any=deep)
+    with pytest.raises(ValidationError, match="holds more than"):
+        Block.model_validate({"sides": deep})
 
 
 JSON = st.recursive(

@@ -49,12 +49,10 @@ def choose_seeds(protocol: Protocol, seeds: Sequence[str]) -> Protocol:
         UserError: They are not different whole numbers from 0 to 2^31 - 1.
     """
     fix = "for example --seeds 0,1,2"
-    if not all(re.fullmatch("[0-9]{1,10}", s) and int(s) <= LARGEST_SEED for s in seeds):
-        what = f"'{','.join(seeds)[:200]}' are not whole numbers from 0 to {LARGEST_SEED}"
-        raise UserError(what, "--seeds", fix)
-    numbers = tuple(int(s) for s in seeds)
-    if len(set(numbers)) < len(numbers):
-        raise UserError(f"'{','.join(seeds)[:200]}' are not different", "--seeds", fix)
+    numbers = tuple(int(s) for s in seeds if re.fullmatch("[0-9]{1,10}", s))
+    if len({n for n in numbers if n <= LARGEST_SEED}) < len(seeds):
+        what = f"'{','.join(seeds)[:200]}' are not different whole numbers"
+        raise UserError(f"{what} from 0 to {LARGEST_SEED}", "--seeds", fix)
     return protocol.model_copy(update={"seeds": numbers})
 
 

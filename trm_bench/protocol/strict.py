@@ -19,6 +19,7 @@ from pydantic import (
 
 LARGEST = 2**63 - 1  # of whole numbers: what other programs that read JSON can hold
 LARGEST_SEED = 2**31 - 1
+MOST_NUMBERS = 10_000_000  # of a field
 LONGEST = 200  # characters of a name
 DEEPEST, MOST, LONGEST_TEXT = 16, 100_000, 10_000  # of a plain value
 
@@ -69,16 +70,20 @@ def _leaves(annotation: Any) -> Iterator[type]:
 def _refuse_odd_numbers(value: Any) -> None:
     """Raises ValueError for `true`, `false` and over-long numbers, in lists and mappings too."""
     waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, bool):
+    for item in waiting:  # which grows; a report reads millions of numbers here
+        kind = type(item)
+        if kind is float or kind is str:
+            continue
+        if kind is dict:
+            waiting.extend(item.values())
+        elif kind is list or kind is tuple:
+            if len(waiting) > MOST_NUMBERS:  # as of a list that holds itself
+                raise ValueError(f"holds more than {MOST_NUMBERS} values")
+            waiting.extend(item)
+        elif kind is bool:
             raise ValueError(f"{str(item).lower()} is not a number")
-        if isinstance(item, int) and not -LARGEST <= item <= LARGEST:
+        elif kind is int and not -LARGEST <= item <= LARGEST:
             raise ValueError("the number is beyond 64 bits")
-        if isinstance(item, list | tuple):
-            waiting += item
-        elif isinstance(item, dict):
-            waiting += item.values()
 
 
 def _plain(value: Any) -> Any:
