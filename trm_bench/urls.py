@@ -33,7 +33,8 @@ def told(error: BaseException, target: str) -> str:
         error = error.__cause__
     said = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
-        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        named = error.filename and str(error.filename) != target
+        said = f"{error.filename}: {error.strerror}" if named else error.strerror
     line = said.splitlines()[0] if said else type(error).__name__
     if "://" not in target or target.startswith("sqlite"):
         return line

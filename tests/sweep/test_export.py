@@ -313,7 +313,10 @@ class TestCommand:
             ("nowhere", "'nowhere' is no storage of Optuna"),
             ("", "'' is no storage of Optuna"),
             ("studies.log.txt", "is no storage of Optuna"),
-            ("/proc/none/studies.log", "studies.log: the studies cannot be written here: No such"),
+            (
+                "/proc/none/studies.log",
+                "studies.log: the studies cannot be written here: No such",
+            ),
             ("{tmp}/file/studies.journal", "cannot be written here: Not a directory"),
             ("{tmp}/folder.log", "cannot be written here: Is a directory"),
             ("{tmp}/other.log", "is not a journal of Optuna"),
