@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from trm_bench.errors import UserError
+
 
 class EndOfFile(Exception):
     """An EOFError of a command, which typer would take for the end of a person's answers."""
@@ -24,8 +26,6 @@ class Commands(TyperGroup):
         except EOFError as error:
             raise EndOfFile(error) from error
 
-
-from trm_bench.errors import UserError
 
 app = typer.Typer(
     cls=Commands,
