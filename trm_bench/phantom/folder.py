@@ -17,6 +17,7 @@ from trm_bench.inputs import ensure_writable, read_text
 from trm_bench.phantom.geometry import LAYOUTS, SIGNS
 from trm_bench.phantom.scanner import institution_of
 from trm_bench.phantom.subject import draw_subject
+from trm_bench.seals import BLANK, digest_of_file, read_sealed, write_sealed
 
 MARKER = "PHANTOM.json"
 MOST_SUBJECTS = 10_000
@@ -37,7 +38,8 @@ def write_phantom(
     """Writes the phantom dataset under `out` and returns the folder to be used as data.root.
 
     Subject s depends on (seed, layout, s) alone. A call that was interrupted goes on where it
-    stopped; a complete phantom with the same arguments is left as it is.
+    stopped; of a complete phantom with the same arguments, what is gone or no longer what was
+    written is drawn again.
 
     Args:
         layout: One of `LAYOUTS`.
@@ -63,9 +65,11 @@ def write_phantom(
         "seed": int(seed),
     }
     started = _claim(root, wanted | {"version": VERSION})
+    damaged = set(damaged_files(root))
     for s in range(subjects):
         files = _files(layout, root, s)
-        if not all(file.exists() for parts in files.values() for file in parts):
+        parts = [file for parts in files.values() for file in parts]
+        if damaged.intersection(parts) or not all(file.exists() for file in parts):
             for name, voxels in draw_subject(layout, s, float(spacing), int(seed)).items():
                 contents = _encode(layout, voxels, float(spacing))
                 for file, content in zip(files[name], contents, strict=True):
@@ -75,8 +79,37 @@ def write_phantom(
     if layout == "fets2021":
         write_text(root / "partitioning_1.csv", _partitioning(root, subjects))
     if not is_phantom(root):
-        started.replace(root / MARKER)
+        sums = {file.relative_to(root).as_posix(): digest_of_file(file) for file in _written(root)}
+        content = {**wanted, "version": VERSION, "files": sums, "sha256": BLANK}
+        write_sealed(root / MARKER, json.dumps(content, indent=1) + "\n")
+    started.unlink(missing_ok=True)
     return root
+
+
+def damaged_files(root: Path) -> list[Path]:
+    """The files of a complete phantom that are gone or no longer what was written.
+
+    None of a phantom that is not complete.
+    """
+    if not is_phantom(root):
+        return []
+    try:
+        sums = json.loads(read_sealed(root / MARKER))["files"]
+    except (OSError, UserError, ValueError, KeyError):
+        return [root / MARKER]
+    return [root / name for name, digest in sums.items() if not _is(root / name, digest)]
+
+
+def _is(file: Path, digest: str) -> bool:
+    try:
+        return digest_of_file(file) == digest
+    except (OSError, UserError):
+        return False
+
+
+def _written(root: Path) -> list[Path]:
+    endings = (".nii.gz", ".hdr", ".img", ".csv")
+    return sorted(path for path in root.rglob("*") if path.name.endswith(endings))
 
 
 def is_phantom(root: Path) -> bool:
@@ -122,8 +155,12 @@ def _claim(root: Path, wanted: Mapping[str, Any]) -> Path:
     known = [file for file in (root / MARKER, started) if file.is_file()]
     if known:
         try:
-            present = json.loads(read_text(known[0], 10_000))
-        except (ValueError, RecursionError, UserError):
+            marker = (
+                read_sealed(known[0]) if known[0].name == MARKER else read_text(started, 10_000)
+            )
+            present = json.loads(marker)
+            present = {k: v for k, v in present.items() if k not in ("files", "sha256")}
+        except (OSError, ValueError, AttributeError, RecursionError, UserError):
             present = "one whose marker cannot be read"
         if present != wanted:
             raise UserError(
