@@ -28,7 +28,7 @@ class CoTuningParameters(Parameters):
         le=1e6,
     )
     temperature: float = hyper(
-        1.0, "divides the source logits behind p(ys | yt); 1 is uncalibrated", ge=1e-3, le=1e3
+        1.0, "divides the source logits behind p(ys | yt); 1 is uncalibrated", ge=1e-3, le=1e6
     )
 
 

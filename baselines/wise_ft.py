@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from trm_bench.methods import Context, Method, Parameters, hyper
@@ -22,13 +22,6 @@ class WiseFtParameters(Parameters):
         min_length=1,
         max_length=100,
     )
-
-    @field_validator("alphas")
-    @classmethod
-    def _something(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
-        if max(alphas) == 0:
-            raise ValueError("0 alone throws away what is learned: add a share above 0")
-        return alphas
 
 
 class WiseFt(Method):

@@ -148,7 +148,6 @@ def test_parameters_of_any_method_are_finite_numbers(given: dict[str, Any]) -> N
         ("finetune_longer", {"times": 10**12}, "times: Input should be less"),
         ("forkmerge", {"rounds": 10**12}, "rounds: Input should be less"),
         ("focal", {"gamma": 1e300}, "gamma: Input should be less"),
-        ("wise_ft", {"alphas": [0.0]}, "alphas: 0 alone throws away what is learned"),
     ],
 )
 def test_parameters_that_are_no_use_are_one_message(
