@@ -117,7 +117,7 @@ def _print_places(protocol: Any, folder: Any, places: dict[str, Any]) -> None:
 def sweep(
     protocol: ProtocolName,
     settings: Settings = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Of each method.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, max=10_000, help="Of each method.")] = None,
     methods: Names = None,
     seeds: Names = None,
     transfers: Names = None,

@@ -80,8 +80,8 @@ def write_phantom(
         write_text(root / "partitioning_1.csv", _partitioning(root, subjects))
     if not is_phantom(root):
         sums = {file.relative_to(root).as_posix(): digest_of_file(file) for file in _written(root)}
-        content = {**wanted, "version": VERSION, "files": sums, "sha256": BLANK}
-        write_sealed(root / MARKER, json.dumps(content, indent=1) + "\n")
+        marker = {**wanted, "version": VERSION, "files": sums, "sha256": BLANK}
+        write_sealed(root / MARKER, json.dumps(marker, indent=1) + "\n")
     started.unlink(missing_ok=True)
     return root
 
