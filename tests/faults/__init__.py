@@ -5,3 +5,8 @@ finds wrong is a fault. Commands run in forks of a warm process (`runner`), so t
 them take minutes and none can take the suite along. `make faults` runs every case and writes
 docs/faults.md; `test_faults.py` runs a few of every kind.
 """
+
+from faults import arguments, disks, kills, protocols, results, scans
+
+EVERY = (kills.cases, disks.cases, protocols.cases, results.cases, scans.cases, arguments.cases)
+"""What makes cases, each from the base and a seed."""

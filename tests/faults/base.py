@@ -21,6 +21,7 @@ TRAINING = {
     "optimizer": {"name": "adamw", "lr": 0.01},
 }
 HERE = ("--jobs", "1", "--device", "cpu")
+COMMANDS = (["run"], ["sweep", "--trials", "1", "--methods", "finetune,trm"])
 READ = {  # readers of results, each with what follows its name; {out} is the results folder
     "report": ["{out}"],
     "verdict": ["{out}"],
@@ -30,10 +31,10 @@ READ = {  # readers of results, each with what follows its name; {out} is the re
 }
 
 
-def write_protocol(path: Path, data: Path, **changes: Any) -> Path:
+def write_protocol(path: Path, root: Path, /, **changes: Any) -> Path:
     """The smallest run there is: one source network and three runs of two steps."""
     training = {"source": dict(TRAINING), "target": dict(TRAINING)}
-    return toy.write_protocol(path, data, **({"training": training} | changes))
+    return toy.write_protocol(path, root, **({"training": training} | changes))
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def made(runner: Runner, folder: Path, results: Path) -> None:
     Raises:
         RuntimeError: A command did not end well, so that no case could say anything.
     """
-    for command in (["run"], ["sweep", "--trials", "1", "--methods", "finetune,trm"]):
+    for command in COMMANDS:
         answer = runner.call(folder, *command, folder / "p.yaml", "--out", results, *HERE)
         if answer.code != 0:
             raise RuntimeError(f"the base cannot be made: {answer}")

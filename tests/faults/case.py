@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,12 +58,14 @@ class Scene:
         base: What all cases share.
         runner: Calls commands.
         faults: Found so far.
+        counts: Of what a case did, where it is not known before: kills, say.
     """
 
     folder: Path
     base: Base
     runner: Runner
     faults: list[Fault] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def fault(self, what: str, detail: str) -> None:
         """Notes one."""
@@ -122,16 +125,16 @@ class Case:
         kind: Of cases; the report counts by it.
         name: Says what is bad; with the kind, unique.
         play: Does it, calls commands, and notes faults.
-        alone: Needs the machine's cores and disks for itself.
+        slow: Takes seconds, since it starts processes of its own.
     """
 
     kind: str
     name: str
     play: Callable[[Scene], None]
-    alone: bool = False
+    slow: bool = False
 
-    def run(self, base: Base, runner: Runner, scratch: Path) -> list[Fault]:
-        """Plays in a new folder under `scratch`, and returns what was found."""
+    def run(self, base: Base, runner: Runner, scratch: Path) -> Scene:
+        """Plays in a new folder under `scratch`; the scene says what was found."""
         folder = scratch / "case"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -140,7 +143,7 @@ class Case:
             self.play(scene)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        return scene.faults
+        return scene
 
 
 def sample(cases: Iterable[Case], number: int, seed: int) -> list[Case]:

@@ -6,7 +6,7 @@ import gzip
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def again(kind: str, damage: Damage, seed: str, scene: Scene) -> None:
         said = "damaged" in answer.output
         if seen and not said and not is_gone and not harmless:
             scene.fault(WORDS, f"does not say that {path.name} was damaged: {shown(answer)}")
-        equal(scene, out, f"{path.name}\n{shown(answer)}")
+        equal(scene, out, base.reference, records(base.results), f"{path.name}\n{shown(answer)}")
         _verify(scene, out, (0,))
 
 
@@ -226,14 +226,16 @@ def _verify(scene: Scene, out: Path, codes: tuple[int, ...]) -> bool:
     return answer.code == 1
 
 
-def equal(scene: Scene, out: Path, detail: str) -> None:
+def equal(
+    scene: Scene, out: Path, reference: Mapping[str, bytes], theirs: set[str], detail: str
+) -> None:
     """Notes what is not as in the reference: files that differ, records lost and doubled."""
-    now, reference = files(out), scene.base.reference
+    now = files(out)
     differ = sorted(n for n, content in reference.items() if n in now and now[n] != content)
     absent = sorted(reference.keys() - now.keys())
     if differ or absent:
         scene.fault(SILENT, f"differ: {differ[:8]}, absent: {absent[:8]}: {detail}")
-    mine, theirs = records(out), records(scene.base.results)
+    mine = records(out)
     if mine != theirs:
         scene.fault(LOST, f"{sorted(mine ^ theirs)}: {detail}")
     if left := [n for n in now if Path(n).name.startswith(".") and not n.endswith(".lock")]:
