@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from faults.base import Base
+from faults.base import Base, copied
 from faults.case import Case, Scene
 
 # What is given to the options and arguments that are not the bad one.
@@ -71,13 +71,13 @@ VALUES = {
 }
 
 
-def parameters() -> dict[str, list[tuple[str, bool, bool]]]:
-    """Command to its parameters: name or option, whether it is an option, whether a flag."""
+def parameters() -> dict[str, list[tuple[str, str]]]:
+    """Command to its parameters: the name, and whether it is an argument, an option, or a flag."""
     import typer
 
     from trm_bench.cli import app
 
-    found: dict[str, list[tuple[str, bool, bool]]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
 
     def walk(command: Any, name: str) -> None:
         if inner := getattr(command, "commands", None):
@@ -85,7 +85,7 @@ def parameters() -> dict[str, list[tuple[str, bool, bool]]]:
                 walk(one, f"{name} {sub}".strip())
             return
         found[name] = [
-            (p.opts[0], p.param_type_name == "option", bool(getattr(p, "is_flag", False)))
+            (p.opts[0], "flag" if getattr(p, "is_flag", False) else p.param_type_name)
             for p in command.params
             if p.name != "help"
         ]
@@ -116,10 +116,12 @@ def filled(text: str, named: dict[str, str]) -> str:
     return text
 
 
-def line(command: str, parameter: str, is_option: bool, value: str) -> list[str]:
+def line(command: str, parameter: str, what: str, value: str) -> list[str]:
     """The command with its usual arguments, and the bad value in the place of one."""
     given = list(GIVEN.get(command, ()))
-    if is_option:
+    if what == "flag":
+        return [*command.split(), *given, f"{parameter}={value}"]
+    if what == "option":
         if parameter in given:
             given[given.index(parameter) + 1] = value
             return [*command.split(), *given]
@@ -129,14 +131,12 @@ def line(command: str, parameter: str, is_option: bool, value: str) -> list[str]
     return [*command.split(), *given, "--", value]
 
 
-def odd(command: str, parameter: str, is_option: bool, value: str, scene: Scene) -> None:
+def odd(command: str, parameter: str, what: str, value: str, scene: Scene) -> None:
     """One bad value."""
-    from faults.base import copied
-
     named = places(scene)
     if command in ("report", "readings", "verify", "verdict", "compare", "sweep", "run"):
         copied(scene.base, scene.folder / "out")
-    words = [filled(part, named) for part in line(command, parameter, is_option, VALUES[value])]
+    words = [filled(part, named) for part in line(command, parameter, what, VALUES[value])]
     scene.call(*words, codes=(0, 1, 2))
 
 
@@ -148,10 +148,10 @@ def cases(base: Base, seed: int) -> Iterator[Case]:
     """Every parameter of every command with every value, and some lines of another shape."""
     draws = random.Random(seed)
     for command, several in parameters().items():
-        for parameter, is_option, is_flag in several:
-            values = draws.sample(sorted(VALUES), 3) if is_flag else list(VALUES)
+        for parameter, what in several:
+            values = draws.sample(sorted(VALUES), 3) if what == "flag" else list(VALUES)
             for value in values:
-                play = partial(odd, command, parameter, is_option, value)
+                play = partial(odd, command, parameter, what, value)
                 yield Case("arguments: values", f"{command}: {parameter} is {value}", play)
         shapes = {
             "nothing": ((), (0, 1, 2)),
