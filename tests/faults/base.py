@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ class Base:
         """Of the protocol."""
         return self.protocol.read_text(encoding="utf-8")
 
+    @cached_property
+    def cells(self) -> set[str]:
+        """The ids of the runs that are in the table; other records are of the sweep."""
+        plan = json.loads((self.results / "toy" / "plan.json").read_text(encoding="utf-8"))
+        return {cell["run"] for cell in plan["cells"]}
+
     def raw(self) -> dict[str, Any]:
         """The protocol, with every key that has a default."""
         from trm_bench.protocol import load_protocol
@@ -123,7 +130,9 @@ def build(folder: Path, runner: Runner) -> Base:
     one, other = files(folder / "out"), files(folder / "again")
     if one.keys() != other.keys():
         raise RuntimeError(f"two runs leave different files: {sorted(one.keys() ^ other.keys())}")
-    reference = {name: content for name, content in one.items() if content == other[name]}
+    # pages say when they were made, to the minute
+    steady = [n for n, content in one.items() if content == other[n] and not n.endswith(".html")]
+    reference = {name: one[name] for name in steady}
     needed = {"toy/table.md", "toy/metrics.csv", "toy/comparisons.csv", "toy/sweep/tuned.yaml"}
     if gone := needed - reference.keys():
         raise RuntimeError(f"two runs differ in {sorted(gone)}")

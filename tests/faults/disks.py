@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shlex
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from faults.base import Base, files, write_protocol
 from faults.case import WORDS, Case, Scene
-from faults.results import equal, records
+from faults.results import equal
 from faults.runner import Answer, environment
 
 DISKS = 12
@@ -72,14 +71,9 @@ def full(kilobytes: int, inodes: int, tracking: str, scene: Scene) -> None:
             for n, content in scene.base.reference.items()
             if n.endswith(STEADY) and "/sweep/" not in n
         }
-        equal(scene, scene.folder / "whole", steady, of_run(scene.base), second.output[-800:])
+        of_run = {f"{run}.json" for run in scene.base.cells}
+        equal(scene, scene.folder / "whole", steady, of_run, second.output[-800:])
         scene.call("verify", scene.folder / "whole", codes=(0,))
-
-
-def of_run(base: Base) -> set[str]:
-    """The records of the base's run, without those of its sweep."""
-    cells = json.loads((base.results / "toy" / "plan.json").read_text())["cells"]
-    return {f"{cell['run']}.json" for cell in cells}
 
 
 def answer(printed: Path, words: tuple[object, ...]) -> Answer:

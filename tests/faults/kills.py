@@ -25,7 +25,7 @@ SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 LONGEST = 300.0  # seconds of a command in processes of its own, on a busy machine
 COMMANDS: dict[str, tuple[str, ...]] = {"run": (), "sweep": ("--trials", "2")}
 STEADY = (".csv", ".md", ".tex", ".nii.gz", "tuned.yaml")
-"""Ends of the names of files that are the same whatever was killed, and with tracking or without."""
+"""Ends of the names of files that come out the same, with tracking and without."""
 
 
 def alive(group: int) -> list[int]:

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
+from textwrap import indent
 from typing import Any
 
 import yaml
@@ -142,10 +143,10 @@ TEXTS: dict[str, Callable[[str], bytes]] = {
     "a number": lambda text: b"7\n",
     "two documents": lambda text: f"{text}---\n{text}".encode(),
     "a key twice": lambda text: f"{text}seeds: [1]\n".encode(),
-    "an inner key twice": lambda text: text.replace("  steps: 2", "  steps: 2\n  steps: 3").encode(),
+    "an inner key twice": lambda text: text.replace("  batch", "  batch: 2\n  batch").encode(),
     "an unknown key": lambda text: f"{text}sedes: [0]\n".encode(),
     "a bomb of aliases": lambda text: (text + BOMB).encode(),
-    "a bomb in x-shared": lambda text: f"{text}x-shared:\n  {BOMB.replace(chr(10), chr(10) + '  ')}".encode(),
+    "a bomb in x-shared": lambda text: f"{text}x-shared:\n{indent(BOMB, '  ')}".encode(),
     "deep nesting": lambda text: f"{text}x-shared: {'[' * 5000}{']' * 5000}\n".encode(),
     "deep mappings": lambda text: f"{text}x-shared: {'{a: ' * 3000}1{'}' * 3000}\n".encode(),
     "UTF-16": lambda text: text.encode("utf-16"),
@@ -168,8 +169,8 @@ TEXTS: dict[str, Callable[[str], bytes]] = {
 }  # fmt: skip
 MUST_FAIL = {
     "empty", "blank", "a list", "a number", "two documents", "a key twice", "an inner key twice",
-    "an unknown key", "a bomb of aliases", "deep nesting", "UTF-16 without a mark", "Latin-1", "NUL",
-    "control characters", "a zip", "null as key", "a number as key", "a date as key",
+    "an unknown key", "a bomb of aliases", "deep nesting", "UTF-16 without a mark", "Latin-1",
+    "NUL", "control characters", "a zip", "null as key", "a number as key", "a date as key",
     "many keys",
 }  # fmt: skip
 

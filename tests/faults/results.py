@@ -9,9 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from faults.base import HERE, Base, copied, files, reader
+from faults.base import COMMANDS, HERE, Base, copied, files, reader
 from faults.case import CODE, LOST, SILENT, WORDS, Case, Scene, shown
 
 # Kind of artefact to where it lies in a results folder.
@@ -30,7 +29,7 @@ SWEPT = ("tuned", "trials")
 FLIPS = 100  # of each kind
 
 SAID = re.compile(
-    r"damaged|left out|error|cannot|not run|missing|no results|not a |unreadable|does not|no sweep",
+    "damaged|left out|error|warning|checksum|cannot|not run|missing|no results|not a |does not",
     re.IGNORECASE,
 )
 
@@ -196,7 +195,7 @@ def is_same(path: Path, before: bytes) -> bool:
 
 
 def again(kind: str, damage: Damage, seed: str, scene: Scene) -> None:
-    """`verify` sees it and changes nothing; the command says so, mends it, ends with equal files."""
+    """`verify` sees it and changes nothing; the command says so, mends it, and files are equal."""
     draws, base = random.Random(seed), scene.base
     out = copied(base, scene.folder / "out")
     path, others = chosen(base, out, kind, draws)
@@ -205,7 +204,9 @@ def again(kind: str, damage: Damage, seed: str, scene: Scene) -> None:
     harmless, is_gone = is_same(path, before), not (path.exists() or path.is_symlink())
     unknown = is_gone and kind in ("prepared", "audit", "tuned")  # nothing says that it was there
     seen = _verify(scene, out, (0, 1) if harmless or unknown else (1,))
-    command = ["sweep", "--trials", "1", "--methods", "finetune,trm"] if kind in SWEPT else ["run"]
+    run, sweep = COMMANDS
+    is_trial = kind == "record" and path.stem not in base.cells
+    command = sweep if kind in SWEPT or is_trial else run
     answer = scene.call(*command, base.protocol, "--out", out, *HERE, codes=(0,))
     if answer.code == 0:
         said = "damaged" in answer.output

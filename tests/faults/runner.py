@@ -62,8 +62,8 @@ class Runner:
             shows that the suite sees it.
     """
 
-    def __init__(self, scratch: Path, plants: Sequence[str] = ()) -> None:
-        self.plants = list(plants)
+    def __init__(self, scratch: Path, plants: Sequence[str] = (), longest: float = LONGEST) -> None:
+        self.plants, self.longest = list(plants), longest
         self.output = scratch / "printed"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "faults.zygote"],
@@ -95,7 +95,6 @@ class Runner:
         self,
         folder: Path,
         *arguments: object,
-        longest: float = LONGEST,
         environment: Mapping[str, str] | None = None,
     ) -> Answer:
         """Runs `trm-bench ARGUMENTS` in a folder."""
@@ -105,7 +104,7 @@ class Runner:
             "folder": str(folder),
             "output": str(self.output),
             "environment": dict(environment or {}),
-            "longest": longest,
+            "longest": self.longest,
             "plants": self.plants,
         }
         ended = json.loads(self._ask(request))
