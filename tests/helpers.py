@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import toy
+import yaml
 from hypothesis import settings
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from trm_bench.display import Display
 from trm_bench.protocol import parse
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.plan import Plan
+from trm_bench.seals import BLANK, write_sealed
 
 Run = Callable[..., tuple[int, str]]  # what the fixture `trm_bench` gives
 CPU = torch.device("cpu")
@@ -65,6 +68,18 @@ def store(*subjects: InMemory, label_map: LabelMap = THREE) -> SubjectStore:
     """A store of subjects in memory, on the CPU."""
     several: Any = subjects
     return SubjectStore(several, ["MR"], label_map, CPU)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the content of a sealed JSON or YAML file in place, and seals it again."""
+    read = json.loads if path.suffix == ".json" else yaml.safe_load
+    content = read(path.read_text())
+    del content["sha256"]
+    change(content)
+    if path.suffix == ".json":
+        write_sealed(path, json.dumps({**content, "sha256": BLANK}, indent=1))
+    else:
+        write_sealed(path, yaml.safe_dump(content, sort_keys=False) + f'sha256: "{BLANK}"\n')
 
 
 def plan(root: Path, output: Path, device: torch.device = CPU, **changes: Any) -> Plan:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import synthetic
+from helpers import rewrite
 
 from trm_bench.report import evidence
 from trm_bench.runs.folders import ProtocolFolder
@@ -40,17 +41,13 @@ def change(folder: Path, cell: int, edit: Callable[[dict[str, Any]], object]) ->
     """Edits the record of a cell; returns the cell."""
     chosen: dict[str, Any] = json.loads((folder / "plan.json").read_text())["cells"][cell]
     path = folder / "records" / f"{chosen['run']}.json"
-    record = json.loads(path.read_text())
-    edit(record)
-    path.write_text(json.dumps(record))
+    rewrite(path, edit)
     return chosen
 
 
 def change_plan(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """Edits the plan."""
-    plan = json.loads((folder / "plan.json").read_text())
-    edit(plan)
-    (folder / "plan.json").write_text(json.dumps(plan))
+    rewrite(folder / "plan.json", edit)
 
 
 def set_split(folder: Path, **split: Any) -> None:

@@ -110,11 +110,11 @@ def write(
             for s, effect in zip(seeds, of_seed, strict=True):
                 dice = level + gains[method] + of_subject + of_class + effect - of_seed.mean()
                 dice = np.clip((dice + draws.normal(0, noise, dice.shape)) / 100, 0, 1)
-                cell = Cell(transfer=transfer, method=method, seed=s, run=f"{len(cells):016x}")
                 scores = _scores(dice, ids, classes, metrics)
-                record = _of_cell(base, cell, scores, measures[transfer, s], draws)
-                write_model(place.record(cell.run), record)
-                cells.append(cell)
+                place_in = (transfer, method, s)
+                record = _of_cell(base, place_in, scores, measures[transfer, s], draws)
+                write_model(place.record(record.id), record)
+                cells.append(Cell(transfer=transfer, method=method, seed=s, run=record.id))
     _write_audits(place, cells, ids, draws)
     plan = StoredPlan(protocol=made_by, data=data, settings="synthetic", cells=tuple(cells))
     write_model(place.plan, plan)
@@ -255,7 +255,7 @@ def _record(made_by: Protocol, data: str, parts: Mapping[str, Sequence[str]], fi
 
 def _of_cell(
     base: Record,
-    cell: Cell,
+    place: tuple[str, str, int],
     scores: dict[str, Any],
     measures: Mapping[str, float],
     draws: np.random.Generator,
@@ -265,17 +265,18 @@ def _of_cell(
     loss = (
         (1 + 0.5 * draws.random()) * np.exp(-steps / 120) + 0.2 + draws.normal(0, 0.01, len(steps))
     )
-    domain = base.config.domain.model_copy(update={"images": (cell.transfer.split("->")[-1],)})
-    method = RunMethod(name=cell.method)
+    transfer, method, seed = place
+    domain = base.config.domain.model_copy(update={"images": (transfer.split("->")[-1],)})
+    own = {"domain": domain, "method": RunMethod(name=method), "seed": seed}
+    config = base.config.model_copy(update={**own, "code": f"synthetic {transfer}"})
     changes = {
-        "id": cell.run,
-        "config": base.config.model_copy(
-            update={"domain": domain, "method": method, "seed": cell.seed}
-        ),
+        "id": config.id,
+        "config": config,
         "curves": {"loss": list(zip(steps.tolist(), loss.tolist(), strict=True)), "validation": []},
         "metrics": scores,
+        "predictions": dict.fromkeys(scores, "0" * 64),
     }
-    if cell.method.startswith("trm") and cell.method != "trm_uniform":
+    if method.startswith("trm") and method != "trm_uniform":
         changes["diagnostics"] = {
             **measures,
             "risk_per_class": [0.01, 0.98],

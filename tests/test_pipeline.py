@@ -72,7 +72,7 @@ class TestResults:
         assert len(list((finished / "records").glob("*.json"))) == 3
         assert len(list((finished.parent / "sources").glob("*.safetensors"))) == 1
         assert [p.name for p in (finished / "figures").glob("*.png")] == [
-            "risk_whole_lower_upper.png"
+            "risk_whole-to-lower_upper.png"
         ]
 
     def test_the_long_table_is_complete(self, finished: Path) -> None:

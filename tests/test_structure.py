@@ -19,7 +19,7 @@ FILE_LINES, FUNCTION_LINES = 450, 60
 # Rooms are the modules and packages right below trm_bench; one imports rooms of its own layer and
 # of those above it in this list, which are the lower ones.
 LAYERS = (
-    ("__init__", "errors", "files", "fingerprint", "seeds", "transfer_risk"),
+    ("__init__", "errors", "files", "fingerprint", "seals", "seeds", "transfer_risk"),
     ("environment", "phantom", "plugins"),
     ("datasets",),
     ("protocol",),
@@ -30,7 +30,7 @@ LAYERS = (
     ("display",),
     ("analysis",),
     ("report",),
-    ("checks", "pipeline", "prospects", "risk_map", "step_time"),
+    ("checks", "pipeline", "preparing", "prospects", "risk_map", "step_time", "verification"),
     ("sweep",),
     ("__main__", "cli"),
 )

@@ -37,6 +37,21 @@ class BadSubject(UserError):
         self.args = (subject, what, self.where, fix)  # so that it crosses process boundaries
 
 
+class Damaged(UserError):
+    """A file of a results folder is not what was written there, or is another one.
+
+    Args:
+        what: What is wrong with it, as the end of a sentence that begins with the file.
+        where: The file.
+        fix: What the person can do about it.
+    """
+
+    def __init__(self, what: str, where: object, fix: str = "") -> None:
+        again = "give the command that made it again: it sets the file aside and makes it anew"
+        super().__init__(what, where, fix or again)
+        self.args = (what, self.where, self.fix)  # so that it crosses process boundaries
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Returns "did you mean X?" for the known name closest to `name`, else all known names."""
     import difflib

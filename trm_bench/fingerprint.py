@@ -26,10 +26,12 @@ OUTSIDE = tuple(
         "fingerprint",
         "plugins",
         "protocol",
+        "runs.arrays",
         "runs.config",
         "runs.folders",
         "runs.records",
         "runs.store",
+        "seals",
     )
 )
 

@@ -8,57 +8,29 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
-from trm_bench import datasets, networks, phantom, report
+from trm_bench import networks, report
 from trm_bench.analysis import audit
-from trm_bench.data.prepared import Prepared, cache_path, open_prepared, prepare
-from trm_bench.datasets.base import Dataset, Subject
 from trm_bench.display import Display
-from trm_bench.errors import BadSubject, UserError
+from trm_bench.errors import UserError
+from trm_bench.files import remove_leftovers
 from trm_bench.methods.registry import REGISTRY, create, trainable
+from trm_bench.preparing import Data, damaged_volumes, mend, open_data
 from trm_bench.protocol import Protocol, load_protocol
-from trm_bench.protocol.choices import (
-    choose_methods,
-    choose_seeds,
-    choose_transfers,
-    transfers_of,
-)
-from trm_bench.protocol.load import data_root
+from trm_bench.protocol.choices import choose_methods, choose_seeds, choose_transfers
 from trm_bench.report import mlflow
-from trm_bench.runs import execute
-from trm_bench.runs.executors import Event, Executor, LocalPool, Task, default_jobs
+from trm_bench.runs import execute, health
+from trm_bench.runs.executors import Event, Executor, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
-from trm_bench.runs.records import LeftOut, StoredPlan, Tuned
+from trm_bench.runs.records import StoredPlan, Tuned
 from trm_bench.runs.store import read_record, read_results, write_plan
-
-WORTH_WORKERS = 128 * 2**20  # bytes of files to prepare above which starting processes pays
-
-
-@dataclass(frozen=True)
-class Data:
-    """A protocol's data, prepared.
-
-    Attributes:
-        dataset: Opened.
-        subjects: The usable ones.
-        prepared: Their prepared volumes, by id.
-        left_out: Subjects that cannot be used.
-        kind: Whether these are real data or the stand-in.
-    """
-
-    dataset: Dataset
-    subjects: list[Subject]
-    prepared: dict[str, Prepared]
-    left_out: list[LeftOut]
-    kind: Literal["phantom", "real"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +113,7 @@ def run(
                 if job.is_done():
                     track(job.id)
             train(plan, executor, device, display, track)
-            _audit(folder, data, executor, display)
+            _audit(protocol, folder, data, stand_in, executor, display)
             if pages:
                 report.write_pages(folder.path)
             else:
@@ -167,6 +139,7 @@ def _store_plan(
         cells=tuple(plan.cells),
         tuned=tuned and tuned.note,
     )
+    mend(health.of_plan(folder).damaged, display)
     kept, dropped = write_plan(folder, stored)
     if kept or dropped:
         earlier = f"{kept} cells of earlier commands stay in the table"
@@ -196,118 +169,27 @@ def planned(
     plan = planner.plan(chosen)
     if tuned:
         refuse_misfit(tuned, plan, data.kind)
-    return data, plan
+    used = {i for job in (*plan.sources, *plan.runs) if not job.is_done() for i in job.prepared}
+    return sound(data, used, protocol, folder, stand_in, display), plan
 
 
-def open_data(
-    protocol: Protocol, results: ResultsFolder, stand_in: bool, jobs: int | None, display: Display
+def sound(
+    data: Data,
+    used: Iterable[str],
+    protocol: Protocol,
+    folder: ProtocolFolder,
+    stand_in: bool,
+    display: Display,
 ) -> Data:
-    """Opens the dataset (or makes the phantom) and prepares every subject not prepared yet.
+    """The data, after all voxels of some subjects were held against their checksums.
 
-    Raises:
-        UserError: The data are not there, or a subject cannot be used and `data.on_bad_subject`
-            is `stop`.
+    Damaged volumes are prepared again, which changes neither their names nor any plan.
     """
-    root = phantom_root(protocol, results, display) if stand_in else data_root(protocol)
-    dataset = datasets.open_dataset(protocol.data.dataset, root)
-    modalities = protocol.data.modalities or dataset.modalities
-    transfers_of(protocol, dataset)  # names are checked before the long work
-    subjects = dataset.subjects()
-    cache, volume = results.prepared(dataset.name), protocol.data.volume
-    paths = {s.id: cache_path(cache, dataset, s, modalities, volume) for s in subjects}
-    prepared = {s.id: p for s in subjects if (p := open_prepared(paths[s.id])) is not None}
-    missing = [s for s in subjects if s.id not in prepared]
-    tasks = [Task(s.id, _prepare, (dataset, s, modalities, volume, paths[s.id])) for s in missing]
-    size = sum(f.stat().st_size for s in missing for f in dataset.files(s) if f.is_file())
-    cpu = torch.device("cpu")
-    workers = jobs or default_jobs(cpu)
-    pool = LocalPool(cpu, workers if size > WORTH_WORKERS else 1)
-    left_out = _prepare_all(tasks, pool, protocol, cache, display)
-    prepared |= {s.id: p for s in missing if (p := open_prepared(paths[s.id])) is not None}
-    usable = [s for s in subjects if s.id in prepared]
-    is_phantom = stand_in or phantom.is_phantom(root)
-    return Data(dataset, usable, prepared, left_out, "phantom" if is_phantom else "real")
-
-
-def _prepare_all(
-    tasks: Sequence[Task], pool: Executor, protocol: Protocol, cache: Path, display: Display
-) -> list[LeftOut]:
-    """Prepares subjects; returns those that cannot be used.
-
-    Raises:
-        UserError: There is one, and the protocol says `stop`; or the disk or memory is full.
-    """
-    if not tasks:
-        return []
-    results: dict[str, Any] = {}
-    with display.stage("preparing volumes", len(tasks)) as stage:
-
-        def listen(event: Event) -> None:
-            if event.kind in ("done", "failed"):
-                results[event.task] = event.value
-                stage.advance()
-
-        pool.run(tasks, listen)
-    left_out = []
-    for subject in (task.id for task in tasks):
-        problem = results[subject]
-        if isinstance(problem, BadSubject):
-            reason = LeftOut(subject=subject, file=problem.where or "", reason=problem.what)
-            left_out.append(reason)
-            if protocol.data.on_bad_subject == "stop":
-                raise UserError(
-                    f"subject {subject} cannot be used: {problem.what}",
-                    problem.where,
-                    "fix or remove it, or leave such subjects out with "
-                    "--set data.on_bad_subject=skip",
-                )
-            display.warn(f"left out {subject}: {problem.what} ({problem.where})")
-        elif problem is not None:
-            what = f"{subject} cannot be prepared: {problem}"
-            raise UserError(what, cache, "free some space or memory")
-    return left_out
-
-
-def _prepare(
-    dataset: Dataset,
-    subject: Subject,
-    modalities: Sequence[str],
-    volume: Any,
-    path: Path,
-    device: torch.device,
-    progress: Any,
-) -> BadSubject | None:
-    """Prepares a subject, maybe in a worker; returns the BadSubject that it meets, as itself."""
-    try:
-        prepare(dataset, subject, modalities, volume, path)
-    except BadSubject as error:
-        return error
-    return None
-
-
-def phantom_root(protocol: Protocol, results: ResultsFolder, display: Display) -> Path:
-    """Makes the protocol's phantom in the results folder, once, and returns its folder.
-
-    Raises:
-        UserError: The protocol has no phantom, or its dataset has none.
-    """
-    block, layout = protocol.phantom, protocol.data.dataset
-    if block is None or layout not in phantom.LAYOUTS:
-        raise UserError(
-            f"there is no phantom for the dataset '{layout}' in this protocol",
-            "--phantom",
-            f"phantoms exist for {', '.join(phantom.LAYOUTS)}",
-        )
-    name = f"{layout}-{block.subjects}x{block.spacing:g}mm-seed{block.seed}"
-    with display.stage("making the phantom", block.subjects) as stage:
-        return phantom.write_phantom(
-            layout,
-            results.phantom(name),
-            block.subjects,
-            block.spacing,
-            block.seed,
-            lambda done, total: stage.advance(done),
-        )
+    damaged = damaged_volumes(data.prepared[subject] for subject in sorted(used))
+    if not damaged:
+        return data
+    mend(damaged, display)
+    return open_data(protocol, folder.results, stand_in, None, display)
 
 
 def check_networks(protocol: Protocol, plan: Plan) -> int:
@@ -361,6 +243,7 @@ def train(
     jobs_by_id = {job.id: job for jobs in missing.values() for job in jobs}
     if not jobs_by_id:
         return
+    mend((error for job in jobs_by_id.values() for error in job.health().damaged), display)
     # sources come first in the dictionary, so that a task stands after the one it depends on
     tasks = [
         Task(i, execute.do, (job,), after=(job.source,) if job.source in jobs_by_id else ())
@@ -391,11 +274,24 @@ def train(
         executor.run(tasks, listen)
 
 
-def _audit(folder: ProtocolFolder, data: Data, executor: Executor, display: Display) -> None:
+def _audit(
+    protocol: Protocol,
+    folder: ProtocolFolder,
+    data: Data,
+    stand_in: bool,
+    executor: Executor,
+    display: Display,
+) -> None:
     """Judges voxel by voxel what is finished; one that fails is a warning, as the runs stand."""
-    missing = audit.pending(read_results(folder), data.prepared)
+    results = read_results(folder)
+    for error in results.damaged.values():  # of an earlier command's methods, which stay its own
+        display.warn(str(error))
+    mend(health.of_audits(folder, results.cells).damaged, display)
+    missing = audit.pending(results, data.prepared)
     if not missing:
         return
+    used = {subject for work in missing for subject in work.test}
+    sound(data, used, protocol, folder, stand_in, display)
     titles = {str(work.result): work.title for work in missing}
     with display.stage("voxel-level audits", len(missing)) as stage:
         tasks = [Task(str(work.result), audit.audit, (work,)) for work in missing]
@@ -414,6 +310,7 @@ def _states(plan: Plan) -> dict[str, int]:
 @contextmanager
 def only_one(folder: ProtocolFolder) -> Iterator[None]:
     """Holds a lock on the folder, which the system frees when the process ends, however it ends."""
+    folder.refuse_links()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR, 0o644)
@@ -437,4 +334,6 @@ def only_one(folder: ProtocolFolder) -> Iterator[None]:
     try:
         yield
     finally:
+        for inside in folder.written():
+            remove_leftovers(inside)
         os.close(lock)

@@ -16,7 +16,7 @@ from trm_bench.datasets.base import Scan
 from trm_bench.errors import UserError
 from trm_bench.files import write_atomically
 from trm_bench.runs import compute
-from trm_bench.runs.store import read_checkpoint
+from trm_bench.runs.arrays import read_checkpoint
 from trm_bench.training.evaluation import predict
 from trm_bench.transfer_risk import LeepStatistics, Risk, RiskMap, RiskSummary
 

@@ -23,7 +23,8 @@ from trm_bench import pipeline
 from trm_bench.analysis import audit
 from trm_bench.display import Display
 from trm_bench.runs.folders import ProtocolFolder
-from trm_bench.runs.store import Results, read_results
+from trm_bench.runs.records import VoxelAudit
+from trm_bench.runs.store import Results, read_model, read_results, write_model
 
 METHODS = ["scratch", "finetune", "trm", "trm_prior"]
 
@@ -56,7 +57,7 @@ def prediction(folder: Path, run: str, subject: str) -> np.ndarray:
 def label_of(folder: Path, subject: str) -> np.ndarray:
     """The classes of a prepared subject; the toy's label values are its classes."""
     for path in (folder.parent / "prepared").rglob("*.safetensors"):
-        if json.loads(results_metadata(path))["subject"] == subject:
+        if json.loads(results_metadata(path))["about"]["subject"] == subject:
             return load_file(path)["label"]
     raise AssertionError(subject)
 
@@ -132,7 +133,10 @@ def test_nothing_is_done_twice(copy: Path, toy_data: Path) -> None:
 def test_another_run_makes_an_audit_stale(copy: Path, toy_data: Path) -> None:
     (path,) = (copy / "voxels").iterdir()
     found = json.loads(path.read_text())
-    path.write_text(json.dumps(found | {"runs": found["runs"] | {"scratch": "other"}}))
+    audited = read_model(VoxelAudit, path)
+    assert audited is not None
+    other = audited.model_copy(update={"runs": audited.runs | {"scratch": "other"}})
+    write_model(path, other)
     assert read(copy).audits() == [], "it must not be shown beside other runs"
     (work,) = pending(copy, toy_data)
     assert audit.audit(work, torch.device("cpu"), lambda *at: None) == "finished"
@@ -150,5 +154,9 @@ def test_runs_without_predictions_are_left_out(copy: Path, toy_data: Path) -> No
     shutil.rmtree(copy / "predictions" / runs["trm"])
     (work,) = pending(copy, toy_data)
     assert set(work.records) == {"scratch", "finetune", "trm_prior"} and not work.readings
+    foreign, *_ = (copy / "predictions" / runs["scratch"]).iterdir()
+    shutil.copy(foreign, copy / "predictions" / runs["trm_prior"])
+    (work,) = pending(copy, toy_data)
+    assert set(work.records) == {"scratch", "finetune"}, "nor those with another run's prediction"
     shutil.rmtree(copy / "predictions" / runs["scratch"])
     assert pending(copy, toy_data) == [], "without scratch nothing can be lost or won"

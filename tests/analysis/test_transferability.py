@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
-from helpers import examples
+from helpers import examples, rewrite
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import weightedtau
@@ -41,8 +40,7 @@ def edited(folder: Path, transfer: str, method: str, seed: int, **changes: Any) 
     place = ProtocolFolder(folder)
     for cell in read_results(place).cells:
         if (cell.transfer, cell.method, cell.seed) == (transfer, method, seed):
-            path = place.record(cell.run)
-            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+            rewrite(place.record(cell.run), lambda content: content.update(changes))
     return read_results(place)
 
 

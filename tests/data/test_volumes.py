@@ -28,13 +28,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from trm_bench import pipeline
+from trm_bench import preparing
 from trm_bench.data import prepared, volumes
 from trm_bench.data.patches import SubjectStore
-from trm_bench.data.prepared import Prepared, cache_path, open_prepared, prepare
+from trm_bench.data.prepared import Prepared, cache_path, open_expected, open_prepared, prepare
 from trm_bench.data.volumes import prepare_scan, resample, resample_label
 from trm_bench.datasets import open_dataset
 from trm_bench.datasets.base import LabelMap, Scan
+from trm_bench.errors import Damaged
 from trm_bench.protocol.schema import VolumeConfig
 
 FETS = ("t1", "t1ce", "t2", "flair")
@@ -474,7 +475,7 @@ class TestCache:
             made.append(subject.id)
             return prepare(dataset, subject, *arguments)
 
-        monkeypatch.setattr(pipeline, "prepare", spy)
+        monkeypatch.setattr(preparing, "prepare", spy)
         return made
 
     def test_what_is_prepared_is_not_prepared_again(
@@ -508,10 +509,14 @@ class TestCache:
         file = run.prepared[run.config.subjects.test[0].subject]
         whole = file.read_bytes()
         file.write_bytes(damage(whole))
-        assert open_prepared(file) is None
+        digest = run.config.subjects.test[0].digest
+        with pytest.raises(Damaged):
+            open_expected(file, run.config.subjects.test[0].subject, digest)
         calls.clear()
         after = helpers.plan(toy_data, tmp_path)
         assert len(calls) == 1 and file.read_bytes() == whole
+        aside = file.with_name(f"{file.name}.damaged")
+        assert aside.read_bytes() == damage(whole), "for whoever wants to look at it"
         assert [r.id for r in before.runs] == [r.id for r in after.runs]
 
     def test_a_file_of_something_else_is_none(self, tmp_path: Path) -> None:
@@ -522,8 +527,10 @@ class TestCache:
         save_file(
             {"image": torch.zeros(2)}, tmp_path / "c.safetensors", metadata={"prepared": "[1"}
         )
-        for name in ("a", "b", "c", "absent"):
-            assert open_prepared(tmp_path / f"{name}.safetensors") is None
+        for name in ("a", "b", "c"):
+            with pytest.raises(Damaged):
+                open_prepared(tmp_path / f"{name}.safetensors")
+        assert open_prepared(tmp_path / "absent.safetensors") is None
 
     def test_an_interrupted_write_leaves_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -532,7 +539,7 @@ class TestCache:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(prepared, "save_file", full)
+        monkeypatch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(OSError, match="No space"):
             prepared_fets(layouts.fets(tmp_path / "data"), tmp_path / "out")
         assert not list((tmp_path / "out").iterdir())

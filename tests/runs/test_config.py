@@ -277,7 +277,7 @@ class TestWhatIsHashedIsWhatRuns:
         mixed = Job(job.config, "swapped", job.folder, swapped)
         assert execute.do(mixed, CPU, lambda *at: None) == "failed"
         record = read_record(mixed.result)
-        assert record is not None and "another one" in record.reason
+        assert record is not None and "another prepared volume" in record.reason
 
     def test_only_methods_that_transfer_reach_the_source_data(
         self, tmp_path: Path, toy_data: Path

@@ -9,23 +9,26 @@ from typing import Any
 import helpers
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from trm_bench.environment import Environment
-from trm_bench.errors import UserError
-from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, protocol_folders
+from trm_bench.errors import Damaged, UserError
+from trm_bench.runs.arrays import read_checkpoint, write_checkpoint
+from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, protocol_folders, slug
 from trm_bench.runs.plan import Plan
 from trm_bench.runs.records import Cell, Checkpoint, LeftOut, Record, StoredPlan, VoxelAudit
 from trm_bench.runs.store import (
-    read_checkpoint,
+    open_record,
     read_model,
     read_plan,
     read_record,
     read_results,
-    write_checkpoint,
     write_model,
     write_plan,
 )
+from trm_bench.seals import BLANK, write_sealed
 
 MACHINE = Environment(
     trm_bench="0", python="3", platform="-", packages={}, device="cpu", device_name="-"
@@ -39,12 +42,14 @@ def made(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Plan:
 
 @pytest.fixture
 def record(made: Plan) -> Record:
+    tested = [member.subject for member in made.runs[0].config.subjects.test]
     return Record(
         id=made.runs[0].id,
         state="finished",
         config=made.runs[0].config,
         environment=MACHINE,
-        metrics={"a": {"core": {"dice": 0.1 + 0.2}}},
+        metrics={subject: {"core": {"dice": 0.1 + 0.2}} for subject in tested},
+        predictions=dict.fromkeys(tested, "0" * 64),
         manifest={"test": {"a": {"a.nii.gz": (10, "0" * 64)}}},
         curves={"loss": [(10, 1 / 3)]},
     )
@@ -61,28 +66,68 @@ def stored(made: Plan) -> StoredPlan:
     return StoredPlan(protocol=protocol, data="real", settings="a", cells=cells)
 
 
+def written(record: Record, folder: Path) -> Path:
+    path = folder / f"{record.id}.json"
+    write_model(path, record)
+    return path
+
+
 def test_a_record_is_read_back_to_the_last_bit(record: Record, tmp_path: Path) -> None:
-    write_model(tmp_path / "r.json", record)
-    assert read_record(tmp_path / "r.json") == record
+    assert open_record(written(record, tmp_path)) == record
+    assert open_record(tmp_path / "absent.json") is None
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda t: t[:100], lambda t: "", lambda t: "[1]", lambda t: "{}"]
+    "damage",
+    [
+        lambda t: t[:100],
+        lambda t: "",
+        lambda t: "[1]",
+        lambda t: "{}",
+        lambda t: '{"state": "finished"}',
+        lambda t: "[" * 100_000,
+        lambda t: t.replace("0.30000000000000004", "0.30000000000000005"),
+        lambda t: t.replace(" ", "  ", 1),
+        lambda t: t + "\n",
+    ],
 )
-def test_a_damaged_record_is_none(record: Record, tmp_path: Path, damage: Any) -> None:
-    path = tmp_path / "r.json"
-    write_model(path, record)
-    text = damage(path.read_text())
-    path.write_text(text)
-    if text == "{}":  # a record of the time before versions
-        with pytest.raises(UserError, match="schema version 1"):
-            read_record(path)
-    else:
-        assert read_record(path) is None
-    assert read_record(tmp_path / "absent.json") is None
+def test_a_damaged_record_is_told_and_never_used(
+    record: Record, tmp_path: Path, damage: Any
+) -> None:
+    path = written(record, tmp_path)
+    before = path.read_text()
+    path.write_text(damage(before))
+    assert path.read_text() != before
+    with pytest.raises(Damaged) as told:
+        open_record(path)
+    assert told.value.where == str(path)
+    assert read_record(path) is None
 
 
-@pytest.mark.parametrize("version", [1, 3, "next"])
+@pytest.mark.parametrize("position", range(0, 4000, 97))
+def test_every_byte_of_a_record_counts(record: Record, tmp_path: Path, position: int) -> None:
+    path = written(record, tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-1 - position % len(content)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Damaged):
+        open_record(path)
+
+
+def test_a_record_is_that_of_its_name_and_of_its_split(record: Record, tmp_path: Path) -> None:
+    path = written(record, tmp_path)
+    path.rename(tmp_path / "another.json")
+    with pytest.raises(Damaged, match="record of another run"):
+        open_record(tmp_path / "another.json")
+    fewer = dict(list(record.metrics.items())[1:])
+    for change in ({"metrics": fewer}, {"predictions": {}}, {"id": "other"}):
+        changed = record.model_copy(update=change)
+        write_model(path, changed)
+        with pytest.raises(Damaged):
+            open_record(path)
+
+
+@pytest.mark.parametrize("version", [1, 2, 4])
 def test_another_schema_version_is_named_and_not_misread(
     record: Record, stored: StoredPlan, tmp_path: Path, version: Any
 ) -> None:
@@ -93,12 +138,19 @@ def test_another_schema_version_is_named_and_not_misread(
     ):
         plain = content.model_dump(mode="json") | {"schema_version": version}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(plain))
-        with pytest.raises(UserError, match=f"schema version {version}; .* reads version 2") as e:
+        path.write_text(json.dumps(plain))  # versions 1 and 2 had no seals
+        with pytest.raises(UserError, match=f"schema version {version}; .* reads version 3") as e:
             read_model(kind, path)
         assert str(path) in str(e.value) and "--out" in str(e.value)
     with pytest.raises(UserError, match="schema version"):
         write_plan(folder, stored)
+
+
+def test_a_later_schema_with_a_seal_is_named_too(stored: StoredPlan, tmp_path: Path) -> None:
+    plain = stored.model_dump(mode="json") | {"schema_version": 4, "news": 1, "sha256": BLANK}
+    write_sealed(tmp_path / "plan.json", json.dumps(plain))
+    with pytest.raises(UserError, match="schema version 4"):
+        read_plan(ProtocolFolder(tmp_path))
 
 
 def test_nan_is_refused(record: Record, tmp_path: Path) -> None:
@@ -116,11 +168,24 @@ def test_a_checkpoint_is_read_back(made: Plan, tmp_path: Path) -> None:
     read, tensors = read_checkpoint(tmp_path / "c.safetensors")
     assert read == about and tensors.keys() == {"a", "a again", "b"}
     assert torch.equal(tensors["a"], state["a"]) and torch.equal(tensors["b"], state["b"])
-    old = about.model_dump(mode="json") | {"schema_version": 1}
-    plain = {"b": state["b"]}
-    save_file(plain, tmp_path / "old.safetensors", metadata={"checkpoint": json.dumps(old)})
-    with pytest.raises(UserError, match="schema version 1"):
-        read_checkpoint(tmp_path / "old.safetensors")
+
+
+@pytest.mark.parametrize("name", ["gone", "empty", "garbage", "truncated", "plain"])
+def test_what_is_no_checkpoint_is_told(made: Plan, tmp_path: Path, name: str) -> None:
+    config = made.sources[0].config
+    about = Checkpoint(id=config.id, config=config, validation_dice=0.5, environment=MACHINE)
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, about, {"a": torch.zeros(3)})
+    whole = path.read_bytes()
+    path.unlink()
+    if name == "plain":
+        save_file({"a": torch.zeros(3)}, path)
+    elif name != "gone":
+        contents = {"empty": b"", "garbage": b"\xff" * 99, "truncated": whole[:-4]}
+        path.write_bytes(contents[name])
+    with pytest.raises(UserError) as told:
+        read_checkpoint(path)
+    assert told.value.where == str(path)
 
 
 class TestPlan:
@@ -157,19 +222,23 @@ class TestPlan:
             write_plan(folder, stored.model_copy(update={"data": "phantom"}))
 
     def test_what_is_missing_or_unfinished_is_told(
-        self, stored: StoredPlan, record: Record, tmp_path: Path
+        self, made: Plan, stored: StoredPlan, record: Record, tmp_path: Path
     ) -> None:
         folder = ProtocolFolder(tmp_path / "toy")
         left_out = (LeftOut(subject="s", reason="gone"),)
         write_plan(folder, stored.model_copy(update={"left_out": left_out}))
         write_model(folder.record(record.id), record)
         second = stored.cells[1].run
-        bad = record.model_copy(update={"id": second, "state": "diverged", "reason": "nan"})
-        write_model(folder.record(second), bad)
+        config = made.runs[1].config
+        changes = {"id": second, "config": config, "state": "diverged", "reason": "nan"}
+        write_model(folder.record(second), record.model_copy(update=changes))
         results = read_results(folder)
         assert [cell.run for cell, _ in results.finished()] == [record.id]
         assert [why for _, why in results.unfinished()] == ["diverged: nan", "not run"]
         assert results.plan.left_out == left_out
+        path = folder.record(record.id)
+        path.write_text(path.read_text().replace("finished", "failed"))
+        assert "damaged" in dict(read_results(folder).unfinished())[stored.cells[0]]
 
 
 def test_audits_of_other_runs_are_not_shown(
@@ -198,3 +267,13 @@ def test_folders_are_found_by_themselves_and_below_others(
     assert results.protocol("a").results == results
     with pytest.raises(UserError, match="no results"):
         protocol_folders(tmp_path / "nowhere")
+
+
+@given(st.lists(st.text("ab_-> @.", min_size=1, max_size=6), min_size=2, max_size=2, unique=True))
+def test_no_two_transfers_share_a_file(names: list[str]) -> None:
+    one, other = (slug(f"{name}->c") for name in names)
+    assert one != other and "/" not in one + other
+
+
+def test_names_of_files_can_be_read() -> None:
+    assert slug("t1->t1ce@10") == "t1-to-t1ce-at-10"

@@ -20,6 +20,7 @@ import pytest
 import torch
 import toy
 import yaml
+from helpers import rewrite
 from torch import Tensor
 from trm_bench.baselines.finetune import Finetune
 
@@ -448,6 +449,6 @@ class TestBadInput:
         self, finished: driver.Outcome, tmp_path: Path, toy_data: Path
     ) -> None:
         folder = copy(finished, tmp_path)
-        folder.tuned.write_text(folder.tuned.read_text().replace("data: real", "data: phantom"))
+        rewrite(folder.tuned, lambda content: content.update(data="phantom"))
         with pytest.raises(UserError, match="holds results on phantom data"):
             sweep(tmp_path, toy_data)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import toy
-import yaml
-from helpers import Run
+from helpers import Run, rewrite
 from trm_bench.baselines.finetune import Finetune
 
 from trm_bench import report
@@ -47,12 +45,6 @@ def records(folder: Path) -> dict[str, Record]:
     return {method: record for method, record in read.items() if record}
 
 
-def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    content = yaml.safe_load(file.read_text())
-    change(content)
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-
-
 def make_best(file: Path, method: str, values: dict[str, Any]) -> None:
     """As if a sweep had come to these values."""
 
@@ -60,7 +52,7 @@ def make_best(file: Path, method: str, values: dict[str, Any]) -> None:
         (entry,) = (m for m in content["methods"] if m["method"] == method)
         entry["values"] = values
 
-    edit(file, change)
+    rewrite(file, change)
 
 
 class TestCommand:
@@ -195,7 +187,7 @@ class TestApplied:
             for entry, lr in zip(content["methods"], (0.002, 0.003), strict=True):
                 entry["values"]["lr"] = lr
 
-        edit(tuned_of(file), change)
+        rewrite(tuned_of(file), change)
         code, said = trm_bench("run", file, "--tuned", tuned_of(file), *out)
         assert code == 0 and "for each method and transfer" in said
         folder = ProtocolFolder(tmp_path / "out" / "toy")
@@ -205,7 +197,7 @@ class TestApplied:
             assert record
             rates[cell.transfer] = record.config.training.optimizer.lr
         assert rates == {"lower_upper->whole": 0.002, "whole->lower_upper": 0.003}
-        edit(tuned_of(file), lambda content: content["methods"].pop())
+        rewrite(tuned_of(file), lambda content: content["methods"].pop())
         code, said = trm_bench("run", file, "--tuned", tuned_of(file), *out)
         assert code == 2 and "holds nothing for 'finetune' in whole->lower_upper" in said
 
@@ -265,7 +257,7 @@ class TestRefused:
         assert trm_bench("run", swept, *given, "--set", f"data.root={moved}")[0] == 0
 
     def test_the_other_kind_of_data(self, swept: Path, trm_bench: Run) -> None:
-        edit(tuned_of(swept), lambda content: content.update(data="phantom"))
+        rewrite(tuned_of(swept), lambda content: content.update(data="phantom"))
         assert "was tuned on phantom data, and these are real" in self.refused(trm_bench, swept)
 
     def test_other_code(self, swept: Path, trm_bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,17 +272,19 @@ class TestRefused:
         assert "was tuned with other code: what computes 'trm' has changed since" in said
 
     def test_nothing_finished(self, swept: Path, trm_bench: Run) -> None:
-        edit(tuned_of(swept), lambda content: content["methods"][0].update(trial=None, values={}))
+        rewrite(
+            tuned_of(swept), lambda content: content["methods"][0].update(trial=None, values={})
+        )
         assert "no trial of 'finetune' finished" in self.refused(trm_bench, swept)
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("[1", "holds no tuned values"),
-            ("a: 1", "has schema version 1"),
-            ("schema_version: 2", "holds no tuned values"),
+            ("[1", "carries no checksum"),
+            ("a: 1", "carries no checksum"),
+            ("schema_version: 2", "has schema version 2"),
             ("schema_version: 9", "has schema version 9"),
-            ("", "holds no tuned values"),
+            ("", "carries no checksum"),
             (None, "cannot be read"),
         ],
     )

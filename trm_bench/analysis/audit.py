@@ -21,7 +21,7 @@ from trm_bench.data.patches import SubjectStore
 from trm_bench.data.prepared import Prepared, open_expected
 from trm_bench.fingerprint import code_fingerprint
 from trm_bench.methods.trm import READINGS
-from trm_bench.runs import compute, store
+from trm_bench.runs import arrays, compute, health, store
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Record, VoxelAudit
 from trm_bench.runs.store import Results
@@ -76,7 +76,8 @@ class Audit:
 def pending(results: Results, prepared: Mapping[str, Prepared]) -> list[Audit]:
     """The audits that the finished runs of a folder allow and that are not done yet.
 
-    A transfer needs `scratch` and one method more; runs whose predictions are gone are left out.
+    A transfer needs `scratch` and one method more; runs whose predictions are gone or damaged are
+    left out.
 
     Args:
         results: Of a protocol.
@@ -85,14 +86,13 @@ def pending(results: Results, prepared: Mapping[str, Prepared]) -> list[Audit]:
     code = code_fingerprint(__name__)
     groups: dict[tuple[str, int], dict[str, Record]] = {}
     for cell, record in results.finished():
-        subject = record.config.subjects.test[0].subject
-        if results.folder.prediction(cell.run, subject).is_file():
+        if health.of_run(results.folder, cell.run).whole:
             groups.setdefault((cell.transfer, cell.seed), {})[cell.method] = record
     audits = []
     for (transfer, seed), records in groups.items():
         if SCRATCH not in records or len(records) < 2:
             continue
-        done = store.read_model(VoxelAudit, results.folder.audit(transfer, seed))
+        done = store.read_audit(results.folder, transfer, seed)
         runs = {method: record.id for method, record in records.items()}
         if done and done.runs == runs and done.code == code:
             continue
@@ -174,7 +174,8 @@ def _predictions(work: Audit, subject: str, shape: tuple[int, ...]) -> dict[str,
     """Every method's prediction of a subject, on the prepared grid."""
     predictions = {}
     for method, record in work.records.items():
-        native = store.read_prediction(work.folder.prediction(record.id, subject))
+        path = work.folder.prediction(record.id, subject)
+        native = arrays.read_prediction(path, record.predictions[subject])
         predictions[method] = to_prepared(torch.from_numpy(native), shape).numpy()
     return predictions
 
@@ -188,8 +189,7 @@ class _Maps:
         for record in self.readings.values():
             assert record.source is not None
             if record.source.id not in self.networks:
-                path = work.folder.results.source(record.source.id)
-                about, state = store.read_checkpoint(path)
+                about, state = arrays.read_source(work.folder.results, record.source.id)
                 self.networks[about.id] = compute.source_network(about.config, state, device)
 
     def __call__(self, image: Tensor, label: Tensor) -> dict[str, np.ndarray]:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from trm_bench.cli.options import Settings, app, load, out, split
+from trm_bench.cli.options import Settings, app, err, load, out, split
 from trm_bench.errors import UserError
+
+
+def warn_of_damage(*folders: Path) -> None:
+    """Says what is damaged of the files that a report is computed from: it does without them."""
+    from trm_bench.runs import health
+    from trm_bench.runs.folders import run_folders, swept_folders
+
+    for folder in folders:
+        for protocol in dict.fromkeys([*run_folders(folder), *swept_folders(folder)]):
+            for error in health.of_report(protocol):
+                err.print(
+                    f"warning: {error}",
+                    style="yellow",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
 
 @app.command()
@@ -21,6 +39,7 @@ def report(
     from trm_bench.runs.folders import run_folders, swept_folders
     from trm_bench.sweep.pages import write_sweep
 
+    warn_of_damage(folder)
     swept = [path for one in swept_folders(folder) for path in write_sweep(one)]
     written = report.write_pages(folder) if run_folders(folder) or not swept else []
     for path in [*written, *swept]:
@@ -42,6 +61,7 @@ def compare(
     """
     from trm_bench import report
 
+    warn_of_damage(*folders)
     for path in report.compare(folders, out_dir):
         out.print(path, soft_wrap=True, highlight=False)
 
@@ -59,6 +79,7 @@ def readings(
     """Say what each value of a method's options does, over the datasets that were swept."""
     from trm_bench.sweep.readings_report import write_readings
 
+    warn_of_damage(*folders)
     for path in write_readings(folders, method, out_dir):
         out.print(path, soft_wrap=True, highlight=False)
 
@@ -90,6 +111,7 @@ def power_(
         if settings or subjects or deviations:
             what = "results are judged by their own subjects and spread"
             raise UserError(what, "--set, --subjects, --sd", "leave them out, or name a protocol")
+        warn_of_damage(folder)
         several = prospects.of_results(folder)
     else:
         protocol = load(name, settings, False)
@@ -129,7 +151,40 @@ def verdict(
     """
     from trm_bench import report
 
+    warn_of_damage(folder)
     holds, text = report.verdict(folder)
     out.print(text, markup=False, highlight=False, soft_wrap=True)
     if not holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Read every file of a results folder and say what is damaged or missing; change nothing.
+
+    Exit code 0: all that the table needs is there, as it was written. 1: something is damaged or
+    missing; the command that made it makes it again. What else was found is told, and no fault.
+    """
+    from trm_bench import verification
+
+    read, findings = verification.verify(folder)
+    faults = [f for f in findings if f.is_fault]
+    if as_json:
+        listed = [{"kind": f.kind, "path": str(f.path), "what": f.what} for f in findings]
+        found = {"files": read, "faults": len(faults), "findings": listed}
+        out.print_json(json.dumps(found), ensure_ascii=True)
+    else:
+        for f in findings:
+            line = f"{f.kind}: {f.path} {f.what}"
+            style = "red" if f.is_fault else None
+            out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        notes = len(findings) - len(faults)
+        summary = f"{read} files, {len(faults)} damaged or missing, {notes} notes"
+        out.print(summary, highlight=False)
+    if faults:
         raise typer.Exit(1)

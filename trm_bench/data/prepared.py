@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from trm_bench.data.volumes import prepare_scan
 from trm_bench.datasets.base import Dataset, Subject
-from trm_bench.files import write_atomically
+from trm_bench.errors import Damaged
 from trm_bench.fingerprint import code_fingerprint, digest_of
+from trm_bench.seals import digest_of_file, read_about, require_tensors, write_tensors
 
 if TYPE_CHECKING:
     from trm_bench.protocol.schema import VolumeConfig
@@ -109,27 +107,39 @@ def in_play(subject: Subject, modalities: Sequence[str]) -> Subject:
 
 
 def open_prepared(path: Path) -> Prepared | None:
-    """The prepared subject at `path`, or None where there is none that can be read."""
+    """The prepared subject at `path`, or None where there is none; its voxels are not read.
+
+    Raises:
+        Damaged: It is not what was written there.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["prepared"])
+        about = read_about(path)
         tuples = {k: tuple(about[k]) for k in ("modalities", "shape", "spacing", "native_spacing")}
+        if about.pop("name") != path.stem:
+            raise Damaged("is another prepared volume under this name", path)
         return Prepared(path=path, **{**about, **tuples})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}", path) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged("is not a prepared volume", path) from error
 
 
 def open_expected(path: Path, subject: str, digest: str) -> Prepared:
     """The prepared subject at `path`, which must be a certain one, made of certain files.
 
+    Its voxels are read once and held against their checksum.
+
     Raises:
-        OSError: It is gone, damaged or another one.
+        Damaged: It is gone, not what was written, or another one.
     """
     prepared = open_prepared(path)
-    if prepared is None or (prepared.subject, prepared.digest) != (subject, digest):
-        raise OSError(
-            f"{path}: the prepared volume is gone, damaged or another one; delete it and run again"
-        )
+    if prepared is None:
+        raise Damaged("is gone", path)
+    if (prepared.subject, prepared.digest) != (subject, digest):
+        raise Damaged("is another prepared volume", path)
+    require_tensors(path)
     return prepared
 
 
@@ -144,7 +154,10 @@ def prepare(
     scan = dataset.read(subject, tuple(modalities))
     tensors, about = prepare_scan(scan, volume)
     files = {
-        Path(os.path.relpath(file, dataset.root)).as_posix(): [file.stat().st_size, _sha256(file)]
+        Path(os.path.relpath(file, dataset.root)).as_posix(): [
+            file.stat().st_size,
+            digest_of_file(file),
+        ]
         for file in dataset.files(in_play(subject, modalities))
     }
     return save(path, tensors, {**about, "subject": subject.id, "files": files})
@@ -158,17 +171,9 @@ def save(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Prepa
         tensors: Of `prepare_scan`.
         about: Of `prepare_scan`, with `subject` and `files`.
     """
-    about = {**about, "digest": digest_of([sha for _, sha in about["files"].values()])}
-    write_atomically(
-        path,
-        lambda temporary: save_file(tensors, temporary, metadata={"prepared": json.dumps(about)}),
-    )
+    digest = digest_of([sha for _, sha in about["files"].values()])
+    write_tensors(path, tensors, {**about, "digest": digest, "name": path.stem})
     prepared = open_prepared(path)
     if prepared is None:
         raise OSError(f"{path}: written, but cannot be read back")
     return prepared
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

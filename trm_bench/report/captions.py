@@ -8,7 +8,7 @@ from trm_bench.analysis import family
 from trm_bench.analysis.intervals import MIN_SEEDS
 from trm_bench.analysis.table import OVERALL
 from trm_bench.report.evidence import PHANTOM, Evidence, Scores
-from trm_bench.runs.store import read_trials, read_tuned
+from trm_bench.runs.store import read_trials, tuned_here
 from trm_bench.training.evaluation import EMPTY_RULE
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def _how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
     """The budget and what it took; the time, where the sweep lies beside the results."""
     b = tuned.budget
     took = f"{tuned.passes} forward-backward passes in all"
-    if folder.tuned.is_file() and read_tuned(folder.tuned).note.digest == tuned.digest:
+    here = tuned_here(folder)
+    if here is not None and here.note.digest == tuned.digest:
         hours = sum(method.seconds for method in read_trials(folder).methods) / 3600
         took += f", {hours:.1f} hours of training"
     each = "each method and transfer" if b.per == "transfer" else "each method"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trm_bench.analysis.voxels import REFERENCE, SCRATCH, lost
+from trm_bench.errors import Damaged
 from trm_bench.files import write_atomically
+from trm_bench.runs.arrays import read_slices
 from trm_bench.runs.folders import slug
-from trm_bench.runs.store import Results, read_slices
+from trm_bench.runs.store import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +46,10 @@ def risk_overlays(results: Results) -> dict[str, Path]:
         slices: dict[str, Slices] = {}
         for method in (SCRATCH, REFERENCE, RISK_METHOD):
             run = runs.get((transfer, method, seeds[0]))
-            if run and (path := results.folder.slices(run)).is_file():
-                slices[method] = read_slices(path)
+            if run and (digest := results.records[run].slices):
+                # gone or damaged: `verify` says so, and a picture is nothing that a report needs
+                with contextlib.suppress(OSError, Damaged):
+                    slices[method] = read_slices(results.folder.slices(run), digest)
         # a method may keep slices without a map
         if "risk" in next(iter(slices.get(RISK_METHOD, {"": {}}).values())):
             path = results.folder.figures / f"risk_{slug(transfer)}.png"

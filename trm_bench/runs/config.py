@@ -17,7 +17,7 @@ from trm_bench.protocol.schema import (
 )
 from trm_bench.protocol.strict import Strict
 
-SCHEMA: Final = 2  # of all that a results folder holds; files of another one are named, not misread
+SCHEMA: Final = 3  # of all that a results folder holds; files of another one are named, not misread
 
 
 class Member(NamedTuple):
@@ -106,7 +106,7 @@ class RunConfig(Strict):
         source: The training that made the source network; None for methods that do not transfer.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     kind: Literal["source", "run"]
     data: Literal["phantom", "real"]
     dataset: str

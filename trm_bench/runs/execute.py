@@ -17,9 +17,10 @@ from trm_bench.data.patches import SubjectStore
 from trm_bench.data.prepared import Prepared, open_expected
 from trm_bench.methods import Context, Method
 from trm_bench.methods.registry import create
-from trm_bench.runs import compute, store
+from trm_bench.runs import arrays, compute, store
 from trm_bench.runs.plan import Job
 from trm_bench.runs.records import Checkpoint, Loading, Record, SourceNote
+from trm_bench.seals import digest_of_file
 from trm_bench.seeds import deterministic
 from trm_bench.training.evaluation import to_prepared
 from trm_bench.training.loop import Curves, Diverged
@@ -83,7 +84,7 @@ def load_part(job: Job, device: torch.device, part: str) -> SubjectStore:
     """The prepared subjects of a part of a job, as its network sees them; see `compute.Part`.
 
     Raises:
-        OSError: A prepared volume is gone, damaged, or not that of the configuration.
+        Damaged: A prepared volume is gone, not what was written, or not that of the configuration.
     """
     config = job.config
     if part == "source":
@@ -112,7 +113,7 @@ def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
         curves=curves.logged(),
         environment=environment.describe(device),
     )
-    store.write_checkpoint(job.result, about, run.network.state_dict())
+    arrays.write_checkpoint(job.result, about, run.network.state_dict())
 
 
 def _train_method(
@@ -124,7 +125,7 @@ def _train_method(
     environment.reset_peak_memory(device)
     source, about = None, None
     if config.source is not None:
-        about, state = store.read_checkpoint(job.folder.results.source(config.source.id))
+        about, state = arrays.read_source(job.folder.results, config.source.id)
         source = compute.source_network(about.config, state, device)
     run, loading = compute.start(config, source, part, device)
     method, steps = create(config.method.name, config.method.parameters), config.training.steps
@@ -140,8 +141,11 @@ def _train_method(
     }
     if config.subjects.test:
         test_set = part("test")
-        note["metrics"] = compute.test(config, run, test_set, partial(_keep_prediction, job))
-        _keep_slices(job, run, method, test_set)
+        sums: dict[str, str] = {}
+        keep = partial(_keep_prediction, job, sums)
+        note["metrics"] = compute.test(config, run, test_set, keep)
+        note["predictions"] = sums
+        note["slices"] = _keep_slices(job, run, method, test_set, sums)
     seconds = {"prepare": started - clock, "train": trained - started}
     return note | {
         "diagnostics": run.diagnostics,
@@ -161,23 +165,33 @@ def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
     }
 
 
-def _keep_prediction(job: Job, prepared: Prepared, classes: Tensor) -> None:
+def _keep_prediction(job: Job, sums: dict[str, str], prepared: Prepared, classes: Tensor) -> None:
     path = job.folder.prediction(job.id, prepared.subject)
-    store.write_prediction(path, classes.numpy(), np.array(prepared.affine))
+    arrays.write_prediction(path, classes.numpy(), np.array(prepared.affine))
+    sums[prepared.subject] = digest_of_file(path)
 
 
-def _keep_slices(job: Job, run: Context, method: Method, test_set: SubjectStore) -> None:
-    """Keeps the axial slice with most foreground of a few test subjects, with its maps."""
+def _keep_slices(
+    job: Job, run: Context, method: Method, test_set: SubjectStore, sums: dict[str, str]
+) -> str:
+    """Keeps the axial slice with most foreground of a few test subjects, with its maps.
+
+    Returns:
+        The sha256 of their file.
+    """
     slices: dict[str, dict[str, Tensor]] = {}
     for i, prepared in enumerate(test_set.prepared[:SLICED_SUBJECTS]):
         image, label, _ = test_set.volume(i)
         z = int((label[0] > 0).sum((0, 1)).argmax())
-        native = store.read_prediction(job.folder.prediction(job.id, prepared.subject))
+        path = job.folder.prediction(job.id, prepared.subject)
+        native = arrays.read_prediction(path, sums[prepared.subject])
         prediction = to_prepared(torch.from_numpy(native), tuple(label.shape[1:]))
         volumes = {"image": image[:, 0], "label": label, "prediction": prediction[None]}
         volumes |= method.maps(run, image, label)
         slices[prepared.subject] = {name: _slice(v, z) for name, v in volumes.items()}
-    store.write_slices(job.folder.slices(job.id), slices)
+    path = job.folder.slices(job.id)
+    arrays.write_slices(path, slices)
+    return digest_of_file(path)
 
 
 def _slice(volume: Tensor, z: int) -> Tensor:

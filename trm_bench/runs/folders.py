@@ -28,10 +28,16 @@ from pathlib import Path
 
 from trm_bench.errors import UserError
 
+READABLE = {"->": "-to-", "@": "-at-", " ": "-"}
+
 
 def slug(transfer: str) -> str:
-    """A transfer's name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", transfer)
+    """A transfer's name as part of a file's name; no two transfers share one."""
+    return re.sub(r"->|[^A-Za-z0-9_]", _readable, transfer)
+
+
+def _readable(found: re.Match[str]) -> str:
+    return READABLE.get(found[0]) or f"~{ord(found[0]):x}~"
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,31 @@ class ProtocolFolder:
         """The folder of the report's charts and pictures."""
         return self.path / "figures"
 
+    def refuse_links(self) -> None:
+        """Refuses a folder with a link in it that leads elsewhere, where nothing is to be written.
+
+        The folder of the results may itself be a link, as may what a person names on purpose.
+
+        Raises:
+            UserError: There is such a link.
+        """
+        root = self.results.path.resolve()
+        for folder in self.written():
+            if not folder.resolve().is_relative_to(root):
+                what = f"leads out of the folder of the results, to {folder.resolve()}"
+                fix = "replace the link by a folder, or give the folder itself with --out"
+                raise UserError(what, folder, fix)
+
+    def written(self) -> list[Path]:
+        """The folders that commands write to: this one's own, and those shared by protocols."""
+        own = [self.path, self.records, self.path / "slices", self.path / "voxels", self.figures]
+        own += [self.sweep, self.sweep / "figures", self.path / "predictions"]
+        own += (self.path / "predictions").glob("*")
+        results = self.results.path
+        shared = [results, results / "sources", results / "prepared", results / "mlartifacts"]
+        shared += [results / "phantom", *(results / "prepared").glob("*")]
+        return [*own, *shared]
+
     def report(self, name: str) -> Path:
         """A file that the report writes: `report.html`, `table.md`, `metrics.csv`, ..."""
         return self.path / name
@@ -163,6 +194,8 @@ def protocol_folders(path: Path) -> list[ProtocolFolder]:
     if not folders:
         fix = "run a protocol first: trm-bench run PROTOCOL --out DIR"
         raise UserError("no results of trm-bench here", path, fix)
+    for folder in folders:
+        folder.refuse_links()
     return folders
 
 

@@ -20,10 +20,11 @@ from trm_bench.methods import Method
 from trm_bench.methods.registry import create
 from trm_bench.networks import resolved_precision
 from trm_bench.protocol.schema import Domain, Protocol, TrainingConfig, Transfer
+from trm_bench.runs import health
 from trm_bench.runs.config import Member, RunConfig, RunDomain, RunMethod, Subjects
 from trm_bench.runs.folders import ProtocolFolder
+from trm_bench.runs.health import Health
 from trm_bench.runs.records import Cell, Tuned
-from trm_bench.runs.store import read_record
 
 # Where the code that can change a number starts; what these import counts as well.
 NUMERIC = ("trm_bench.runs.compute", "trm_bench.data.volumes")
@@ -78,15 +79,20 @@ class Job:
             return self.folder.results.source(self.id)
         return self.folder.record(self.id)
 
+    def health(self) -> Health:
+        """The state of what the job has left."""
+        if self.config.kind == "source":
+            return health.of_source(self.result)
+        return health.of_run(self.folder, self.id)
+
     def is_done(self) -> bool:
-        """Whether the result is there.
+        """Whether the result is there, and all that belongs to it, as it was written.
 
         A failed run is not done; a diverged one is, as it would diverge again.
         """
-        if self.config.kind == "source":
-            return self.result.is_file()
-        record = read_record(self.result)
-        return record is not None and record.state in ("finished", "diverged")
+        found = self.health()
+        failed = found.record is not None and found.record.state == "failed"
+        return found.whole and not failed
 
 
 @dataclass

@@ -101,7 +101,7 @@ class Tuned(Strict):
         methods: By label and transfer.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     protocol: str
     data: Literal["phantom", "real"]
     budget: Budget
@@ -177,7 +177,7 @@ class SweptMethod(Strict):
 class Trials(Strict):
     """trials.json, apart from tuned.yaml, since no two sweeps take the same time."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     methods: tuple[SweptMethod, ...] = ()
 
 
@@ -194,7 +194,7 @@ class StoredPlan(Strict):
         tuned: Where the methods' values come from, if they are tuned.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     protocol: Protocol
     data: Literal["phantom", "real"]
     settings: str
@@ -237,12 +237,14 @@ class Record(Strict):
         validation_dice: Mean over validation subjects and regions, at the end.
         metrics: Test subject to region to metric to value.
         manifest: Part to subject to file to (bytes, sha256).
+        predictions: Test subject to the sha256 of the file of its prediction.
+        slices: The sha256 of the file of the slices kept for pictures; "" without test subjects.
         diagnostics: What the method has to say.
         seconds: Of `prepare`, `train` and `test`.
         peak_memory_bytes: Of the device, or of the process on a CPU.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     id: str
     state: Literal["finished", "diverged", "failed"]
     reason: str = ""
@@ -257,6 +259,8 @@ class Record(Strict):
     validation_dice: float | None = None
     metrics: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
     manifest: dict[str, dict[str, dict[str, tuple[int, str]]]] = Field(default_factory=dict)
+    predictions: dict[str, str] = Field(default_factory=dict)
+    slices: str = ""
     diagnostics: dict[str, Any] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
@@ -265,7 +269,7 @@ class Record(Strict):
 class Checkpoint(Strict):
     """What a source network's file says of it, beside the weights."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     id: str
     config: RunConfig
     validation_dice: float
@@ -287,7 +291,7 @@ class VoxelAudit(Strict):
         roc: Map to the mean true positive rate at each false positive rate.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     transfer: str
     seed: int
     runs: dict[str, str]

@@ -1,140 +1,162 @@
-"""Readers and writers of what a results folder holds; see `runs.folders` for its paths."""
+"""Readers and writers of a results folder's texts; `runs.folders` has its paths, `runs.arrays` the
+rest.
+
+Everything read back proves what it is: texts and tensors by their seals, predictions and slices by
+the checksums in their run's record, and all by the names in them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from trm_bench.errors import UserError
-from trm_bench.files import write_atomically, write_text
+from trm_bench.errors import Damaged, UserError
 from trm_bench.runs.config import SCHEMA
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import (
     Cell,
-    Checkpoint,
     Record,
     StoredPlan,
     Trials,
     Tuned,
     VoxelAudit,
 )
+from trm_bench.seals import (
+    BLANK,
+    read_sealed,
+    unsealed,
+    write_sealed,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_model(kind: type[Model], path: Path) -> Model | None:
-    """A JSON file as a model, or None where there is none that can be read.
+def open_model(kind: type[Model], path: Path) -> Model | None:
+    """A sealed JSON file as a model, or None where there is none.
 
     Raises:
-        UserError: The file was written under another schema version.
+        Damaged: It is not what was written.
+        UserError: It was written under another schema version.
     """
     try:
-        return parse_model(kind, path.read_text(encoding="utf-8"), path)
-    except (OSError, ValidationError, ValueError):
+        _refuse_version(path)
+        return parse_model(kind, json.loads(read_sealed(path)), path)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}", path) from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged("is no JSON", path) from error
 
 
-def parse_model(kind: type[Model], text: str, where: Path) -> Model:
-    """JSON text as a model.
+def read_model(kind: type[Model], path: Path) -> Model | None:
+    """A sealed JSON file as a model, or None where there is none that can be trusted.
 
     Raises:
         UserError: It was written under another schema version.
-        ValueError: It is not JSON, or not of this kind.
     """
-    content = json.loads(text)
+    try:
+        return open_model(kind, path)
+    except Damaged:
+        return None
+
+
+def parse_model(kind: type[Model], content: Any, where: Path) -> Model:
+    """The content of a sealed file as a model.
+
+    Raises:
+        Damaged: It is not of this kind.
+        UserError: It was written under another schema version.
+    """
     if isinstance(content, dict):
-        version = content.get("schema_version", 1)
-        if version != SCHEMA:
-            raise UserError(
-                f"has schema version {version}; this trm-bench reads version {SCHEMA}",
-                where,
-                "use the trm-bench that wrote it, or run the protocol again with another --out",
-            )
-    return kind.model_validate(content)
+        content.pop("sha256", None)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        _refuse_other_version(content, where)
+        first = error.errors()[0]
+        what = f"is no {kind.__name__} ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        raise Damaged(what, where) from error
+
+
+def _refuse_version(path: Path) -> None:
+    """Tells a file of a version without seals from a damaged one."""
+    text = unsealed(path)
+    if text is not None:
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        _refuse_other_version(content, path)
+
+
+def _refuse_other_version(content: Any, where: Path) -> None:
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version != SCHEMA:
+        raise UserError(
+            f"has schema version {version}; this trm-bench reads version {SCHEMA}",
+            where,
+            "use the trm-bench that wrote it, or run the protocol again with another --out",
+        )
 
 
 def write_model(path: Path, content: BaseModel) -> None:
-    """Writes a model as JSON, atomically; NaN and infinity are refused, since JSON has none."""
-    plain = content.model_dump(mode="json")
-    write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    """Writes a model as sealed JSON; NaN and infinity are refused, since JSON has none."""
+    plain = content.model_dump(mode="json") | {"sha256": BLANK}
+    write_sealed(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+
+
+def open_record(path: Path) -> Record | None:
+    """A record, or None where there is none.
+
+    Raises:
+        Damaged: It is not what was written, that of another run, or not of its own split.
+        UserError: It was written under another schema version.
+    """
+    record = open_model(Record, path)
+    if record is None:
+        return None
+    if not path.stem == record.id == record.config.id:
+        raise Damaged(f"is the record of another run, {record.id}", path)
+    tested = {member.subject for member in record.config.subjects.test}
+    if record.state == "finished" and not tested == set(record.metrics) == set(record.predictions):
+        raise Damaged("does not have the test subjects of its split", path)
+    return record
 
 
 def read_record(path: Path) -> Record | None:
-    """A record, or None where there is none that can be read; see `read_model`."""
-    return read_model(Record, path)
+    """A record, or None where there is none that can be trusted; see `open_record`."""
+    try:
+        return open_record(path)
+    except Damaged:
+        return None
 
 
-def write_checkpoint(path: Path, about: Checkpoint, state: Mapping[str, Any]) -> None:
-    """Writes a source network."""
-    from safetensors.torch import save_file
-
-    # cloned, since safetensors takes no tensor twice and DynUNet lists its modules under two names
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-    metadata = {"checkpoint": about.model_dump_json()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-
-
-def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """A source network's description and weights.
+def open_audit(folder: ProtocolFolder, transfer: str, seed: int) -> VoxelAudit | None:
+    """An audit, or None where there is none.
 
     Raises:
-        UserError: The file is not such a checkpoint, or of another schema version.
+        Damaged: It is not what was written, or that of another transfer or seed.
+        UserError: It was written under another schema version.
     """
-    from safetensors import SafetensorError, safe_open
+    path = folder.audit(transfer, seed)
+    audit = open_model(VoxelAudit, path)
+    if audit is not None and (audit.transfer, audit.seed) != (transfer, seed):
+        raise Damaged(f"is the audit of {audit.transfer} seed {audit.seed}", path)
+    return audit
 
+
+def read_audit(folder: ProtocolFolder, transfer: str, seed: int) -> VoxelAudit | None:
+    """An audit, or None where there is none that can be trusted; see `open_audit`."""
     try:
-        with safe_open(path, framework="pt") as file:
-            about = parse_model(Checkpoint, file.metadata()["checkpoint"], path)
-            names = file.keys()  # a list, though it is named like a dict's
-            return about, {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        fix = "source networks lie under RESULTS/sources/"
-        raise UserError(f"not a checkpoint of trm-bench ({reason})", path, fix) from error
-
-
-def write_slices(path: Path, slices: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes tensors by subject and name."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        f"{s}/{name}": t.contiguous() for s, named in slices.items() for name, t in named.items()
-    }
-    write_atomically(path, partial(save_file, tensors))
-
-
-def read_slices(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Subject to name to slice, float32."""
-    from safetensors.numpy import load_file
-
-    slices: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in load_file(path).items():
-        subject, _, name = key.rpartition("/")
-        slices.setdefault(subject, {})[name] = value.astype(np.float32)
-    return slices
-
-
-def write_prediction(path: Path, classes: np.ndarray, affine: np.ndarray) -> None:
-    """Writes a predicted label, uint8, as NIfTI."""
-    import nibabel as nib
-
-    image_class: Any = nib.Nifti1Image  # without types
-    write_atomically(path, partial(nib.save, image_class(classes, affine)))
-
-
-def read_prediction(path: Path) -> np.ndarray:
-    """A predicted label, uint8, on the cropped native grid."""
-    import nibabel as nib
-
-    image: Any = nib.load(path)
-    return np.asarray(image.dataobj).astype(np.uint8)
+        return open_audit(folder, transfer, seed)
+    except Damaged:
+        return None
 
 
 def write_plan(folder: ProtocolFolder, plan: StoredPlan) -> tuple[int, int]:
@@ -151,7 +173,7 @@ def write_plan(folder: ProtocolFolder, plan: StoredPlan) -> tuple[int, int]:
         UserError: The folder holds results of the other kind of data, or of another schema.
     """
     refuse_mixture(folder, plan.data)
-    earlier = read_plan(folder) if folder.plan.is_file() else None
+    earlier = read_model(StoredPlan, folder.plan)
     new = {(c.transfer, c.method, c.seed) for c in plan.cells}
     others = [
         c for c in (earlier.cells if earlier else ()) if (c.transfer, c.method, c.seed) not in new
@@ -169,8 +191,7 @@ def refuse_mixture(folder: ProtocolFolder, data: str) -> None:
     Raises:
         UserError: The folder holds the other kind, or a file of another schema.
     """
-    held = {read_plan(folder).data} if folder.plan.is_file() else set()
-    held |= {read_tuned(folder.tuned).data} if folder.tuned.is_file() else set()
+    held = {p.data for p in (read_model(StoredPlan, folder.plan), tuned_here(folder)) if p}
     for other in sorted(held - {data}):
         raise UserError(
             f"this folder holds results on {other} data; results on {data} data never go beside "
@@ -180,35 +201,49 @@ def refuse_mixture(folder: ProtocolFolder, data: str) -> None:
         )
 
 
+def tuned_here(folder: ProtocolFolder) -> Tuned | None:
+    """What a sweep left here; None where there is nothing that can be trusted."""
+    try:
+        return read_tuned(folder.tuned) if folder.tuned.is_file() else None
+    except Damaged:
+        return None
+
+
 def write_tuned(folder: ProtocolFolder, tuned: Tuned, trials: Trials) -> None:
     """Writes tuned.yaml, and trials.json beside it."""
     import yaml
 
     write_model(folder.trials, trials)
     plain = tuned.model_dump(mode="json")
-    write_text(folder.tuned, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    write_sealed(folder.tuned, f'{text}sha256: "{BLANK}"\n')
 
 
 def read_tuned(path: Path) -> Tuned:
     """What a sweep left.
 
     Raises:
-        UserError: It is not there, is no such file, or of another schema version.
+        Damaged: It is not what was written.
+        UserError: It is not there, or of another schema version.
     """
     import yaml
 
-    fix = "give the tuned.yaml that trm-bench sweep wrote, as it wrote it"
+    fix = "give the tuned.yaml that trm-bench sweep wrote, as it wrote it; or sweep again"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return parse_model(Tuned, json.dumps(content), path)
+        text = unsealed(path)
+        if text is not None:
+            _refuse_other_version(yaml.safe_load(text), path)
+        return parse_model(Tuned, yaml.safe_load(read_sealed(path)), path)
+    except Damaged as error:
+        raise Damaged(error.what, path, fix) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", path, fix) from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise UserError("holds no tuned values", path, fix) from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise Damaged("holds no tuned values", path, fix) from error
 
 
 def read_trials(folder: ProtocolFolder) -> Trials:
-    """The trials of the sweep; none where there was none."""
+    """The trials of the sweep; none where there are none that can be trusted."""
     return read_model(Trials, folder.trials) or Trials()
 
 
@@ -225,22 +260,14 @@ def read_plan(folder: ProtocolFolder) -> StoredPlan:
     """A protocol folder's plan.
 
     Raises:
-        UserError: There is none that can be read.
+        Damaged: It is not what was written.
+        UserError: There is none, or it is of another schema version.
     """
-    try:
-        text = folder.plan.read_text(encoding="utf-8")
-    except OSError as error:
+    plan = open_model(StoredPlan, folder.plan)
+    if plan is None:
         fix = "give the folder of a protocol (with plan.json), or the folder given to --out"
-        raise UserError("no results of trm-bench here", folder.path, fix) from error
-    try:
-        return parse_model(StoredPlan, text, folder.plan)
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except ValueError as error:
-        what = str(error)
-    fix = "use the trm-bench that wrote it, or run the protocol again with another --out"
-    raise UserError(f"not a plan that this trm-bench can read ({what})", folder.plan, fix)
+        raise UserError("no results of trm-bench here", folder.path, fix)
+    return plan
 
 
 @dataclass(frozen=True)
@@ -251,11 +278,13 @@ class Results:
         folder: Where it is.
         plan: Its plan.
         records: Run id to record, of the runs that the cells name.
+        damaged: Run id to what is wrong with its record.
     """
 
     folder: ProtocolFolder
     plan: StoredPlan
     records: dict[str, Record]
+    damaged: dict[str, Damaged] = field(default_factory=dict)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -278,7 +307,9 @@ class Results:
         reasons = []
         for cell in self.cells:
             record = self.record(cell)
-            if record is None:
+            if cell.run in self.damaged:
+                reasons.append((cell, f"damaged: its record {self.damaged[cell.run].what}"))
+            elif record is None:
                 reasons.append((cell, "not run"))
             elif record.state != "finished":
                 reasons.append((cell, f"{record.state}: {record.reason}"))
@@ -289,7 +320,7 @@ class Results:
         runs = {(c.transfer, c.seed, c.method): c.run for c, _ in self.finished()}
         audits = []
         for transfer, seed in dict.fromkeys((t, s) for t, s, _ in runs):
-            audit = read_model(VoxelAudit, self.folder.audit(transfer, seed))
+            audit = read_audit(self.folder, transfer, seed)
             if audit and all(runs.get((transfer, seed, m)) == run for m, run in audit.runs.items()):
                 audits.append(audit)
         return audits
@@ -302,5 +333,12 @@ def read_results(folder: ProtocolFolder) -> Results:
         UserError: It is not one, or a file in it has another schema version.
     """
     plan = read_plan(folder)
-    records = {c.run: read_record(folder.record(c.run)) for c in plan.cells}
-    return Results(folder, plan, {run: r for run, r in records.items() if r is not None})
+    records: dict[str, Record] = {}
+    damaged: dict[str, Damaged] = {}
+    for run in dict.fromkeys(cell.run for cell in plan.cells):
+        try:
+            if (record := open_record(folder.record(run))) is not None:
+                records[run] = record
+        except Damaged as error:
+            damaged[run] = error
+    return Results(folder, plan, records, damaged)

@@ -11,9 +11,11 @@ import torch
 from trm_bench import pipeline
 from trm_bench.display import Display
 from trm_bench.errors import UserError
+from trm_bench.preparing import mend, open_data
 from trm_bench.protocol.choices import choose_seeds, choose_transfers
 from trm_bench.protocol.schema import MethodConfig, Protocol, Transfer
 from trm_bench.protocol.sweep import SweepConfig
+from trm_bench.runs import health
 from trm_bench.runs.executors import Executor, LocalPool
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Plan, Planner
@@ -158,13 +160,17 @@ def sweep(
     folder, config = ResultsFolder(output).protocol(protocol.name), protocol.sweep
     spaces = [space_of(chosen, protocol.training.target, config) for chosen in protocol.methods]
     with pipeline.only_one(folder), display:
-        data = pipeline.open_data(protocol, folder.results, stand_in, jobs, display)
+        data = open_data(protocol, folder.results, stand_in, jobs, display)
         refuse_mixture(folder, data.kind)
         transfers = choose_transfers(protocol, data.dataset, config.transfers or ())
         planner = Planner(
             protocol, data.dataset, data.subjects, data.prepared, folder, data.kind, device
         )
-        pipeline.check_networks(protocol, replace(planner, tested=False).plan(transfers))
+        whole = replace(planner, tested=False).plan(transfers)
+        pipeline.check_networks(protocol, whole)
+        used = {subject for job in (*whole.sources, *whole.runs) for subject in job.prepared}
+        pipeline.sound(data, used, protocol, folder, stand_in, display)
+        mend(health.of_sweep(folder).damaged, display)
         groups = [(t.name, (t,)) for t in transfers]
         studies = [
             Study(chosen, of_study, space, name)

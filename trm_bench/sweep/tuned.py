@@ -10,7 +10,7 @@ from trm_bench.errors import UserError, nearest
 from trm_bench.protocol.schema import MethodConfig, MethodSettings, Protocol
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Record, SweptMethod, SweptTrial, Trials, Tuned, TunedMethod
-from trm_bench.runs.store import read_trials, read_tuned, write_tuned
+from trm_bench.runs.store import read_trials, tuned_here, write_tuned
 from trm_bench.sweep.proposals import Trial
 from trm_bench.sweep.space import Space, space_of
 
@@ -87,7 +87,7 @@ def keep(
     Returns:
         What was written, and the numbers of earlier entries kept and dropped.
     """
-    earlier = read_tuned(folder.tuned) if folder.tuned.is_file() else None
+    earlier = tuned_here(folder)
     labels = {m.method for m in tuned.methods}
     others = [m for m in (earlier.methods if earlier else ()) if m.method not in labels]
     same = earlier is not None and (

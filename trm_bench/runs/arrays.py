@@ -1,0 +1,118 @@
+"""Readers and writers of what runs keep in arrays: source networks, predictions, slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trm_bench.errors import Damaged, UserError
+from trm_bench.files import write_atomically
+from trm_bench.runs.folders import ResultsFolder
+from trm_bench.runs.records import Checkpoint
+from trm_bench.runs.store import parse_model
+from trm_bench.seals import read_about, read_tensors, require_digest, write_tensors
+
+
+def write_checkpoint(path: Path, about: Checkpoint, state: Mapping[str, Any]) -> None:
+    """Writes a source network."""
+    write_tensors(path, state, about.model_dump(mode="json"))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """What a source network's file says of it; the weights are not read.
+
+    Raises:
+        FileNotFoundError: There is none.
+        Damaged: It is not what was written, or not a source network.
+        UserError: It was written under another schema version.
+    """
+    try:
+        about = parse_model(Checkpoint, read_about(path), path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}", path) from error
+    if about.id != about.config.id:
+        raise Damaged("names a configuration that it does not hold", path)
+    return about
+
+
+def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """A source network's description and weights.
+
+    Raises:
+        UserError: There is none, it is not what was written, or of another schema version.
+    """
+    try:
+        return open_checkpoint(path), read_tensors(path)
+    except OSError as error:
+        fix = "source networks lie under RESULTS/sources/"
+        raise UserError(f"cannot be read: {error.strerror}", path, fix) from error
+
+
+def read_source(results: ResultsFolder, identity: str) -> tuple[Checkpoint, dict[str, Any]]:
+    """The source network of that id, description and weights.
+
+    Raises:
+        UserError: See `read_checkpoint`; or it is another one.
+    """
+    path = results.source(identity)
+    about, state = read_checkpoint(path)
+    if about.id != identity:
+        raise Damaged(f"is the source network {about.id}", path)
+    return about, state
+
+
+def write_slices(path: Path, slices: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes tensors by subject and name."""
+    tensors = {f"{s}/{name}": t for s, named in slices.items() for name, t in named.items()}
+    write_tensors(path, tensors, {})
+
+
+def read_slices(path: Path, digest: str) -> dict[str, dict[str, np.ndarray]]:
+    """Subject to name to slice, float32.
+
+    Args:
+        path: Of the slices.
+        digest: In the run's record.
+
+    Raises:
+        OSError: There are none.
+        Damaged: They are not those of the run.
+    """
+    require_digest(path, digest)
+    slices: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in read_tensors(path).items():
+        subject, _, name = key.rpartition("/")
+        slices.setdefault(subject, {})[name] = value.float().numpy()
+    return slices
+
+
+def write_prediction(path: Path, classes: np.ndarray, affine: np.ndarray) -> None:
+    """Writes a predicted label, uint8, as NIfTI."""
+    import nibabel as nib
+
+    image_class: Any = nib.Nifti1Image  # without types
+    write_atomically(path, partial(nib.save, image_class(classes, affine)))
+
+
+def read_prediction(path: Path, digest: str) -> np.ndarray:
+    """A predicted label, uint8, on the cropped native grid.
+
+    Args:
+        path: Of the prediction.
+        digest: In the run's record.
+
+    Raises:
+        OSError: There is none.
+        Damaged: It is not that of the run.
+    """
+    import nibabel as nib
+
+    require_digest(path, digest)
+    image: Any = nib.load(path)
+    return np.asarray(image.dataobj).astype(np.uint8)

@@ -1,0 +1,146 @@
+"""What jobs have left, held against what it should be: whole, damaged or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from trm_bench.errors import Damaged
+from trm_bench.runs.arrays import open_checkpoint
+from trm_bench.runs.folders import ProtocolFolder
+from trm_bench.runs.records import Cell, Record, StoredPlan, Trials
+from trm_bench.runs.store import open_audit, open_model, open_record, read_model, read_tuned
+from trm_bench.seals import require_digest, require_tensors
+
+SUFFIX = ".damaged"
+
+
+@dataclass
+class Health:
+    """The state of what a job leaves.
+
+    Attributes:
+        record: Of a run; None where there is none that can be trusted.
+        damaged: Files that are not what was written.
+        missing: Files that are not there.
+    """
+
+    record: Record | None = None
+    damaged: list[Damaged] = field(default_factory=list)
+    missing: list[Path] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is damaged or missing."""
+        return not self.damaged and not self.missing
+
+
+def of_source(path: Path) -> Health:
+    """The state of a source network, whose id is the name of its file."""
+    health = Health()
+    try:
+        if (identity := open_checkpoint(path).id) != path.stem:
+            raise Damaged(f"is the source network {identity}", path)
+        require_tensors(path)
+    except FileNotFoundError:
+        health.missing.append(path)
+    except Damaged as error:
+        health.damaged.append(error)
+    except OSError as error:
+        health.damaged.append(Damaged(f"cannot be read: {error.strerror}", path))
+    return health
+
+
+def of_run(folder: ProtocolFolder, run: str) -> Health:
+    """The state of a run's record, predictions and slices."""
+    health, path = Health(), folder.record(run)
+    try:
+        health.record = open_record(path)
+    except Damaged as error:
+        health.damaged.append(error)
+        return health
+    if health.record is None:
+        health.missing.append(path)
+        return health
+    for file, digest in kept(folder, health.record):
+        try:
+            require_digest(file, digest)
+        except (FileNotFoundError, NotADirectoryError):
+            health.missing.append(file)
+        except Damaged as error:
+            health.damaged.append(error)
+        except OSError as error:
+            health.damaged.append(Damaged(f"cannot be read: {error.strerror}", file))
+    return health
+
+
+def of_plan(folder: ProtocolFolder) -> Health:
+    """The state of plan.json."""
+    return _of_text(folder.plan, lambda: open_model(StoredPlan, folder.plan))
+
+
+def of_sweep(folder: ProtocolFolder) -> Health:
+    """The state of tuned.yaml and trials.json; both are missing where nothing was swept."""
+    tuned = _of_text(folder.tuned, lambda: folder.tuned.exists() and read_tuned(folder.tuned))
+    trials = _of_text(folder.trials, lambda: open_model(Trials, folder.trials))
+    return Health(None, tuned.damaged + trials.damaged, tuned.missing + trials.missing)
+
+
+def _of_text(path: Path, read: Callable[[], object]) -> Health:
+    health = Health()
+    try:
+        if not read():
+            health.missing.append(path)
+    except Damaged as error:
+        health.damaged.append(error)
+    return health
+
+
+def of_report(folder: ProtocolFolder) -> list[Damaged]:
+    """What is damaged of all that a report reads; a damaged plan stops it, and is not told here."""
+    damaged = of_sweep(folder).damaged
+    plan = read_model(StoredPlan, folder.plan)
+    cells = plan.cells if plan else ()
+    for run in dict.fromkeys(cell.run for cell in cells):
+        damaged += of_run(folder, run).damaged
+    return damaged + of_audits(folder, cells).damaged
+
+
+def of_audits(folder: ProtocolFolder, cells: Iterable[Cell]) -> Health:
+    """The state of the audits of some cells; one that is not there may never have been possible."""
+    health = Health()
+    for transfer, seed in dict.fromkeys((cell.transfer, cell.seed) for cell in cells):
+        path = folder.audit(transfer, seed)
+        found = _of_text(path, partial(open_audit, folder, transfer, seed))
+        health.damaged += found.damaged
+    return health
+
+
+def kept(folder: ProtocolFolder, record: Record) -> Iterator[tuple[Path, str]]:
+    """The files that a run keeps beside its record, and their sha256."""
+    for subject, digest in record.predictions.items():
+        yield folder.prediction(record.id, subject), digest
+    if record.slices:
+        yield folder.slices(record.id), record.slices
+
+
+def set_aside(damaged: Iterable[Damaged]) -> list[str]:
+    """Renames damaged files, so that they are made again and can still be looked at.
+
+    Returns:
+        A sentence on each.
+    """
+    told = []
+    for error in damaged:
+        path = Path(error.where or "")
+        aside = path.with_name(path.name + SUFFIX)
+        number = 1
+        while aside.exists() or aside.is_symlink():
+            number += 1
+            aside = path.with_name(f"{path.name}{SUFFIX}{number}")
+        if path.exists() or path.is_symlink():
+            path.rename(aside)
+            told.append(f"{path} {error.what}; set aside as {aside.name}, and made again")
+    return told
