@@ -14,7 +14,7 @@ import yaml
 from faults.base import Base
 from faults.case import CODE, Case, Scene, shown
 
-HOLE = "@hole@"  # stands where a bad value goes
+HOLE = "HERE_A_BAD_VALUE"  # a word that YAML writes without quotes
 
 # What a value of a key may be replaced by, as YAML.
 VALUES = {
@@ -106,7 +106,7 @@ def in_file(scene: Scene, path: tuple[str | int, ...], value: str, command: str)
     raw = scene.base.raw()
     text = holed(raw, path, VALUES[value])
     (scene.folder / "p.yaml").write_text(text, encoding="utf-8")
-    refused = is_refused(value_at(raw, path), value)
+    refused = is_refused(path, value_at(raw, path), value)
     call(scene, command, names=[*keys(path), "p.yaml"], refused=refused)
 
 
@@ -115,14 +115,17 @@ def in_option(scene: Scene, path: tuple[str | int, ...], value: str, command: st
     raw = scene.base.raw()
     (scene.folder / "p.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     where = ".".join(map(str, path))
-    refused = is_refused(value_at(raw, path), value)
+    refused = is_refused(path, value_at(raw, path), value)
     setting = f"{where}={VALUES[value]}"
     call(scene, command, "--set", setting, names=[*keys(path), "--set"], refused=refused)
 
 
-def is_refused(now: Any, value: str) -> bool:
-    """Whether a value must be refused where `now` stands."""
-    is_number = isinstance(now, int | float) and not isinstance(now, bool)
+def is_refused(path: tuple[str | int, ...], now: Any, value: str) -> bool:
+    """Whether a value must be refused where `now` stands, by every command.
+
+    A network's own arguments mean something to the network alone, which not all commands build.
+    """
+    is_number = isinstance(now, int | float) and not isinstance(now, bool) and path[0] != "network"
     return value in (NO_NUMBER if is_number else NEVER)
 
 
@@ -177,7 +180,7 @@ MUST_FAIL = {
 
 def whole_file(scene: Scene, content: bytes, refused: bool, command: str) -> None:
     (scene.folder / "p.yaml").write_bytes(content)
-    call(scene, command, names=["p.yaml", "the protocol", "PROTOCOL"], refused=refused)
+    call(scene, command, names=["p.yaml"] if refused else [], refused=refused)
 
 
 def odd_text(scene: Scene, name: str, command: str) -> None:
