@@ -14,7 +14,9 @@ from trm_bench.methods import Context, Method, Parameters, hyper
 class AutoRgnParameters(Parameters):
     """Hyper-parameters of Auto-RGN."""
 
-    every: int = hyper(10, "steps after which the layers' learning rates are set again", ge=1)
+    every: int = hyper(
+        10, "steps after which the layers' learning rates are set again", ge=1, le=10_000_000
+    )
 
 
 class AutoRgn(Method):

@@ -15,8 +15,10 @@ from .encoder import EncoderMethod, encoder_blocks, watch
 class BssParameters(Parameters):
     """Hyper-parameters of BSS; the defaults are the paper's."""
 
-    eta: float = hyper(1e-3, "weight of the penalty", search=(1e-6, 1.0), log=True, ge=0)
-    k: int = hyper(1, "number of singular values that are shrunk", search=[1, 2, 4, 8], ge=1)
+    eta: float = hyper(1e-3, "weight of the penalty", search=(1e-6, 1.0), log=True, ge=0, le=1e6)
+    k: int = hyper(
+        1, "number of singular values that are shrunk", search=[1, 2, 4, 8], ge=1, le=1000
+    )
 
 
 class Bss(EncoderMethod):

@@ -20,10 +20,15 @@ class CoTuningParameters(Parameters):
     """
 
     strength: float = hyper(
-        2.3, "lambda, the weight of the source head's loss", search=(0.01, 10.0), log=True, ge=0
+        2.3,
+        "lambda, the weight of the source head's loss",
+        search=(0.01, 10.0),
+        log=True,
+        ge=0,
+        le=1e6,
     )
     temperature: float = hyper(
-        1.0, "divides the source logits behind p(ys | yt); 1 is uncalibrated", gt=0
+        1.0, "divides the source logits behind p(ys | yt); 1 is uncalibrated", ge=1e-3, le=1e6
     )
 
 

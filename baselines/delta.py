@@ -20,11 +20,15 @@ TEMPERATURE = 5.0  # of the attention's softmax, from the authors' code
 class DeltaParameters(Parameters):
     """Hyper-parameters of DELTA; the weights default to those of the authors' code."""
 
-    alpha: float = hyper(0.01, "weight of the feature distance", search=(1e-4, 1.0), log=True, ge=0)
-    beta: float = hyper(
-        0.01, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0
+    alpha: float = hyper(
+        0.01, "weight of the feature distance", search=(1e-4, 1.0), log=True, ge=0, le=1e6
     )
-    batches: int = hyper(8, "target training batches that the attention is computed on", ge=1)
+    beta: float = hyper(
+        0.01, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0, le=1e6
+    )
+    batches: int = hyper(
+        8, "target training batches that the attention is computed on", ge=1, le=10_000
+    )
 
 
 class Delta(EncoderMethod):

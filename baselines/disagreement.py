@@ -17,16 +17,17 @@ class DisagreementParameters(Parameters):
     """Hyper-parameters of disagreement-aware source weighting; none is the paper's."""
 
     strength: float = hyper(
-        0.5, "weight of all that is done on source data", search=(0.01, 2.0), log=True, ge=0
+        0.5, "weight of all that is done on source data", search=(0.01, 2.0), log=True, ge=0, le=1e6
     )
     gamma: float = hyper(
         1.0,
         "exponent of the agreement in the source weights; 0 is uniform",
         search=(0.0, 4.0),
         ge=0,
+        le=100,
     )
     reduce: float = hyper(
-        0.1, "weight of the disagreement itself, within strength", search=(0.0, 1.0), ge=0
+        0.1, "weight of the disagreement itself, within strength", search=(0.0, 1.0), ge=0, le=1e6
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class FinetuneLongerParameters(Parameters):
     """Hyper-parameters of longer fine-tuning; not searched, since they are its cost."""
 
-    times: int = hyper(2, "times the steps of the protocol", ge=1)
+    times: int = hyper(2, "times the steps of the protocol", ge=1, le=100)
 
 
 class FinetuneLonger(Method):

@@ -10,7 +10,9 @@ from trm_bench.methods import Context, Method, Parameters, hyper
 class FocalParameters(Parameters):
     """Hyper-parameters of the focal loss."""
 
-    gamma: float = hyper(2.0, "focusing exponent; 0 is cross-entropy", search=(0.5, 5.0), ge=0)
+    gamma: float = hyper(
+        2.0, "focusing exponent; 0 is cross-entropy", search=(0.5, 5.0), ge=0, le=20
+    )
 
 
 class Focal(Method):

@@ -15,7 +15,7 @@ from trm_bench.seeds import generator
 
 from .source_head import SourceHeadMethod, head_replaced, target_statistics
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 State = dict[str, Tensor]
 HEAD = "source_head."  # before the names of the source head's weights in a branch's state
@@ -28,11 +28,13 @@ class ForkMergeParameters(Parameters):
     """
 
     weights: tuple[Weight, ...] = hyper(
-        (0.0, 1.0), "source loss weight of each branch", min_length=1
+        (0.0, 1.0), "source loss weight of each branch", min_length=1, max_length=100
     )
-    rounds: int = hyper(4, "times that branches are forked and merged", search=[1, 2, 4, 8], ge=1)
+    rounds: int = hyper(
+        4, "times that branches are forked and merged", search=[1, 2, 4, 8], ge=1, le=1000
+    )
     alphas: tuple[Share, ...] = hyper(
-        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "merge weights tried", min_length=1
+        (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "merge weights tried", min_length=1, max_length=100
     )
 
 

@@ -17,10 +17,10 @@ class L2SpParameters(Parameters):
     """
 
     alpha: float = hyper(
-        0.1, "pull of the shared weights to the source", search=(1e-4, 1.0), log=True, ge=0
+        0.1, "pull of the shared weights to the source", search=(1e-4, 1.0), log=True, ge=0, le=1e6
     )
     beta: float = hyper(
-        0.01, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0
+        0.01, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0, le=1e6
     )
 
 

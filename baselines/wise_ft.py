@@ -20,6 +20,7 @@ class WiseFtParameters(Parameters):
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         "shares of the fine-tuned weights tried",
         min_length=1,
+        max_length=100,
     )
 
 

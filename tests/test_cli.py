@@ -6,6 +6,9 @@ Exit codes, messages without tracebacks, files where they should be.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -35,10 +38,10 @@ def test_run_report_and_resume(trm_bench: Run, file: Path, tmp_path: Path) -> No
         "| finetune |",
         "| trm |",
         str(folder / "records"),
-        "mlflow ui --backend-store-uri",
         "2 runs finished",
     ):
         assert said in text
+    assert "mlflow" not in text.lower(), "the toy protocol tracks nothing"
     assert (
         "<h1>toy</h1>" in (folder / "report.html").read_text()
         and f"{folder / 'report.html'}" in text
@@ -81,7 +84,10 @@ def test_check(trm_bench: Run, file: Path, tmp_path: Path) -> None:
         (["run", "FILE", "--set", "training.target.stepz=1"], "did you mean 'steps'"),
         (["run", "FILE", "--methods", "trmm"], "did you mean 'trm'"),
         (["run", "FILE", "--set", "methods.2.bass=3"], "did you mean 'base'"),
-        (["run", "FILE", "--set", "methods.2.base=-1"], "base: Input should be greater than 0"),
+        (
+            ["run", "FILE", "--set", "methods.2.base=-1"],
+            "base: Input should be greater than or equal to 0.001",
+        ),
         (["run", "FILE", "--transfers", "lower->whole"], "no transfer 'lower->whole'"),
         (["run", "FILE", "--device", "tpu"], "'tpu' is not a device"),
         (["run", "FILE", "--device", "cuda:99"], "no cuda:99"),
@@ -96,6 +102,24 @@ def test_check(trm_bench: Run, file: Path, tmp_path: Path) -> None:
         (["methods", "nope"], "no method 'nope'"),
         (["data", "phantom", "--layout", "brats"], "brats"),
         (["run", "FILE", "--out", "/proc/nowhere"], "cannot write here"),
+        (["check", "FILE", "--out", "/proc/nowhere"], "/proc/nowhere: cannot be written"),
+        (["data", "phantom", "--out", "/proc/nowhere"], "/proc/nowhere: cannot be written"),
+        (["data", "phantom", "--spacing", "nan"], "nan mm"),
+        (["data", "phantom", "--subjects", "1" + "0" * 30], "--subjects"),
+        (["data", "check", "FILE", "--set", "data.root=~nosuchuser/x"], "no such user"),
+        (["bench", "--batch", "1" + "0" * 30], "--batch"),
+        (["bench", "--patch", "\u00b2,16"], "--patch"),
+        (["bench", "--patch", "9" * 5000], "--patch"),
+        (["bench", "--patch", "4096,4096,4096"], "voxels a step"),
+        (["bench", "--patch", "4096,4096", "--batch", "64"], "memory does not suffice"),
+        (["bench", "--methods", "trm,trm"], "'trm' is named twice"),
+        (["run", "FILE", "--seeds", "0,00"], "--seeds"),
+        (["run", "FILE", "--seeds", "\u00b2"], "--seeds"),
+        (["run", "FILE", "--methods", "trm,trm"], "'trm' is named twice"),
+        (["run", "FILE", "--methods", ","], "names nothing"),
+        (["run", "FILE", "--transfers", "a,a"], "'a' is named twice"),
+        (["run", "/dev/zero"], "not a regular file"),
+        (["run", "x" * 5000], "no such protocol"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(
@@ -110,11 +134,73 @@ def test_mistakes_are_one_message_and_exit_code_2(
     assert not list(tmp_path.rglob("records/*.json"))
 
 
-def test_debug_shows_the_traceback(trm_bench: Run) -> None:
-    from trm_bench.errors import UserError
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_the_traceback_too(trm_bench: Run, place: str) -> None:
+    given = ["run", "nowhere.yaml"]
+    code, text = trm_bench(*(["--debug", *given] if place == "before" else [*given, "--debug"]))
+    assert code == 2 and "Traceback" in text and "error: nowhere.yaml: no such protocol" in text
 
-    with pytest.raises(UserError):
-        trm_bench("run", "nowhere.yaml", "--debug")
+
+def test_what_follows_two_dashes_is_no_option(trm_bench: Run) -> None:
+    code, text = trm_bench("report", "--", "--debug")
+    assert code == 2 and "--debug: no results" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyError("x\ny" * 999), 3, "error: unexpected KeyError: 'x"),
+        (RecursionError("too deep"), 3, "error: unexpected RecursionError: too deep"),
+        (MemoryError(), 3, "error: unexpected MemoryError; this is a fault of trm-bench"),
+        (EOFError("cut off"), 3, "error: unexpected EOFError: cut off"),
+        (OSError(28, "No space left on device", "/x/y"), 2, "error: /x/y: No space left"),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_exceptions_are_one_message(
+    trm_bench: Run, monkeypatch: pytest.MonkeyPatch, raised: Exception, code: int, said: str
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("trm_bench.report.verdict", broken)
+    found, text = trm_bench("verdict", "anywhere")
+    assert found == code and text.startswith(said) and "Traceback" not in text
+    assert bool(text) == bool(said) and text.count("\n") <= 2 and len(text) < 1000
+    if code == 3:
+        assert "this is a fault of trm-bench" in text and "--debug" in text
+        code, text = trm_bench("verdict", "anywhere", "--debug")
+        assert code == 3 and "in broken" in text
+
+
+def test_names_of_any_bytes_are_printed() -> None:
+    name = b"/nowhere/\xff<[red]"
+    done = subprocess.run(
+        [sys.executable, "-m", "trm_bench", "data", "phantom", "--layout", name],
+        capture_output=True,
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )
+    assert done.returncode == 2 and rb"/nowhere/\udcff<[red]" in done.stderr
+
+
+def test_a_full_disk_below_standard_output_is_named() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trm_bench", "protocols"], stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: standard output: No space left on device\n")
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "trm_bench", "--help"], stdout=closed, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_failed_run_gives_exit_code_1(
@@ -212,10 +298,10 @@ def test_risk_map_lies_in_the_image_space(
     ("change", "said"),
     [
         ({"--checkpoint": "LABEL"}, "not a checkpoint"),
-        ({"--image": "/nowhere.nii"}, "cannot be read"),
+        ({"--image": "/nowhere.nii"}, "is missing"),
         ({"--risk": "log"}, "choose neg_log or one_minus"),
         ({"--out": "map.png"}, "NIfTI"),
-        ({"--label": "SMALL"}, "not on the grid"),
+        ({"--label": "SMALL"}, "the label has shape (4, 4, 4)"),
     ],
 )
 def test_risk_map_mistakes(

@@ -206,6 +206,17 @@ def test_weights_come_from_the_seed_and_the_global_generator_is_left_alone() -> 
         ({**UNET, "norm": "nonsense"}, "network", "refuses its arguments"),
         ({**UNET, "channels": "abc"}, "network", "refuses its arguments"),
         ({**SWIN, "feature_size": 13}, "network", "refuses its arguments"),
+        ({**SWIN, "num_heads": [0, 0, 0, 0]}, "network", "zero"),
+        ({**UNET, "norm": ["group", {"num_groups": 0}]}, "network", "zero"),
+        ({**UNET, "channels": None}, "network", "refuses its arguments"),
+        ({**UNET, "channels": [-4, 8, 16]}, "network", "negative"),
+        ({**UNET, "channels": [4] * 1000, "strides": [1] * 999}, "network", "recursion"),
+        ({**UNET, "num_res_units": 10**9}, "network.num_res_units", "above 1000000"),
+        ({**UNET, "norm": ["group", {"num_groups": 1e9}]}, "network.norm", "above 1000000"),
+        ({**UNET, "kernel_size": 99_999}, "network", "too large"),
+        ({**UNET, "channels": [10**6, 10**6, 4]}, "network", "too large"),
+        ({**SWIN, "window_size": 1000}, "network", "too large"),
+        ({"name": "DenseNet121", "pretrained": True}, "network.pretrained", "not supported"),
     ],
 )
 def test_wrong_names_and_arguments_are_said(
@@ -214,6 +225,35 @@ def test_wrong_names_and_arguments_are_said(
     with pytest.raises(UserError) as caught:
         networks.build(NetworkConfig(**arguments), 1, 2, 3, 0)
     assert caught.value.where == where and message in str(caught.value) and caught.value.fix
+
+
+def test_a_network_that_is_built_for_ever_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "MOST_SECONDS", 0.2)
+    endless = NetworkConfig(**{**UNET, "num_res_units": 10**6})
+    for use in (
+        lambda: networks.build(endless, 1, 2, 3, 0),
+        lambda: networks.parts(endless, 1, 3),
+        lambda: networks.training_bytes(endless, TrainingConfig(steps=1, patch=(16, 16, 16)), 1, 2),
+    ):
+        with pytest.raises(UserError, match=r"more than 0\.2 seconds"):
+            use()
+
+
+@EVERY_NETWORK
+def test_the_limits_change_no_weight(name: str) -> None:
+    kind, arguments = networks.network_class(config(name)), config(name).arguments
+    torch.manual_seed(7)
+    plain = kind(spatial_dims=3, in_channels=1, out_channels=2, **arguments).state_dict()
+    built = networks.build(config(name), 1, 2, 3, seed=7).state_dict()
+    assert built.keys() == plain.keys()
+    assert all(torch.equal(built[k], plain[k]) for k in plain)
+
+
+@pytest.mark.parametrize("stride", [0, 100])
+def test_a_forward_pass_that_fails_is_told(stride: int) -> None:
+    strange = NetworkConfig(**{**UNET, "strides": [stride, stride]})
+    with pytest.raises(UserError, match="does not take a patch"):
+        networks.training_bytes(strange, TrainingConfig(steps=1, patch=(16, 16, 16)), 1, 2)
 
 
 # -------------------------------------------------------------------------------------- load_source

@@ -19,7 +19,7 @@ import pytest
 import torch
 import toy
 
-from trm_bench import methods, pipeline, seeds
+from trm_bench import methods, pipeline, preparing, seeds
 from trm_bench.analysis.table import COLUMNS
 from trm_bench.data import patches
 from trm_bench.datasets.decathlon import Decathlon
@@ -542,7 +542,7 @@ class TestFaults:
     def test_stand_in_and_real_results_never_mix(
         self, finished: Path, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pipeline.phantom, "is_phantom", lambda root: True)
+        monkeypatch.setattr(preparing.phantom, "is_phantom", lambda root: True)
         folder = run(tmp_path, toy_data, methods=["scratch"]).folder.path
         assert json.loads((folder / "summary.json").read_text())["data"] == "phantom"
         assert "STAND-IN" in (folder / "table.md").read_text()

@@ -19,7 +19,8 @@ FILE_LINES, FUNCTION_LINES = 450, 60
 # Rooms are the modules and packages right below trm_bench; one imports rooms of its own layer and
 # of those above it in this list, which are the lower ones.
 LAYERS = (
-    ("__init__", "errors", "files", "fingerprint", "seals", "seeds", "transfer_risk"),
+    ("__init__", "errors", "files", "fingerprint", "inputs", "limits", "seals", "seeds"),
+    ("signals", "transfer_risk", "urls"),
     ("environment", "phantom", "plugins"),
     ("datasets",),
     ("protocol",),

@@ -14,6 +14,7 @@ import torch
 from trm_bench import datasets, environment, pipeline, prospects
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError
+from trm_bench.inputs import ensure_writable
 from trm_bench.methods.registry import create
 from trm_bench.protocol import Protocol
 from trm_bench.protocol.load import data_root
@@ -34,6 +35,7 @@ def check(
         create(chosen.name, chosen.parameters, f"methods.{index}")
     yield "methods", ", ".join(m.label for m in protocol.methods)
     folder = ResultsFolder(output).protocol(protocol.name)
+    ensure_writable(output)
     with display:
         data, plan = pipeline.planned(protocol, folder, stand_in, (), device, 1, display)
     left_out = f", {len(data.left_out)} left out" if data.left_out else ""
@@ -54,7 +56,7 @@ def check(
     yield "power", prospects.line(prospects.of_plan(protocol, plan))
     needed = pipeline.check_networks(protocol, plan)
     subjects = _store_bytes(plan, data)
-    available = _memory(device)
+    available = memory_of(device)
     needs = f"about {_gib(needed)} a training step and {_gib(subjects)} of voxels"
     text = f"{needs}, of {_gib(available)} on {device}"
     if needed + subjects > available:
@@ -80,7 +82,8 @@ def _store_bytes(plan: Plan, data: pipeline.Data) -> int:
     return largest
 
 
-def _memory(device: torch.device) -> int:
+def memory_of(device: torch.device) -> int:
+    """Bytes that a device has."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -99,12 +102,13 @@ def check_data(protocol: Protocol, display: Display) -> tuple[int, list[BadSubje
     Raises:
         UserError: The folder does not hold the dataset.
     """
-    dataset = datasets.open_dataset(protocol.data.dataset, data_root(protocol))
+    data = protocol.data
+    dataset = datasets.open_dataset(data.dataset, data_root(protocol), data.allow_links)
     subjects, bad = dataset.subjects(), []
     with display, display.stage("reading subjects", len(subjects)) as stage:
         for subject in subjects:
             try:
-                dataset.read(subject, protocol.data.modalities or dataset.modalities)
+                dataset.read(subject, data.modalities or dataset.modalities)
             except BadSubject as error:
                 bad.append(error)
             stage.advance()
@@ -126,7 +130,7 @@ def doctor() -> Iterator[tuple[str, str, bool]]:
     if not torch.cuda.is_available():
         yield "GPU", "none: trainings run on the CPU, one core each", True
     yield "cores", str(os.cpu_count()), True
-    memory = _memory(torch.device("cpu"))
+    memory = memory_of(torch.device("cpu"))
     yield "memory", _gib(memory), memory > 3 * 2**30
     free = shutil.disk_usage(Path.cwd()).free
     yield "disk here", f"{_gib(free)} free", free > 2**30

@@ -24,6 +24,8 @@ OUTSIDE = tuple(
         "errors",
         "files",
         "fingerprint",
+        "inputs",
+        "limits",
         "plugins",
         "protocol",
         "runs.arrays",

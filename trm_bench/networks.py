@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trm_bench.errors import UserError, nearest
+from trm_bench.limits import Exceeded, limits
 from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
 
 # Parameters of the encoder, by regular expression on their names. In MONAI's UNet `.2.` is the way
@@ -33,6 +34,10 @@ ENCODERS = {
     "UNETR": r"vit|encoder",
 }
 
+MOST_NUMBERS = 2**29  # of a network's weights and all else that its constructor makes; 2 GiB
+MOST_SECONDS = 20.0  # for building it
+LARGEST = 1_000_000  # of the numbers in its arguments
+
 
 def build(
     config: NetworkConfig, in_channels: int, classes: int, spatial_dims: int, seed: int
@@ -40,7 +45,8 @@ def build(
     """Builds the network with weights drawn from `seed`.
 
     Raises:
-        UserError: MONAI has no such network, or the arguments do not fit it.
+        UserError: MONAI has no such network, the arguments do not fit it, or it would have more
+            than `MOST_NUMBERS` weights or take more than `MOST_SECONDS` to build.
     """
     kind = network_class(config)
     arguments = {"in_channels": in_channels, "out_channels": classes, **config.arguments}
@@ -49,11 +55,14 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return kind(**arguments)
-        except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, KeyError) as error:
-            raise UserError(
-                f"MONAI's {config.name} refuses its arguments: {error}", "network", "fix them"
-            ) from error
+            with limits(MOST_NUMBERS, MOST_SECONDS):
+                return kind(**arguments)
+        except Exceeded as error:
+            what = f"MONAI's {config.name} is too large with these arguments: {error}"
+            raise UserError(what, "network", "make it smaller") from error
+        except Exception as error:  # whatever its code comes to with arguments it does not check
+            what = f"MONAI's {config.name} refuses its arguments: {_said(error)}"
+            raise UserError(what, "network", "fix them") from error
 
 
 def network_class(config: NetworkConfig) -> type[nn.Module]:
@@ -75,6 +84,12 @@ def network_class(config: NetworkConfig) -> type[nn.Module]:
         if key not in accepted:
             hint = nearest(key, [a for a in accepted if a not in reserved])
             raise UserError(f"{config.name} has no argument '{key}'", f"network.{key}", hint)
+    for key, value in config.arguments.items():
+        if (largest := max(_sizes(value), default=0)) > LARGEST:
+            raise UserError(f"{largest:g} is above {LARGEST}", f"network.{key}", "lower it")
+    if config.arguments.get("pretrained"):
+        hint = "remove it: the source network is trained by the protocol itself"
+        raise UserError("weights from elsewhere are not supported", "network.pretrained", hint)
     if config.arguments.get("deep_supervision"):
         hint = "voxel weights are defined at full resolution only; set it to false"
         raise UserError("deep supervision is not supported", "network.deep_supervision", hint)
@@ -209,15 +224,15 @@ def training_bytes(
         module.register_forward_hook(count)
     problem = ""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), limits(MOST_NUMBERS, MOST_SECONDS):
             image = torch.empty(training.batch, in_channels, *training.patch, device="meta")
             logits = network.to("meta")(image)
         if not isinstance(logits, Tensor):
             problem = f"it returns a {type(logits).__name__}, not one tensor of logits"
         elif logits.shape != (training.batch, classes, *training.patch):
             problem = f"its output has shape {tuple(logits.shape)}"
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError, IndexError) as error:
-        problem = str(error)
+    except Exception as error:  # as in `build`
+        problem = _said(error)
     if problem:
         what = f"{config.name} does not take a patch of {list(training.patch)}: {problem}"
         raise UserError(
@@ -226,6 +241,23 @@ def training_bytes(
             "patch sizes must be divisible by all that the network's strides make",
         )
     return weights + 2 * numbers * bytes_per_number
+
+
+def _said(error: BaseException) -> str:
+    """What an exception of another package says, in one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text[:300] if text else type(error).__name__
+
+
+def _sizes(value: Any) -> Iterator[float]:
+    """The absolute values of all numbers in a plain value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _sizes(item)
+    elif isinstance(value, int | float):
+        yield abs(value)
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:

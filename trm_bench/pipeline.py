@@ -23,7 +23,12 @@ from trm_bench.files import remove_leftovers
 from trm_bench.methods.registry import REGISTRY, create, trainable
 from trm_bench.preparing import Data, damaged_volumes, mend, open_data
 from trm_bench.protocol import Protocol, load_protocol
-from trm_bench.protocol.choices import choose_methods, choose_seeds, choose_transfers
+from trm_bench.protocol.choices import (
+    choose_methods,
+    choose_seeds,
+    choose_transfers,
+    refuse_borrowed_labels,
+)
 from trm_bench.report import mlflow
 from trm_bench.runs import execute, health
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task
@@ -70,6 +75,7 @@ def load(
         methods = [*(m.label for m in protocol.methods), *trainable(protocol)]
     if methods:
         protocol = choose_methods(protocol, methods, REGISTRY.names())
+    refuse_borrowed_labels(protocol, REGISTRY.names())
     return choose_seeds(protocol, seeds) if seeds else protocol
 
 

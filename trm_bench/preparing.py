@@ -60,7 +60,7 @@ def open_data(
             is `stop`.
     """
     root = phantom_root(protocol, results, display) if stand_in else data_root(protocol)
-    dataset = datasets.open_dataset(protocol.data.dataset, root)
+    dataset = datasets.open_dataset(protocol.data.dataset, root, protocol.data.allow_links)
     modalities = protocol.data.modalities or dataset.modalities
     transfers_of(protocol, dataset)  # names are checked before the long work
     subjects = dataset.subjects()

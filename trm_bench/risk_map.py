@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,13 +12,44 @@ from torch import Tensor
 from torch.nn import functional
 
 from trm_bench.data.volumes import prepare_scan
-from trm_bench.datasets.base import Scan
-from trm_bench.errors import UserError
+from trm_bench.datasets.base import LabelMap, NiftiDataset, Scan, Subject
+from trm_bench.errors import BadSubject, UserError
 from trm_bench.files import write_atomically
+from trm_bench.inputs import ensure_writable
 from trm_bench.runs import compute
 from trm_bench.runs.arrays import read_checkpoint
+from trm_bench.runs.config import RunConfig
 from trm_bench.training.evaluation import predict
 from trm_bench.transfer_risk import LeepStatistics, Risk, RiskMap, RiskSummary
+
+
+class _Given(NiftiDataset):
+    """The files of one subject, wherever they lie; each label value is a class of its own."""
+
+    name = "risk-map"
+    label_maps: Mapping[str, LabelMap] = {
+        "any": LabelMap(tuple(map(str, range(256))), {value: value for value in range(256)})
+    }
+    allow_links = True
+
+    def __init__(self, images: Sequence[Path], label: Path, modalities: tuple[str, ...]) -> None:
+        self.root, self.modalities = label.parent, modalities
+        self.subject = Subject("files", dict(zip(modalities, images, strict=True)), label)
+
+    def subjects(self) -> list[Subject]:
+        return [self.subject]
+
+    def scan(self) -> Scan:
+        """The files, read and checked as a benchmark's are.
+
+        Raises:
+            UserError: One of them cannot be used.
+        """
+        try:
+            return self.read(self.subject, self.modalities)
+        except BadSubject as error:
+            fix = "give whole NIfTI files on one grid, the label with whole numbers from 0 to 255"
+            raise UserError(error.what, error.where, fix) from error
 
 
 def write(
@@ -45,49 +76,78 @@ def write(
         `leep`, `class_explained` and the rest of `RiskSummary.result`.
 
     Raises:
-        UserError: A file is missing or does not fit, or an option is wrong.
+        UserError: A file is missing, damaged or does not fit, the map cannot be written, or an
+            option is wrong.
     """
-    if risk not in get_args(Risk):
-        raise UserError(f"no risk '{risk}'", "--risk", f"choose {' or '.join(get_args(Risk))}")
-    if not out.name.endswith((".nii", ".nii.gz")):
-        raise UserError("the map is a NIfTI file", out, "name it .nii or .nii.gz")
     about, state = read_checkpoint(checkpoint)
     config = about.config
     modalities = config.domain.images
-    if len(images) != len(modalities):
-        fix = f"give --image once for each of {', '.join(modalities)}"
-        what = f"{len(images)} images, but the network sees {len(modalities)}"
-        raise UserError(what, "--image", fix)
-    scan, first = _scan(images, label, modalities)
-    tensors, prepared = prepare_scan(scan, config.volume)
-    network = compute.source_network(config, state, device)
-    image = tensors["image"][None].float().to(device)
-    probabilities = predict(network, image, config.training, config.evaluation).cpu()
-    values = torch.as_tensor(np.unique(scan.label).astype(np.int64))
-    classes = torch.searchsorted(values, tensors["label"].long())[None]
-    statistics = LeepStatistics(len(values), probabilities.shape[1])
-    statistics.update(probabilities, classes)
+    _check_options(risk, out, images, modalities)
+    given = _Given(images, label, modalities)
+    scan = given.scan()
+    ensure_writable(out.parent)
+    network = _network(config, state, device, checkpoint)
+    try:
+        tensors, prepared = prepare_scan(scan, config.volume)
+        image = tensors["image"][None].float().to(device)
+        probabilities = predict(network, image, config.training, config.evaluation).cpu()
+        values = torch.as_tensor(np.unique(scan.label).astype(np.int64))
+        classes = torch.searchsorted(values, tensors["label"].long())[None]
+        statistics = LeepStatistics(len(values), probabilities.shape[1])
+        statistics.update(probabilities, classes)
+    except (RuntimeError, ValueError, MemoryError) as error:  # of PyTorch, memory above all
+        what = f"the network cannot be applied: {' '.join(str(error).split())[:300]}"
+        raise UserError(what, images[0], "give an image like those it was trained on") from error
+    if not bool(probabilities.isfinite().all()):
+        fix = "train the source network again: delete this file and run the protocol"
+        raise UserError("the network gives NaN: its weights are no good", checkpoint, fix)
     # mypy: the name was checked above
     risk_map = RiskMap(statistics.conditional(), risk)  # type: ignore[arg-type]
     risks = risk_map(probabilities, classes)
     summary = RiskSummary(len(values))
     summary.update(risks, risk_map.transferability(probabilities, classes), classes)
 
-    _write_native(risks, scan, tensors, prepared, first.affine, out)
+    whole = given.as_on_disk(given.subject, modalities, _native(risks, scan, tensors, prepared))
+    _save(whole, out)
     return summary.result()
 
 
-def _write_native(
-    risks: Tensor,
-    scan: Scan,
-    tensors: dict[str, Tensor],
-    prepared: dict[str, Any],
-    affine: np.ndarray,
-    out: Path,
-) -> None:
-    """Writes a map on the prepared grid, (1, X, Y, Z), in the space of a file's own affine."""
+def _check_options(risk: str, out: Path, images: Sequence[Path], modalities: Sequence[str]) -> None:
+    if risk not in get_args(Risk):
+        raise UserError(f"no risk '{risk}'", "--risk", f"choose {' or '.join(get_args(Risk))}")
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise UserError("the map is a NIfTI file", out, "name it .nii or .nii.gz")
+    if len(images) != len(modalities):
+        fix = f"give --image once for each of {', '.join(modalities)}"
+        what = f"{len(images)} images, but the network sees {len(modalities)}"
+        raise UserError(what, "--image", fix)
+
+
+def _network(
+    config: RunConfig, state: Mapping[str, Tensor], device: torch.device, checkpoint: Path
+) -> torch.nn.Module:
+    try:
+        return compute.source_network(config, state, device)
+    except (RuntimeError, KeyError, AttributeError) as error:  # of load_state_dict
+        what = f"the weights are not those of its network: {' '.join(str(error).split())[:300]}"
+        fix = "source networks lie under RESULTS/sources/; delete this one and run the protocol"
+        raise UserError(what, checkpoint, fix) from error
+
+
+def _save(image: Any, out: Path) -> None:
     import nibabel as nib
 
+    try:
+        write_atomically(out, lambda path: nib.save(image, path))
+    except OSError as error:
+        fix = "choose another --out, or free some space"
+        raise UserError(f"cannot be written: {error.strerror or error}", out, fix) from error
+
+
+def _native(
+    risks: Tensor, scan: Scan, tensors: dict[str, Tensor], prepared: dict[str, Any]
+) -> np.ndarray:
+    """A map on the prepared grid, (1, X, Y, Z), on the scan's grid, 0 outside."""
     native = tuple(tensors.get("native", tensors["label"]).shape)
     batched = risks[None].float()
     resampled = functional.interpolate(batched, size=native, mode="trilinear", align_corners=False)
@@ -97,44 +157,4 @@ def _write_native(
     offset = np.linalg.solve(scan.affine, first_voxel)[:3].round().astype(int)
     box = tuple(slice(o, o + n) for o, n in zip(offset, native, strict=True))
     whole[box] = resampled[0, 0].numpy()
-    # back from canonical axes to the file's own
-    to_file = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt(nib.aff2axcodes(scan.affine)), nib.io_orientation(affine)
-    )
-    image = nib.Nifti1Image(nib.orientations.apply_orientation(whole, to_file), affine)
-    write_atomically(out, lambda path: nib.save(image, path))
-
-
-def _scan(images: Sequence[Path], label: Path, modalities: tuple[str, ...]) -> tuple[Scan, Any]:
-    """The files as one scan in canonical axes, and the first of them as it is on disk."""
-    import nibabel as nib
-
-    files = [_read(path) for path in (*images, label)]
-    first = files[0]
-    for path, file in zip((*images, label), files, strict=True):
-        if file.shape != first.shape or not np.allclose(file.affine, first.affine, atol=1e-3):
-            raise UserError(f"not on the grid of {images[0].name}", path, "resample it first")
-    canonical = [nib.as_closest_canonical(file) for file in files]
-    labels = np.asarray(canonical[-1].dataobj)
-    present = np.unique(labels)
-    if not np.array_equal(present, present.round()) or present.min() < 0 or present.max() > 255:
-        what = "label values are not whole numbers from 0 to 255"
-        raise UserError(what, label, "give a label image")
-    voxels = np.stack([np.asarray(f.dataobj, dtype=np.float32) for f in canonical[:-1]])
-    return Scan(voxels, labels.astype(np.uint8), canonical[0].affine, modalities), first
-
-
-def _read(path: Path) -> Any:
-    import nibabel as nib
-
-    try:
-        image: Any = nib.load(path)
-        np.asarray(image.dataobj[..., :1])  # so that a truncated file is noticed here
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise UserError(
-            f"cannot be read as NIfTI: {error}", path, "check the path and the file"
-        ) from error
-    shape = image.shape
-    if len(shape) != 3:
-        raise UserError(f"has shape {shape}, not three axes", path, "give one file per modality")
-    return image
+    return whole

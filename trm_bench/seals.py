@@ -122,7 +122,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any) -> None
             raise OSError(None, str(error)) from error
         with temporary.open("r+b") as file:
             header = file.read(_header_size(file.read(8), temporary)).decode()
-            payload = hashlib.file_digest(file, "sha256").hexdigest()
+            payload = _rest(file)
             before, _, after = header.rpartition(NO_PAYLOAD)
             file.seek(8)
             file.write(_sealed(before + payload + after).encode())
@@ -170,7 +170,7 @@ def require_tensors(path: Path) -> None:
 def _payload(path: Path, *stat: int) -> str:
     with path.open("rb") as file:
         file.seek(8 + _header_size(file.read(8), path))
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _rest(file)
 
 
 def digest_of_file(path: Path) -> str:
@@ -187,7 +187,11 @@ def digest_of_file(path: Path) -> str:
 @cache
 def _digest(path: Path, *stat: int) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _rest(file)
+
+
+def _rest(file: Any) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_digest(path: Path, digest: str) -> None:

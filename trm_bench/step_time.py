@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from rich.table import Column, Table
 from torch import nn
 
 from trm_bench import environment
+from trm_bench.checks import memory_of
 from trm_bench.data import prepared as volumes
 from trm_bench.data.patches import SubjectStore
 from trm_bench.data.volumes import prepare_scan
@@ -25,7 +28,8 @@ from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.methods import Context
 from trm_bench.methods.registry import REGISTRY, create
-from trm_bench.networks import autocast, resolved_precision
+from trm_bench.networks import autocast, resolved_precision, training_bytes
+from trm_bench.protocol.choices import refuse_twice
 from trm_bench.protocol.schema import (
     EvaluationConfig,
     NetworkConfig,
@@ -40,6 +44,7 @@ from trm_bench.training.loop import Curves, fitting
 SUBJECTS = 4
 NETWORK = {"channels": (16, 32, 64, 128), "strides": (2, 2, 2), "num_res_units": 1}
 BARE = "bare network step"
+BYTES_OF_VOXEL = 64  # of the random volumes, while they are made and prepared
 
 
 def bench(
@@ -71,17 +76,18 @@ def bench(
         trains the method alone.
 
     Raises:
-        UserError: A method is unknown or the patch does not fit.
+        UserError: A method is unknown, the patch does not fit, a number is out of range, or memory
+            does not suffice.
     """
     if len(patch) not in (2, 3) or any(n % 8 or n < 16 for n in patch):
         what = f"patch {list(patch)}: give two or three sizes, divisible by 8"
-        raise UserError(what, "--patch")
+        raise UserError(what, "--patch", "for example 48,64,48")
     chosen = REGISTRY.names() if list(names) == ["all"] else list(names)
+    refuse_twice(chosen, "--methods")
     for name in chosen:
         REGISTRY.get(name)
     ordered = [BARE, "finetune", *[name for name in chosen if name != "finetune"]]
-    precision = resolved_precision(device, "auto")
-    config = TrainingConfig(steps=steps, batch=batch, patch=tuple(patch), precision=precision)
+    config = _training(steps, batch, patch, device)
     deterministic(device)
     times: dict[str, list[float]] = {name: [] for name in ordered}
     memory: dict[str, int] = {}
@@ -100,6 +106,25 @@ def bench(
                         times[name].append(seconds / steps)
                     stage.advance()
     return _table(times, memory, config, rounds, device)
+
+
+def _training(steps: int, batch: int, patch: Sequence[int], device: torch.device) -> TrainingConfig:
+    """The training that is timed; raises `UserError` where it is impossible here."""
+    precision = resolved_precision(device, "auto")
+    try:
+        config = TrainingConfig(steps=steps, batch=batch, patch=tuple(patch), precision=precision)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = "--" + ".".join(map(str, problem["loc"] or ("batch",)))
+        what = problem["msg"].removeprefix("Value error, ")
+        raise UserError(what, where, "lower it") from error
+    network = NetworkConfig.model_validate({"name": "UNet", **NETWORK})
+    voxels = SUBJECTS * math.prod(n + 8 for n in (*patch, 8)[:3])
+    needed = training_bytes(network, config, 1, 2) + voxels * BYTES_OF_VOXEL
+    if needed > (available := memory_of(device)):
+        what = f"memory does not suffice: {needed} bytes of {available} on {device}"
+        raise UserError(what, "--patch, --batch", "lower them")
+    return config
 
 
 def _table(
@@ -157,8 +182,12 @@ def _peak_of_process(name: str, config: TrainingConfig) -> int:
     """
     code = "import sys; from trm_bench.step_time import peak; print(peak(*sys.argv[1:]))"
     command = [sys.executable, "-c", code, name, config.model_dump_json()]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return int(printed.split()[-1])
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+        what = f"a process that trains '{name}' failed: {said[-1][:300]}"
+        raise UserError(what, "bench", "lower --patch or --batch, or leave the method out")
+    return int(ended.stdout.split()[-1])
 
 
 def peak(name: str, config: str) -> int:

@@ -15,6 +15,7 @@ from trm_bench.errors import Damaged, UserError
 from trm_bench.files import TEMPORARY
 from trm_bench.fingerprint import code_fingerprint
 from trm_bench.methods.registry import REGISTRY as METHODS
+from trm_bench.phantom import MARKER, damaged_files
 from trm_bench.runs import health
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
@@ -165,6 +166,9 @@ def _shared(results: ResultsFolder, known: _Known, whole: bool) -> Iterator[Find
             continue
         if whole and volume and (volume.subject, volume.digest) not in known.volumes:
             yield Finding("orphan", path, "no record names it")
+    for marker in sorted((results.path / "phantom").glob(f"*/*/{MARKER}")):
+        for path in damaged_files(marker.parent):
+            yield Finding("damaged", path, "is not what the phantom has there; run again")
     if whole and results.mlflow_store.exists():
         yield from _database(results.mlflow_store)
 

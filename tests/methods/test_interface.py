@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from harness import CPU, context, random
+from pydantic import ValidationError
 from torch import Tensor
 
 from trm_bench.data.patches import Batch
-from trm_bench.methods import Context, Fit, Method, Parameters
+from trm_bench.errors import UserError
+from trm_bench.methods import Context, Fit, Method, Parameters, hyper
 from trm_bench.methods.registry import create
 from trm_bench.protocol.schema import LossConfig
 from trm_bench.seeds import deterministic
@@ -107,3 +109,49 @@ def test_only_parameters_that_want_a_gradient_are_trained() -> None:
     first, *others = run.network.parameters()
     first.requires_grad_(False)
     assert [id(p) for p in create("finetune", {}).parameters(run)] == [id(p) for p in others]
+
+
+class Odd(Parameters):
+    """As an installed package may declare them."""
+
+    strength: float = hyper(1.0, "of it")
+    times: int = hyper(1, "that it is done")
+    alphas: tuple[float, ...] = hyper((0.0,), "tried")
+    fast: bool = hyper(False, "or not")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"strength": float("nan")},
+        {"strength": "inf"},
+        {"strength": True},
+        {"times": 10**30},
+        {"times": False},
+        {"alphas": [0.1, float("inf")]},
+        {"alphas": [True]},
+        {"more": 1},
+    ],
+)
+def test_parameters_of_any_method_are_finite_numbers(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Odd.model_validate(given)
+    assert Odd.model_validate({"fast": True, "strength": "1e-3"}).strength == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("trm", {"base": float("nan")}, "base: Input should be a finite number"),
+        ("trm", {"base": True}, "base: true is not a number"),
+        ("delta", {"batches": 10**12}, "batches: Input should be less"),
+        ("finetune_longer", {"times": 10**12}, "times: Input should be less"),
+        ("forkmerge", {"rounds": 10**12}, "rounds: Input should be less"),
+        ("focal", {"gamma": 1e300}, "gamma: Input should be less"),
+    ],
+)
+def test_parameters_that_are_no_use_are_one_message(
+    name: str, parameters: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        create(name, parameters)

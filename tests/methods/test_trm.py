@@ -13,7 +13,7 @@ from trm_bench.errors import UserError
 from trm_bench.methods import Context
 from trm_bench.methods.registry import create
 from trm_bench.methods.trm import FIELD, TransferRiskMap
-from trm_bench.protocol.schema import LossConfig
+from trm_bench.protocol.schema import LossConfig, MethodTraining
 from trm_bench.seeds import deterministic
 from trm_bench.transfer_risk import LeepStatistics, RiskMap, soft_dice
 
@@ -205,3 +205,15 @@ def test_the_controls_train_to_other_weights_than_the_map() -> None:
     names = list(flat)
     for i, one in enumerate(names):
         assert all(not torch.equal(flat[one], flat[other]) for other in names[i + 1 :]), one
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_loss_without_any_weight_is_refused(name: str) -> None:
+    """with_dice = 0 leaves the cross-entropy alone, which a dice_share of 1 takes away."""
+    training = context().config
+    nothing = MethodTraining(dice_share=1.0).applied(training)
+    for tiny in (0.0, 1e-320):
+        with pytest.raises(UserError, match="nothing would be learned"):
+            create(name, {"with_dice": tiny}).adjusted(nothing)
+        assert create(name, {"with_dice": tiny}).adjusted(training) == training
+    assert create(name, {}).adjusted(nothing) == nothing

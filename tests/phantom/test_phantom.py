@@ -14,7 +14,7 @@ import pytest
 from trm_bench.datasets.fets2021 import Fets2021
 from trm_bench.datasets.iseg2019 import Iseg2019
 from trm_bench.errors import UserError
-from trm_bench.phantom import LAYOUTS, MARKER, is_phantom, write_phantom
+from trm_bench.phantom import LAYOUTS, MARKER, damaged_files, is_phantom, write_phantom
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
@@ -252,6 +252,8 @@ def test_marker(iseg: Path, tmp_path: Path) -> None:
     assert not is_phantom(tmp_path)
     assert not is_phantom(tmp_path / "missing")
     marker = json.loads((iseg / MARKER).read_text())
+    written = {path.name for path in iseg.iterdir()} - {MARKER}
+    assert marker.pop("files").keys() == written and len(marker.pop("sha256")) == 64
     expected = {
         "phantom": True,
         "layout": "iseg2019",
@@ -261,6 +263,23 @@ def test_marker(iseg: Path, tmp_path: Path) -> None:
         "version": 1,
     }
     assert marker == expected
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_what_is_damaged_is_drawn_again(tmp_path: Path, damage: str) -> None:
+    root = write_phantom("iseg2019", tmp_path, 2, 6.0)
+    before = digests(root)
+    file = root / "subject-2-T1.img"  # of a format without a checksum of its own
+    assert damaged_files(root) == []
+    if damage == "gone":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    assert damaged_files(root) == [file]
+    write_phantom("iseg2019", tmp_path, 2, 6.0)
+    assert digests(root) == before and damaged_files(root) == []
 
 
 def test_refuses_other_arguments_and_foreign_folders(tmp_path: Path) -> None:

@@ -16,9 +16,15 @@ from trm_bench import datasets
 from trm_bench.errors import UserError
 from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol import Protocol, bundled, load_protocol, parse
-from trm_bench.protocol.choices import choose_methods, choose_seeds, transfers_of
+from trm_bench.protocol.choices import (
+    choose_methods,
+    choose_seeds,
+    choose_transfers,
+    refuse_borrowed_labels,
+    transfers_of,
+)
 from trm_bench.protocol.load import data_root
-from trm_bench.protocol.schema import Transfer
+from trm_bench.protocol.schema import MethodTraining, Transfer
 
 
 def load(path: Path, *overrides: str, phantom: bool = False, **changes: Any) -> Protocol:
@@ -61,21 +67,24 @@ def test_the_paper_claims_are_carried() -> None:
         ("training.target.warmup=1", r"training\.target\.warmup: input should be less than 1"),
         ("methods.0.training.lrr=1", r"methods\.0\.training\.lrr: unknown key; did you mean 'lr'"),
         ("methods.0.training.steps=1", r"methods\.0\.training\.steps: unknown key"),
-        ("methods.0.training.lr=0", r"methods\.0\.training\.lr: input should be greater than 0"),
+        (
+            "methods.0.training.lr=0",
+            r"methods\.0\.training\.lr: input should be greater than or equal to 0.00000001",
+        ),
         ("sweep.trails=3", r"sweep\.trails: unknown key; did you mean 'trials'"),
         ("sweep.trials=0", r"sweep\.trials: input should be greater than or equal to 1"),
-        ("sweep.seeds=[0, 0]", r"sweep\.seeds: must be different numbers"),
+        ("sweep.seeds=[0, 0]", r"sweep\.seeds: must be different, but 0 is listed twice"),
         ("sweep.sampler=grid", r"sweep\.sampler: input should be 'tpe' or 'random'"),
         ("sweep.shared_space.lrr=[1, 2]", r"shared_space\.lrr: unknown key; did you mean 'lr'"),
-        ("sweep.shared_space.lr=[0, 1]", r"shared_space\.lr: must be \[low, high\] within 1e-12"),
+        ("sweep.shared_space.lr=[0, 1]", r"shared_space\.lr: must be \[low, high\] within 1e-08"),
         ("sweep.shared_space.warmup=[0.0, 1.0]", r"warmup: must be \[low, high\] within 0 to 0.99"),
         ("sweep.shared_space.dice_share=[0.9, 0.1]", r"dice_share: must be \[low, high\]"),
         ("training.target.patch=[16,16]", "both be 2D or both 3D"),
-        ("training.target.patch=[16,16,0]", "at least 1 voxel"),
-        ("data.volume.spacing=[1,1,-1]", "above 0 mm"),
+        ("training.target.patch=[16,16,0]", r"training\.target\.patch\.2: input should be greater"),
+        ("data.volume.spacing=[1,1,-1]", r"data\.volume\.spacing\.2: input should be greater"),
         ("methods=[trm, trm]", "listed twice"),
         ("methods=[]", r"methods"),
-        ("seeds=[0,0]", "different numbers"),
+        ("seeds=[0,0]", r"seeds: must be different, but 0 is listed twice"),
         ("transfers.pairs=[[whole,whole]]", "same"),
         ("transfers.shots=[]", "shots"),
         ("data.labels=whole", "cross_task"),
@@ -84,6 +93,35 @@ def test_the_paper_claims_are_carried() -> None:
         ("nonsense", "not key.path=value"),
         ("seeds=[1", "not YAML"),
         ("methods.7.base=2", "not an index"),
+        ("methods.\u00b2.base=2", "not an index"),
+        ("seeds.0.x=1", r"seeds\.0: input should be a valid integer"),
+        ("training.target.steps=true", r"training\.target\.steps: true is not a number"),
+        ("training.target.steps=.inf", r"training\.target\.steps: input should be a finite"),
+        ("methods.2.base=.nan", r"methods\.2\.base: must be a finite number"),
+        ("network.channels=[.inf]", r"network\.channels: must be a finite number"),
+        ("training.target.batch=1" + "0" * 30, r"training\.target\.batch: the number is beyond"),
+        ("training.target.patch=[4096,4096,4096]", r"training\.target: batch x patch: more than"),
+        ("training.target.optimizer.lr=1e-320", r"optimizer\.lr: input should be greater"),
+        ("training.target.loss={cross_entropy: 1e-320, dice: 0}", "nothing would be learned"),
+        ("training.target={steps: 1, patch: [8,8,8], warmup: 0.1}", "nothing would be learned"),
+        ("training.target.augment.flip=[1,1]", r"augment\.flip: must be different"),
+        ("evaluation.overlap=0.999999", r"evaluation\.overlap: input should be less"),
+        ("data.volume.spacing=[1,1,1e-6]", r"data\.volume\.spacing\.2: input should be greater"),
+        ("seeds=[2147483648]", r"seeds\.0: input should be less"),
+        ("seeds=[0, '0']", r"seeds: must be different"),
+        ("metrics=[dice,dice]", r"metrics: must be different"),
+        ("data.modalities=[a,a]", r"data\.modalities: must be different"),
+        ("transfers.shots=[1,1]", r"transfers\.shots: must be different"),
+        ("transfers.pairs=[]", r"transfers\.pairs: tuple should have at least 1 item"),
+        ("transfers.pairs=[[a,b],[a,b]]", r"transfers\.pairs: must be different"),
+        ("claim={family: [[trm,scratch],[trm,scratch]]}", r"claim\.family: must be different"),
+        ("sweep.transfers=[a,a]", r"sweep\.transfers: must be different"),
+        ("sweep.trials=1000000000", r"sweep\.trials: input should be less"),
+        ("phantom={subjects: 100000000}", r"phantom\.subjects: input should be less"),
+        ('data.root="a\\0b"', r"data\.root: holds the control character U\+0000"),
+        ("name=sources", "name: 'sources' is a folder that all protocols share"),
+        ("name=" + "a" * 300, "name: string should have at most 60"),
+        ("data.allow_links=7", r"data\.allow_links"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, override: str, message: str) -> None:
@@ -116,9 +154,9 @@ def test_phantom_overrides_come_before_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1", "not a YAML file"),
+        ("a: [1", "not YAML"),
         ("- a", "mapping"),
-        ("!!python/object/apply:os.system ['true']", "not a YAML file"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )
 def test_files_that_are_not_protocols(tmp_path: Path, text: str, message: str) -> None:
@@ -140,6 +178,34 @@ def test_data_root_needs_its_variable(tmp_path: Path, monkeypatch: pytest.Monkey
         data_root(found)
     monkeypatch.setenv("TRM_TEST_ROOT", "/data")
     assert data_root(found) == Path("/data/x")
+    with pytest.raises(UserError, match=r"data\.root: '~nosuchuser/x': no such user"):
+        data_root(load(tmp_path, "data.root=~nosuchuser/x"))
+
+
+def test_a_long_list_of_mistakes_is_cut(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\n    and 80 more") as caught:
+        load(tmp_path, f"seeds={[-1] * 100}")
+    assert len(str(caught.value).splitlines()) < 30
+
+
+def test_an_override_of_one_training_leaves_the_one_it_was_copied_from(tmp_path: Path) -> None:
+    """The bundled protocols write the target's as `<<: *training`."""
+    found = load_protocol("fets_cross_modality", ["training.target.optimizer.lr=0.5"])
+    assert found.training.target.optimizer.lr == 0.5
+    assert found.training.source.optimizer.lr == 1e-3
+
+
+def test_a_method_with_a_warm_up_of_its_own_needs_more_than_one_step(tmp_path: Path) -> None:
+    own = "methods=[{name: trm, per_transfer: {a: {training: {warmup: 0.1}}}}]"
+    with pytest.raises(UserError, match=r"methods\.trm\.per_transfer\.a\.training\.warmup"):
+        load(tmp_path, own, "training.target.steps=1")
+    assert load(tmp_path, own, "training.target.steps=2")
+
+
+def test_a_share_of_dice_keeps_the_least_sum_of_the_weights(tmp_path: Path) -> None:
+    found = load(tmp_path, "training.target.loss={cross_entropy: 1e-6, dice: 0}")
+    applied = MethodTraining(dice_share=0.3).applied(found.training.target)
+    assert applied.loss.dice == pytest.approx(3e-7)
 
 
 class TestTransfers:
@@ -166,6 +232,12 @@ class TestTransfers:
             self.expand(tmp_path, dataset, pairs=[["whol", "lower"]])
         with pytest.raises(UserError, match="'mri'"):
             transfers_of(load(tmp_path, "data.modalities=[mr]"), dataset)
+
+    def test_a_transfer_is_chosen_once(self, tmp_path: Path, dataset: datasets.Dataset) -> None:
+        found = load(tmp_path)
+        (chosen,) = choose_transfers(found, dataset, ["whole->lower_upper"])
+        with pytest.raises(UserError, match="named twice"):
+            choose_transfers(found, dataset, [chosen.name, chosen.name])
 
     def test_modalities(self) -> None:
         fets = load_protocol("fets_cross_modality")
@@ -198,6 +270,14 @@ def test_choices(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'focal'"):
         choose_methods(found, ["fokal"], REGISTRY.names())
     assert choose_seeds(found, ["5"]).seeds == (5,)
-    for wrong in (["a"], ["1", "1"]):
+    for wrong in (["a"], ["1", "1"], ["0", "00"], ["\u00b2"], ["-1"], ["2147483648"], ["9" * 5000]):
         with pytest.raises(UserError, match="--seeds"):
             choose_seeds(found, wrong)
+
+
+def test_a_label_that_is_the_name_of_another_method_is_refused(tmp_path: Path) -> None:
+    known = REGISTRY.names()
+    refuse_borrowed_labels(load(tmp_path, "methods=[trm, {name: trm, label: mine}]"), known)
+    borrowed = load(tmp_path, "methods=[scratch, {name: scratch, label: trm}]")
+    with pytest.raises(UserError, match=r"methods\.1\.label: 'scratch' is labelled 'trm'"):
+        refuse_borrowed_labels(borrowed, known)

@@ -31,7 +31,7 @@ from trm_bench.protocol import parse
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.records import Budget, SweptMethod, SweptTrial, Trials, Tuned, TunedMethod
 from trm_bench.runs.store import read_record, read_trials, read_tuned, write_tuned
-from trm_bench.sweep.export import export, shown
+from trm_bench.sweep.export import export
 from trm_bench.sweep.proposals import Trial, propose
 from trm_bench.sweep.space import space_of
 
@@ -313,7 +313,10 @@ class TestCommand:
             ("nowhere", "'nowhere' is no storage of Optuna"),
             ("", "'' is no storage of Optuna"),
             ("studies.log.txt", "is no storage of Optuna"),
-            ("/proc/none/studies.log", "studies.log: the studies cannot be written here: No such"),
+            (
+                "/proc/none/studies.log",
+                "studies.log: the studies cannot be written here: No such",
+            ),
             ("{tmp}/file/studies.journal", "cannot be written here: Not a directory"),
             ("{tmp}/folder.log", "cannot be written here: Is a directory"),
             ("{tmp}/other.log", "is not a journal of Optuna"),
@@ -360,14 +363,6 @@ class TestCommand:
         assert "driver that is not installed" in caught.value.what
         assert "pip install 'trm-bench[export]'" in caught.value.fix
         assert "s3cret" not in str(caught.value)
-
-    def test_what_is_shown_of_a_target(self) -> None:
-        hidden = "postgresql://***@host:5432/db"
-        assert shown("postgresql://me:secret@host:5432/db?sslpassword=x") == hidden
-        assert shown("postgresql://host/db") == "postgresql://host/db"
-        assert shown("postgresql://me:x@[::1]:5432/db") == "postgresql://***@[::1]:5432/db"
-        assert shown("sqlite:////home/me@lab/x.db") == "sqlite:////home/me@lab/x.db"
-        assert shown("me@lab/x.log") == "me@lab/x.log"
 
 
 # PostgreSQL

@@ -189,7 +189,7 @@ class TestPages:
     def test_each_transfer_has_its_own(self, tmp_path: Path) -> None:
         made = folder(tmp_path, method("m", transfer="a->b"), method("m", transfer="b->a"))
         names = {path.name for path in write_sweep(made)}
-        assert {"m_a_b.png", "m_b_a.png"} <= names
+        assert {"m-a-to-b.png", "m-b-to-a.png"} <= names
         assert "m b-&gt;a" in (made.sweep / "report.html").read_text()
 
     def test_stand_in_data_are_named_everywhere(self, tmp_path: Path) -> None:
@@ -197,6 +197,21 @@ class TestPages:
         write_sweep(made)
         for name in ("report.html", "summary.md"):
             assert "phantom" in (made.sweep / name).read_text()
+
+    def test_nothing_in_a_name_or_reason_acts(self, tmp_path: Path) -> None:
+        nasty = "<script>alert(1)</script>|$x_{"
+        entry, swept = method("=1+1", transfer=nasty, score=lambda v: v["share"] - 0.5 or None)
+        last = swept.trials[-1].model_copy(update={"reason": f"=2+2\n{nasty}"})
+        swept = swept.model_copy(update={"trials": (*swept.trials[:-1], last)})
+        made = folder(tmp_path, (entry, swept))
+        write_sweep(made)
+        page = (made.sweep / "report.html").read_text()
+        assert page.count("<script") == 1 and "&lt;script&gt;" in page
+        summary = (made.sweep / "summary.md").read_text()
+        assert "<script" not in summary and r"\|$x_{" in summary
+        rows = list(csv.DictReader((made.sweep / "trials.csv").open(newline="")))
+        assert rows[-1]["method"] == "'=1+1" and rows[-1]["transfer"] == nasty
+        assert rows[-1]["reason"] == f"'=2+2\n{nasty}"
 
     def test_the_command_writes_it_again(self, tmp_path: Path, trm_bench: Run) -> None:
         made = folder(tmp_path, method())

@@ -280,7 +280,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("[1", "carries no checksum"),
+            ("[1", "holds no tuned values"),
             ("a: 1", "carries no checksum"),
             ("schema_version: 2", "has schema version 2"),
             ("schema_version: 9", "has schema version 9"),

@@ -7,15 +7,49 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
+
+from trm_bench.errors import UserError
+
+
+class EndOfFile(Exception):
+    """An EOFError of a command, which typer would take for the end of a person's answers."""
+
+
+class Commands(TyperGroup):
+    """The commands, whose errors `main` tells of."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Calls the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise EndOfFile(error) from error
+
 
 app = typer.Typer(
+    cls=Commands,
     name="trm-bench",
     help="A benchmark suite for negative transfer in medical image segmentation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+
+
+class Output(Console):
+    """Standard output; a disk that is full below it has a name."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See rich."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            error.filename = error.filename or "standard output"
+            raise
+
+
+out = Output()
 err = Console(stderr=True)
 
 ProtocolName = Annotated[
@@ -48,10 +82,21 @@ def load(
 ) -> Any:
     """The protocol with what a command chooses of it."""
     from trm_bench import pipeline
+    from trm_bench.protocol.choices import refuse_twice
 
-    return pipeline.load(name, settings or [], phantom, split(methods), split(seeds))
+    chosen = split(methods)
+    refuse_twice(chosen, "--methods")
+    return pipeline.load(name, settings or [], phantom, chosen, split(seeds))
 
 
 def split(text: str | None) -> list[str]:
-    """The names in a comma-separated option."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+    """The names in a comma-separated option; none where it is not given.
+
+    Raises:
+        UserError: It is given and names nothing.
+    """
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    if text is not None and not parts:
+        what, fix = f"'{text}' names nothing", "separate names by commas, or leave the option out"
+        raise UserError(what, "a list on the command line", fix)
+    return parts

@@ -71,7 +71,7 @@ def run(
         display=Display(),
         tuned=values,
     )
-    _print_outcome(outcome)
+    _print_outcome(outcome, loaded)
     if outcome.states.get("failed"):
         raise typer.Exit(1)
 
@@ -84,13 +84,14 @@ def _print_plan(plan: Any) -> None:
         out.print(table)
 
 
-def _print_outcome(outcome: Any) -> None:
+def _print_outcome(outcome: Any, protocol: Any) -> None:
     folder = outcome.folder
     table = folder.report("table.md").read_text(encoding="utf-8")
     out.print(table, markup=False, highlight=False, soft_wrap=True)
     states = ", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items()))
     out.print(states, highlight=False)
     _print_places(
+        protocol,
         folder,
         {
             "report": folder.report("report.html"),
@@ -102,21 +103,21 @@ def _print_outcome(outcome: Any) -> None:
     )
 
 
-def _print_places(folder: Any, places: dict[str, Any]) -> None:
+def _print_places(protocol: Any, folder: Any, places: dict[str, Any]) -> None:
     """Where what a command left is to be found, and how to open the tracking store."""
-    from trm_bench.report import mlflow
+    from trm_bench.report.tracking import Store
 
-    uri = mlflow.store_uri(folder)
-    ui = {"MLflow": f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"}
-    for name, where in (places | ui).items():
-        out.print(f"{name:12} {where}", soft_wrap=True, highlight=False)
+    if protocol.tracking != "off":
+        places = places | {"MLflow": Store(folder.results).ui}
+    for name, where in places.items():
+        out.print(f"{name:12} {where}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
 def sweep(
     protocol: ProtocolName,
     settings: Settings = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Of each method.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, max=10_000, help="Of each method.")] = None,
     methods: Names = None,
     seeds: Names = None,
     transfers: Names = None,
@@ -130,7 +131,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Tune every method with the same budget, on validation subjects. The same command resumes."""
-    from trm_bench import environment
+    from trm_bench import environment, urls
     from trm_bench.display import Display
     from trm_bench.sweep import driver, export, tuned
 
@@ -147,12 +148,14 @@ def sweep(
     for line in tuned.lines(outcome.tuned):
         out.print(line, soft_wrap=True, highlight=False, markup=False)
     swept = outcome.folder.sweep
-    _print_places(outcome.folder, {"report": swept / "report.html", "trials": swept / "trials.csv"})
+    places = {"report": swept / "report.html", "trials": swept / "trials.csv"}
+    _print_places(loaded, outcome.folder, places)
     where = outcome.folder.tuned
-    out.print(f"use it with run {protocol} --tuned {where}", soft_wrap=True, highlight=False)
+    text = f"use it with run {protocol} --tuned {where}"
+    out.print(text, soft_wrap=True, highlight=False, markup=False)
     if export_study is not None:
         names = export.export(outcome.folder, export_study)
-        text = f"{len(names)} studies are in {export.shown(export_study)}"
+        text = f"{len(names)} studies are in {urls.shown(export_study)}"
         out.print(text, soft_wrap=True, highlight=False, markup=False)
     if any(m.trial is None for m in outcome.tuned.methods):
         raise typer.Exit(1)

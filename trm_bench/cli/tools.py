@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +27,9 @@ app.add_typer(data_app, name="data")
 @data_app.command("phantom")
 def data_phantom(
     layout: Annotated[str, typer.Option(help="fets2021 or iseg2019.")] = "fets2021",
-    subjects: Annotated[int, typer.Option(min=1)] = 24,
+    subjects: Annotated[int, typer.Option(min=1, max=10_000)] = 24,
     spacing: Annotated[float, typer.Option(help="Voxel size, mm (1 to 6).")] = 3.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     out_dir: Annotated[Path, typer.Option("--out", help="Where to write it.")] = Path("phantom"),
 ) -> None:
     """Write the physics-based phantom in a public dataset's layout."""
@@ -87,14 +88,16 @@ def risk_map(
 def bench(
     methods: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "finetune,trm",
     device: Device = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a method in a round.")] = 10,
+    steps: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Steps of a method in a round.")
+    ] = 10,
     rounds: Annotated[
-        int, typer.Option(min=3, help="Rounds; every method has a turn in each.")
+        int, typer.Option(min=3, max=1000, help="Rounds; every method has a turn in each.")
     ] = 7,
     patch: Annotated[
         str, typer.Option(help="Patch size, e.g. 48,64,48 (or 128,128 for a 2D network).")
     ] = "48,64,48",
-    batch: Annotated[int, typer.Option(min=1)] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=4096)] = 2,
 ) -> None:
     """Time a training step of methods beside the bare network step, in turn, and print ratios and
     peak memory.
@@ -102,7 +105,7 @@ def bench(
     from trm_bench import environment, step_time
 
     sizes = split(patch)
-    if not all(size.isdigit() for size in sizes):
+    if not all(re.fullmatch("[0-9]{1,4}", size) for size in sizes):
         raise UserError(f"'{patch}' is not a patch size", "--patch", "for example 48,64,48")
     out.print(
         step_time.bench(

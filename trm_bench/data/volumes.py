@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trm_bench.datasets.base import LabelMap, Scan
+from trm_bench.datasets.nifti import MOST_VOXELS
 
 if TYPE_CHECKING:
     from trm_bench.protocol.schema import VolumeConfig
@@ -72,11 +73,16 @@ def resampled_shape(
     """The grid with the wanted spacing that fills the same box.
 
     At least 1 voxel along each axis.
+
+    Raises:
+        ValueError: It would have more than `MOST_VOXELS`.
     """
     if wanted is None:
         x, y, z = shape
     else:
         x, y, z = (max(1, round(n * s / w)) for n, s, w in zip(shape, spacing, wanted, strict=True))
+    if x * y * z > MOST_VOXELS:
+        raise ValueError(f"resampled it has {x} x {y} x {z} voxels, more than {MOST_VOXELS}")
     return x, y, z
 
 

@@ -25,9 +25,20 @@ REGISTRY: Registry[Dataset] = Registry(
 )
 
 
-def open_dataset(name: str, root: Path) -> Dataset:
-    """The dataset in the folder `root`; raises `UserError` where it is not there."""
-    return REGISTRY.get(name)(root)
+def open_dataset(name: str, root: Path, allow_links: bool = False) -> Dataset:
+    """The dataset in the folder `root`.
+
+    Args:
+        name: A registered one.
+        root: Its folder.
+        allow_links: Whether symbolic links may lead outside the folder.
+
+    Raises:
+        UserError: It is not there.
+    """
+    dataset = REGISTRY.get(name)(root)
+    dataset.allow_links = allow_links
+    return dataset
 
 
 __all__ = [

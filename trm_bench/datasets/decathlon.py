@@ -9,8 +9,11 @@ from typing import Any
 
 from trm_bench.datasets.base import LabelMap, NiftiDataset, Subject
 from trm_bench.errors import UserError
+from trm_bench.inputs import is_file, read_text
 
 MOST_NAMES_IN_ALIAS = 3
+MOST_BYTES = 2**24  # of dataset.json
+LONGEST_NAME = 100  # of a modality or a label
 
 
 class Decathlon(NiftiDataset):
@@ -60,10 +63,17 @@ class Decathlon(NiftiDataset):
         self._training = self._pairs(content)
 
     def subjects(self) -> list[Subject]:
-        """Lists the training subjects, sorted by id."""
+        """Lists the training subjects, sorted by id.
+
+        Raises:
+            UserError: `dataset.json` is a symbolic link that leads outside the root.
+        """
+        if self.leads_outside(self._json):
+            what = "leads outside the dataset's folder by a symbolic link"
+            raise UserError(what, self._json, "copy it, or set data.allow_links: true")
         subjects = []
         for name, (image, label) in sorted(self._training.items()):
-            images = {modality: image for modality in self.modalities} if image.is_file() else {}
+            images = {modality: image for modality in self.modalities} if is_file(image) else {}
             subjects.append(Subject(name, images, label))
         return subjects
 
@@ -75,12 +85,13 @@ class Decathlon(NiftiDataset):
         return UserError(what, self._json, "use the dataset.json that comes with the task")
 
     def _load(self) -> dict[str, Any]:
-        if not self._json.is_file():
+        if not is_file(self._json):
             inside = sorted(file.parent.name for file in self.root.glob("*/dataset.json"))
             fix = f"point data.root at one task's folder{': ' if inside else ''}{', '.join(inside)}"
             raise UserError("no dataset.json", self.root, fix)
+        text = read_text(self._json, MOST_BYTES, "use the dataset.json that comes with the task")
         try:
-            content = json.loads(self._json.read_text(encoding="utf-8"))
+            content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise self._error(f"the file is no JSON ({error})") from error
         if not isinstance(content, dict):
@@ -97,12 +108,13 @@ class Decathlon(NiftiDataset):
         numbered: dict[int, str] = {}
         for number, name in entries.items():
             clean = _sanitised(name) if isinstance(name, str) else ""
-            if not re.fullmatch(r"\d{1,3}", number, re.ASCII) or int(number) > 255 or not clean:
-                raise self._error(
-                    f"'{key}' has the entry {number!r}: {name!r}, not a number up to 255 and a name"
-                )
+            shown = f"{number!r:.50}: {name!r:.150}"
+            numeral = re.fullmatch(r"\d{1,3}", number, re.ASCII) and int(number) <= 255
+            if not numeral or not 0 < len(clean) <= LONGEST_NAME:
+                what = f"'{key}' has the entry {shown}, not a number up to 255 and a name"
+                raise self._error(what)
             if int(number) in numbered or clean in numbered.values():
-                raise self._error(f"'{key}' has {number!r}: {name!r} twice")
+                raise self._error(f"'{key}' has {shown} twice")
             numbered[int(number)] = clean
         return dict(sorted(numbered.items()))
 
@@ -144,10 +156,15 @@ class Decathlon(NiftiDataset):
         """A file inside the root; raises `UserError` for anything else."""
         if not isinstance(text, str) or not PurePosixPath(text).name:
             raise self._error(f"'{key}' is not a file name")
+        parts = [part.encode(errors="replace") for part in PurePosixPath(text).parts]
+        if not text.isprintable() or max(map(len, parts)) > 255 or len(parts) > 20:
+            raise self._error(f"'{key}' is {text[:100]!r}, which no file can be called")
         for kind in (PurePosixPath, PureWindowsPath):
             path = kind(text)
             if path.is_absolute() or path.anchor or ".." in path.parts:
-                raise self._error(f"'{key}' is {text!r}, which lies outside the task's folder")
+                raise self._error(
+                    f"'{key}' is {text[:200]!r}, which lies outside the task's folder"
+                )
         return self.root / text
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from trm_bench.datasets.base import LabelMap, NiftiDataset, Subject
+from trm_bench.datasets.subjects import LONGEST_ID
 from trm_bench.errors import UserError
+from trm_bench.inputs import is_file, is_folder, read_text
 
+MOST_BYTES = 2**24  # of the csv
+MOST_FILES = 50_000  # that are looked at to find the subjects
 DEPTH = 4
 """How many levels below the root subjects' folders are looked for."""
 
@@ -77,7 +82,7 @@ class Fets2021(NiftiDataset):
         subjects = []
         for name, folder in sorted(folders.items()):
             files = {m: _nifti(folder / f"{name}_{m}") for m in self.modalities}
-            images = {m: file for m, file in files.items() if file.is_file()}
+            images = {m: file for m, file in files.items() if is_file(file)}
             label = _nifti(folder / f"{name}_seg")
             subjects.append(Subject(name, images, label, institution=institutions.get(name, "")))
         return subjects
@@ -89,14 +94,18 @@ class Fets2021(NiftiDataset):
     def _folders(self) -> list[Path]:
         """The subjects' folders: those with images, where at least one beside them has a label."""
         folders: list[Path] = []
-        level = [self.root]
+        level, seen = [self.root], 0
         for _ in range(DEPTH):
             below: list[Path] = []
             for parent in level:
-                inside = sorted(parent.iterdir())
-                children = [c for c in inside if c.is_dir() and not c.name.startswith(".")]
+                inside = _inside(parent)
+                seen += len(inside)
+                if seen > MOST_FILES:
+                    fix = "point data.root at the training folder"
+                    raise UserError(f"more than {MOST_FILES} files and folders", self.root, fix)
+                children = [c for c in inside if is_folder(c) and not c.name.startswith(".")]
                 imaged = [c for c in children if self._has_an_image(c)]
-                labelled = [c for c in children if _nifti(c / f"{c.name}_seg").is_file()]
+                labelled = [c for c in children if is_file(_nifti(c / f"{c.name}_seg"))]
                 if labelled:
                     folders += sorted({*imaged, *labelled})
                 below += sorted({*children} - {*imaged, *labelled})
@@ -104,23 +113,35 @@ class Fets2021(NiftiDataset):
         return folders
 
     def _has_an_image(self, folder: Path) -> bool:
-        return any(_nifti(folder / f"{folder.name}_{m}").is_file() for m in self.modalities)
+        return any(is_file(_nifti(folder / f"{folder.name}_{m}")) for m in self.modalities)
 
     def _institutions(self, training: set[Path]) -> dict[str, str]:
         """Subject to institution, from each csv there is."""
         institutions: dict[str, str] = {}
         for folder in dict.fromkeys([self.root.resolve().parent, self.root, *sorted(training)]):
             file = folder / "partitioning_1.csv"
-            if file.is_file():
-                institutions |= _partitions(file)
+            if not is_file(file):
+                continue
+            if file.is_symlink() and self.leads_outside(file):
+                what = "leads outside the dataset's folder by a symbolic link"
+                raise UserError(what, file, "copy it, or set data.allow_links: true")
+            institutions |= _partitions(file)
         return institutions
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        fix = "change its permissions, or move it out of data.root"
+        raise UserError(f"cannot be read: {error.strerror}", folder, fix) from error
 
 
 def _nifti(stem: Path) -> Path:
     """``stem.nii.gz``, or ``stem.nii`` where that is the one that exists."""
     plain = stem.with_name(f"{stem.name}.nii")
     compressed = stem.with_name(f"{stem.name}.nii.gz")
-    return plain if plain.is_file() and not compressed.is_file() else compressed
+    return plain if is_file(plain) and not is_file(compressed) else compressed
 
 
 def _partitions(file: Path) -> dict[str, str]:
@@ -128,21 +149,24 @@ def _partitions(file: Path) -> dict[str, str]:
     fix = "use the partitioning_1.csv of the challenge, or remove it to go without institutions"
     partitions: dict[str, str] = {}
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream, strict=True)
-            missing = {"Partition_ID", "Subject_ID"} - {*(rows.fieldnames or ())}
-            if missing:
-                raise UserError(f"no column {' and no column '.join(sorted(missing))}", file, fix)
-            for row in rows:
-                where = f"{file}:{rows.line_num}"
-                subject = (row["Subject_ID"] or "").strip()
-                partition = (row["Partition_ID"] or "").strip()
-                if not subject or not partition or None in row:
-                    what = "the row is not one Partition_ID and one Subject_ID"
-                    raise UserError(what, where, fix)
-                if partitions.setdefault(subject, partition) != partition:
-                    what = f"{subject} is in the partitions {partitions[subject]} and {partition}"
-                    raise UserError(what, where, fix)
-    except (csv.Error, UnicodeDecodeError) as error:
+        rows = csv.DictReader(
+            io.StringIO(read_text(file, MOST_BYTES, fix), newline=""), strict=True
+        )
+        missing = {"Partition_ID", "Subject_ID"} - {*(rows.fieldnames or ())}
+        if missing:
+            raise UserError(f"no column {' and no column '.join(sorted(missing))}", file, fix)
+        for row in rows:
+            where = f"{file}:{rows.line_num}"
+            subject = (row["Subject_ID"] or "").strip()
+            partition = (row["Partition_ID"] or "").strip()
+            if not subject or not partition or None in row:
+                what = "the row is not one Partition_ID and one Subject_ID"
+                raise UserError(what, where, fix)
+            if max(len(subject), len(partition)) > LONGEST_ID:
+                raise UserError(f"a name of more than {LONGEST_ID} letters", where, fix)
+            if partitions.setdefault(subject, partition) != partition:
+                what = f"{subject} is in the partitions {partitions[subject]} and {partition}"
+                raise UserError(what, where, fix)
+    except csv.Error as error:
         raise UserError(f"the file is no csv table ({error})", file, fix) from error
     return partitions

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trm_bench.datasets.base import LabelMap, NiftiDataset, Subject
 from trm_bench.errors import UserError
+from trm_bench.inputs import is_file
 
 SUFFIXES = (".hdr", ".nii.gz", ".nii")
 
@@ -75,6 +76,6 @@ def _file(stem: Path) -> Path | None:
     """
     for suffix in SUFFIXES:
         file = stem.with_name(stem.name + suffix)
-        if file.is_file() or (suffix == ".hdr" and file.with_suffix(".img").is_file()):
+        if is_file(file) or (suffix == ".hdr" and is_file(file.with_suffix(".img"))):
             return file
     return None

@@ -12,6 +12,7 @@ from PIL import Image
 from trm_bench.datasets.base import BadSubject, Dataset, LabelMap, Scan, Subject
 from trm_bench.errors import UserError
 
+MOST_PIXELS = 4096  # along an axis of a slice
 _FIX = "extract the patient's folder from the archive again, or set data.on_bad_subject: skip"
 
 
@@ -88,6 +89,8 @@ class Lgg(Dataset):
                 if n not in files:
                     file = folder / f"{folder.name}_{n}{ending}.tif"
                     raise BadSubject(subject.id, f"the {kind} {n} is missing", file, _FIX)
+        for n, file in (*images.items(), *masks.items()):
+            self.check_file(subject, f"slice {n}", file, _FIX)
         size = _pixels(subject, images[1], "RGB").shape[:2]
         volume = np.empty((3, size[1], size[0], len(images)), np.float32)
         label = np.empty(volume.shape[1:], np.uint8)
@@ -131,6 +134,8 @@ def _pixels(
     """uint8, shape (rows, columns) or (rows, columns, 3); raises `BadSubject` for another file."""
     try:
         with Image.open(file, formats=("TIFF",)) as image:
+            if max(image.size) > MOST_PIXELS:
+                raise ValueError(f"{image.size} pixels, more than {MOST_PIXELS} along an axis")
             stored, pixels = image.mode, np.asarray(image)
     except Exception as error:  # of many kinds for a damaged TIFF; the message keeps the kind
         what = f"the file cannot be read as TIFF ({type(error).__name__}: {error})"

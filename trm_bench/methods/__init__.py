@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trm_bench.data.patches import Batch, PatchSampler, SubjectStore
 from trm_bench.networks import Parts
+from trm_bench.protocol.strict import Strict
 from trm_bench.transfer_risk import DICE, VOXELS, soft_dice
 
 if TYPE_CHECKING:
@@ -121,10 +122,11 @@ def hyper(
     return Field(default, description=help, json_schema_extra=space, **limits)
 
 
-class Parameters(BaseModel):
-    """Hyper-parameters of a method; unknown keys and wrong values are errors."""
+class Parameters(Strict):
+    """Hyper-parameters of a method; unknown keys and wrong values are errors.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    NaN, infinity and `true` are no numbers here either.
+    """
 
 
 class Method:

@@ -67,10 +67,10 @@ def create(name: str, parameters: Mapping[str, Any], where: str = "methods") -> 
     """
     kind = REGISTRY.get(name)
     try:
-        return kind(kind.Parameters(**parameters))
+        return kind(kind.Parameters.model_validate(dict(parameters)))
     except ValidationError as error:
         lines = []
-        for problem in error.errors():
+        for problem in error.errors(include_url=False, include_input=False):
             key = ".".join(map(str, problem["loc"]))
             unknown = problem["type"] == "extra_forbidden"
             hint = (
@@ -78,9 +78,8 @@ def create(name: str, parameters: Mapping[str, Any], where: str = "methods") -> 
                 if kind.Parameters.model_fields
                 else "it has none"
             )
-            lines.append(
-                f"{key}: unknown parameter; {hint}" if unknown else f"{key}: {problem['msg']}"
-            )
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}: unknown parameter; {hint}" if unknown else f"{key}: {message}")
         raise UserError(
             f"parameters of '{name}': {'; '.join(lines)}", where, f"see: trm-bench methods {name}"
         ) from error

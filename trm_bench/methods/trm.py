@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from trm_bench.data.patches import Batch
+from trm_bench.errors import UserError
 from trm_bench.methods import Context, Method, Parameters, hyper
+from trm_bench.protocol.training import LEAST_LOSS, TrainingConfig
 from trm_bench.seeds import generator
 from trm_bench.transfer_risk import (
     Denominator,
@@ -54,9 +56,16 @@ class TrmParameters(Parameters):
         log=True,
         when={"weight": "affine"},
         ge=0,
+        le=1e6,
     )
     base: float = hyper(
-        3.0, "b of weight=power", search=(1.5, 100.0), log=True, when={"weight": "power"}, gt=0
+        3.0,
+        "b of weight=power",
+        search=(1.5, 100.0),
+        log=True,
+        when={"weight": "power"},
+        ge=1e-3,
+        le=1e6,
     )
     denominator: Denominator = hyper(
         "label_foreground",
@@ -69,6 +78,7 @@ class TrmParameters(Parameters):
         "weight of the Dice term; null is the protocol's",
         search=[None, 0.0, 0.2, 5.0],
         ge=0,
+        le=1e6,
     )
 
 
@@ -85,6 +95,15 @@ class TransferRiskMap(Method):
     name = "trm"
     paper = PAPER
     Parameters = TrmParameters
+
+    def adjusted(self, training: TrainingConfig) -> TrainingConfig:
+        """The same training, which must leave one of the two terms a weight."""
+        own = self.p.with_dice
+        if own is not None and training.loss.cross_entropy + own < LEAST_LOSS:
+            what = f"with_dice {own:g} and no weight of the cross-entropy: nothing would be learned"
+            fix = "raise with_dice, or the cross-entropy's weight (a dice_share of 1 makes it 0)"
+            raise UserError(what, f"methods.{self.name}", fix)
+        return training
 
     def prepare(self, run: Context) -> None:
         weights = run.config.loss

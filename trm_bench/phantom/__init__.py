@@ -9,7 +9,7 @@ One subject, in order: anatomy, tumour, tissue fractions (`subject`), signals an
 (`folder`). Lengths are in millimetres and times in milliseconds throughout.
 """
 
-from trm_bench.phantom.folder import MARKER, is_phantom, write_phantom
+from trm_bench.phantom.folder import MARKER, damaged_files, is_phantom, write_phantom
 from trm_bench.phantom.geometry import LAYOUTS
 
-__all__ = ["LAYOUTS", "MARKER", "is_phantom", "write_phantom"]
+__all__ = ["LAYOUTS", "MARKER", "damaged_files", "is_phantom", "write_phantom"]

@@ -13,11 +13,14 @@ import numpy as np
 
 from trm_bench.errors import UserError, nearest
 from trm_bench.files import write_atomically, write_json, write_text
+from trm_bench.inputs import ensure_writable, read_text
 from trm_bench.phantom.geometry import LAYOUTS, SIGNS
 from trm_bench.phantom.scanner import institution_of
 from trm_bench.phantom.subject import draw_subject
+from trm_bench.seals import BLANK, digest_of_file, read_sealed, write_sealed
 
 MARKER = "PHANTOM.json"
+MOST_SUBJECTS = 10_000
 VERSION = 1
 """Of what is drawn: raise it when the same arguments no longer give the same files."""
 
@@ -35,22 +38,24 @@ def write_phantom(
     """Writes the phantom dataset under `out` and returns the folder to be used as data.root.
 
     Subject s depends on (seed, layout, s) alone. A call that was interrupted goes on where it
-    stopped; a complete phantom with the same arguments is left as it is.
+    stopped; of a complete phantom with the same arguments, what is gone or no longer what was
+    written is drawn again.
 
     Args:
         layout: One of `LAYOUTS`.
         out: The folder in which the dataset's own folder is made.
-        subjects: How many; at least 1.
+        subjects: How many; 1 to `MOST_SUBJECTS`.
         spacing: Edge of the isotropic voxels in mm, 1 to 6; the field of view is that of the real
             dataset.
-        seed: Not negative.
+        seed: 0 to 2^31 - 1.
         progress: Called with (subjects done, subjects) after each subject.
 
     Raises:
-        UserError: An argument is out of range, or the folder holds something else than this very
-            phantom.
+        UserError: An argument is out of range, or the folder cannot be written or holds something
+            else than this very phantom.
     """
     _check(layout, subjects, spacing, seed)
+    ensure_writable(Path(out))
     root = Path(out) / _ROOTS[layout]
     wanted = {
         "phantom": True,
@@ -60,9 +65,11 @@ def write_phantom(
         "seed": int(seed),
     }
     started = _claim(root, wanted | {"version": VERSION})
+    damaged = set(damaged_files(root))
     for s in range(subjects):
         files = _files(layout, root, s)
-        if not all(file.exists() for parts in files.values() for file in parts):
+        parts = [file for parts in files.values() for file in parts]
+        if damaged.intersection(parts) or not all(file.exists() for file in parts):
             for name, voxels in draw_subject(layout, s, float(spacing), int(seed)).items():
                 contents = _encode(layout, voxels, float(spacing))
                 for file, content in zip(files[name], contents, strict=True):
@@ -72,8 +79,37 @@ def write_phantom(
     if layout == "fets2021":
         write_text(root / "partitioning_1.csv", _partitioning(root, subjects))
     if not is_phantom(root):
-        started.replace(root / MARKER)
+        sums = {file.relative_to(root).as_posix(): digest_of_file(file) for file in _written(root)}
+        marker = {**wanted, "version": VERSION, "files": sums, "sha256": BLANK}
+        write_sealed(root / MARKER, json.dumps(marker, indent=1) + "\n")
+    started.unlink(missing_ok=True)
     return root
+
+
+def damaged_files(root: Path) -> list[Path]:
+    """The files of a complete phantom that are gone or no longer what was written.
+
+    None of a phantom that is not complete.
+    """
+    if not is_phantom(root):
+        return []
+    try:
+        sums = json.loads(read_sealed(root / MARKER))["files"]
+    except (OSError, UserError, ValueError, KeyError):
+        return [root / MARKER]
+    return [root / name for name, digest in sums.items() if not _is(root / name, digest)]
+
+
+def _is(file: Path, digest: str) -> bool:
+    try:
+        return digest_of_file(file) == digest
+    except (OSError, UserError):
+        return False
+
+
+def _written(root: Path) -> list[Path]:
+    endings = (".nii.gz", ".hdr", ".img", ".csv")
+    return sorted(path for path in root.rglob("*") if path.name.endswith(endings))
 
 
 def is_phantom(root: Path) -> bool:
@@ -85,13 +121,14 @@ def _check(layout: str, subjects: int, spacing: float, seed: int) -> None:
     if layout not in LAYOUTS:
         what = f"no phantom has the layout '{layout}'"
         raise UserError(what, "layout", nearest(str(layout), LAYOUTS))
-    if subjects < 1:
-        raise UserError(f"a phantom of {subjects} subjects", "subjects", "ask for at least 1")
+    if not 1 <= subjects <= MOST_SUBJECTS:
+        what, fix = f"a phantom of {subjects} subjects", f"ask for 1 to {MOST_SUBJECTS}"
+        raise UserError(what, "subjects", fix)
     if not 1 <= spacing <= 6:
         what = f"a phantom with voxels of {spacing} mm"
         raise UserError(what, "spacing", "take a spacing from 1 to 6 mm")
-    if seed < 0:
-        raise UserError(f"a negative seed ({seed})", "seed", "take 0 or more")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"the seed {seed}", "seed", "take one from 0 to 2147483647")
 
 
 def _partitioning(root: Path, subjects: int) -> str:
@@ -118,8 +155,12 @@ def _claim(root: Path, wanted: Mapping[str, Any]) -> Path:
     known = [file for file in (root / MARKER, started) if file.is_file()]
     if known:
         try:
-            present = json.loads(known[0].read_text(encoding="utf-8"))
-        except ValueError:
+            marker = (
+                read_sealed(known[0]) if known[0].name == MARKER else read_text(started, 10_000)
+            )
+            present = json.loads(marker)
+            present = {k: v for k, v in present.items() if k not in ("files", "sha256")}
+        except (OSError, ValueError, AttributeError, RecursionError, UserError):
             present = "one whose marker cannot be read"
         if present != wanted:
             raise UserError(

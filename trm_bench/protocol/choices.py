@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trm_bench.errors import UserError, nearest
 from trm_bench.protocol.schema import Domain, MethodConfig, Protocol, Transfer
+from trm_bench.protocol.strict import LARGEST_SEED
 
 if TYPE_CHECKING:
     from trm_bench.datasets.base import Dataset
@@ -17,7 +19,7 @@ def choose_methods(protocol: Protocol, labels: Sequence[str], known: Sequence[st
 
     Args:
         protocol: To choose from.
-        labels: Of its methods, or names of registered ones; each once.
+        labels: Of its methods, or names of registered ones; one that comes again counts once.
         known: Names of the registered methods.
 
     Raises:
@@ -32,16 +34,26 @@ def choose_methods(protocol: Protocol, labels: Sequence[str], known: Sequence[st
     return protocol.model_copy(update={"methods": chosen})
 
 
+def refuse_borrowed_labels(protocol: Protocol, known: Sequence[str]) -> None:
+    """Raises `UserError` where a method is labelled with the name of another registered one."""
+    for i, method in enumerate(protocol.methods):
+        if method.label != method.name and method.label in known:
+            what = f"'{method.name}' is labelled '{method.label}', the name of another method"
+            raise UserError(what, f"methods.{i}.label", "choose a label that is no method's name")
+
+
 def choose_seeds(protocol: Protocol, seeds: Sequence[str]) -> Protocol:
     """The protocol with other seeds.
 
     Raises:
-        UserError: They are not different whole numbers.
+        UserError: They are not different whole numbers from 0 to 2^31 - 1.
     """
-    if not all(s.isdigit() for s in seeds) or len(set(seeds)) < len(seeds):
-        what = f"'{','.join(seeds)}' are not different whole numbers"
-        raise UserError(what, "--seeds", "for example --seeds 0,1,2")
-    return protocol.model_copy(update={"seeds": tuple(int(s) for s in seeds)})
+    fix = "for example --seeds 0,1,2"
+    numbers = tuple(int(s) for s in seeds if re.fullmatch("[0-9]{1,10}", s))
+    if len({n for n in numbers if n <= LARGEST_SEED}) < len(seeds):
+        what = f"'{','.join(seeds)[:200]}' are not different whole numbers"
+        raise UserError(f"{what} from 0 to {LARGEST_SEED}", "--seeds", fix)
+    return protocol.model_copy(update={"seeds": numbers})
 
 
 def choose_transfers(
@@ -50,8 +62,9 @@ def choose_transfers(
     """The protocol's transfers, or those named.
 
     Raises:
-        UserError: A name is not one of them, or see `transfers_of`.
+        UserError: A name is not one of them or comes twice, or see `transfers_of`.
     """
+    refuse_twice(names, "--transfers")
     transfers = transfers_of(protocol, dataset)
     known = [t.name for t in transfers]
     for method in protocol.methods:
@@ -105,6 +118,13 @@ def transfers_of(protocol: Protocol, dataset: Dataset) -> list[Transfer]:
             name = f"{a}->{b}@{n}" if protocol.transfers.shots else f"{a}->{b}"
             transfers.append(Transfer(source=source, target=target, shots=n, name=name))
     return transfers
+
+
+def refuse_twice(names: Sequence[str], where: str) -> None:
+    """Raises `UserError` where a name comes twice in an option."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"'{name}' is named twice", where, "name each once")
 
 
 def _require(name: str, known: Sequence[str], where: str, dataset: str) -> None:

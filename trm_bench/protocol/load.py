@@ -9,11 +9,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from trm_bench.errors import UserError, nearest
+from trm_bench.inputs import exists, is_file
+from trm_bench.protocol.markup import parse_yaml, read_yaml
 from trm_bench.protocol.schema import Protocol
+
+MOST_PROBLEMS = 20  # that one message lists
 
 
 def bundled() -> dict[str, Path]:
@@ -34,16 +37,7 @@ def load_protocol(name: str, overrides: Sequence[str] = (), phantom: bool = Fals
         UserError: The file is missing or not YAML, a key is unknown, or a value does not fit.
     """
     path = _find(name)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"not a YAML file: {' '.join(str(error).split())}", path, "fix the YAML"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot be read: {error.strerror}", path, "check the path and its permissions"
-        ) from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(
             "a protocol is a YAML mapping", path, "see the bundled ones: trm-bench protocols"
@@ -74,15 +68,22 @@ def parse(raw: Mapping[str, Any], where: object) -> Protocol:
     try:
         return Protocol.model_validate(raw)
     except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        # a list with a wrong item is too short for pydantic as well
+        inner = {problem["loc"][:-1] for problem in problems if len(problem["loc"]) > 1}
+        problems = [p for p in problems if p["type"] != "too_short" or p["loc"] not in inner]
         lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
+        for problem in problems[:MOST_PROBLEMS]:
+            # parts with brackets are not of the file: pydantic's names for what was tried
+            key = ".".join(str(part)[:80] for part in problem["loc"] if "[" not in str(part))
             if problem["type"] == "extra_forbidden":
                 known = _keys_at(problem["loc"][:-1])
                 lines.append(f"{key}: unknown key; {nearest(str(problem['loc'][-1]), known)}")
             else:
                 message = problem["msg"].removeprefix("Value error, ")
                 lines.append(f"{key}: {message[0].lower()}{message[1:]}" if key else message)
+        if len(problems) > MOST_PROBLEMS:
+            lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
         raise UserError(
             "the protocol is not valid:\n    " + "\n    ".join(lines), where, "fix these keys"
         ) from error
@@ -90,9 +91,9 @@ def parse(raw: Mapping[str, Any], where: object) -> Protocol:
 
 def _find(name: str) -> Path:
     path = Path(name)
-    if path.is_file():
-        return path
     known = bundled()
+    if is_file(path) or (name not in known and exists(path)):
+        return path  # what is no file is refused by its reader
     if name in known:
         return known[name]
     hint = f"give a path, or a bundled protocol: {nearest(Path(name).stem, list(known))}"
@@ -101,18 +102,14 @@ def _find(name: str) -> Path:
 
 def _parse(item: str) -> tuple[str, Any]:
     key, equals, value = item.partition("=")
+    key = key.strip()
     if not equals or not key:
         raise UserError(
             f"'{item}' is not key.path=value",
             "--set",
             "for example --set training.target.steps=100",
         )
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"the value of '{key}' is not YAML: {value}", "--set", "quote it"
-        ) from error
+    return key, parse_yaml(value, f"--set {key}")
 
 
 def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -123,12 +120,11 @@ def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
     node: Any = raw
     *parents, last = key.split(".")
     for part in parents:
-        if isinstance(node, list):
-            node = node[_index(node, part, key, where)]
-        else:
-            if not isinstance(node.get(part), dict | list):
-                node[part] = {}
-            node = node[part]
+        at: Any = _index(node, part, key, where) if isinstance(node, list) else part
+        below = node[at] if isinstance(node, list) else node.get(at)
+        if not isinstance(below, dict | list):
+            below = node[at] = {}
+        node = below
     if isinstance(node, list):
         node[_index(node, last, key, where)] = value
     else:
@@ -136,7 +132,7 @@ def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def _index(node: list[Any], part: str, key: str, where: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not re.fullmatch(r"[0-9]{1,6}", part) or int(part) >= len(node):
         raise UserError(
             f"'{part}' in '{key}' is not an index of that list of {len(node)}",
             where,
@@ -167,7 +163,7 @@ def data_root(protocol: Protocol) -> Path:
     """`data.root` with `${VARIABLE}` and `~` resolved.
 
     Raises:
-        UserError: A variable is not set.
+        UserError: A variable is not set, or `~` stands for no user of this machine.
     """
     text = protocol.data.root
     missing = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
@@ -178,4 +174,9 @@ def data_root(protocol: Protocol) -> Path:
             f"export {missing[0]}=FOLDER, or --set data.root=FOLDER"
             + (", or --phantom for the stand-in" if protocol.phantom else ""),
         )
-    return Path(re.sub(r"\$\{(\w+)\}", lambda m: os.environ[m[1]], text)).expanduser()
+    resolved = re.sub(r"\$\{(\w+)\}", lambda m: os.environ[m[1]], text)
+    try:
+        return Path(resolved).expanduser()
+    except RuntimeError as error:
+        fix = "write the folder's whole path"
+        raise UserError(f"'{resolved}': no such user", "data.root", fix) from error

@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from trm_bench.protocol.strict import Strict
+from trm_bench.protocol.strict import Names, Seed, Seeds, Strict
 
 Range = tuple[float, float]
 
 # Of the shared space: lowest and highest value that a range may hold.
 LIMITS = {
-    "lr": (1e-12, 1e3),
+    "lr": (1e-8, 1e3),
     "weight_decay": (1e-12, 1e3),
     "warmup": (0.0, 0.99),
     "dice_share": (0.0, 1.0),
@@ -65,21 +65,14 @@ class SweepConfig(Strict):
         shared_space: Of the training.
     """
 
-    trials: int = Field(24, ge=1)
-    steps: int | None = Field(None, ge=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
-    transfers: tuple[str, ...] | None = Field(None, min_length=1)
-    folds: int | None = Field(None, ge=2)
+    trials: int = Field(24, ge=1, le=10_000)
+    steps: int | None = Field(None, ge=1, le=10_000_000)
+    seeds: Seeds = (0,)
+    transfers: Names | None = None
+    folds: int | None = Field(None, ge=2, le=1000)
     per: Literal["protocol", "transfer"] = "protocol"
     sampler: Literal["tpe", "random"] = "tpe"
-    batch: int = Field(4, ge=1)
-    seed: int = Field(0, ge=0)
+    batch: int = Field(4, ge=1, le=1000)
+    seed: Seed = 0
     tune_training: Literal["otherwise", "always"] = "otherwise"
     shared_space: SharedSpace = SharedSpace()
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("must be different numbers, 0 or above")
-        return seeds

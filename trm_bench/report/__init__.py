@@ -8,7 +8,7 @@ from pathlib import Path
 from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.errors import UserError
 from trm_bench.files import write_json, write_text
-from trm_bench.report import figures, tables, transferability
+from trm_bench.report import figures, sheets, tables, transferability
 from trm_bench.report.evidence import Evidence, collect
 from trm_bench.report.provenance import provenance
 from trm_bench.report.summary import summary
@@ -106,7 +106,7 @@ def compare(several: Sequence[Path], output: Path) -> list[Path]:
         "compare.csv": by_metric[0].csv(),
         "compare.tex": "\n".join(t.latex() for t in by_metric),
         "compare.html": pages.compare(labelled, by_metric, lower, cells),
-        "transferability.csv": cells.to_csv(index=False, lineterminator="\n"),
+        "transferability.csv": sheets.of_frame(cells),
     }
     for name, text in texts.items():
         write_text(output / name, text)
@@ -147,7 +147,7 @@ def _write(evidence: Evidence) -> list[Path]:
         "table.tex": "\n".join(t.latex() for t in both),
         "comparisons.csv": tables.comparisons_csv(evidence),
     }
-    texts |= {name: f.to_csv(index=False, lineterminator="\n") for name, f in frames.items()}
+    texts |= {name: sheets.of_frame(f) for name, f in frames.items()}
     jsons = {
         "summary.json": summary(evidence),
         "provenance.json": provenance(evidence.results),

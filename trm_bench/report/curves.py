@@ -80,7 +80,7 @@ def _few_shot(ax: Axes, evidence: Evidence, scores: Scores, places: list[tuple[i
             continue
         colour, marker, line = look(evidence, method)
         style: Any = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5}
-        ax.plot(x, y, label=method, zorder=3, **style)
+        ax.plot(x, y, label=plain(method), zorder=3, **style)
     _shots_axis(ax, places)
 
 
@@ -144,7 +144,7 @@ def _gains(
     y, low, high = np.array([[g[k] for k in ("gain", "low", "high")] for _, g in found]).T
     colour, marker, line = look(evidence, method)
     style: Any = {"color": colour, "linestyle": line, "linewidth": 1.0, "markersize": 4.5}
-    ax.plot(x, y, marker=marker, label=method, zorder=3, **style)
+    ax.plot(x, y, marker=marker, label=plain(method), zorder=3, **style)
     ax.vlines(x, low, high, color=colour, linewidth=1.6, zorder=2)
 
 
@@ -192,7 +192,14 @@ def training(evidence: Evidence, kind: Kind = "loss") -> Drawing:
                 continue
             if method in coloured:
                 colour, _, line = look(evidence, method)
-                ax.plot(*curve, color=colour, linestyle=line, linewidth=1.5, label=method, zorder=3)
+                ax.plot(
+                    *curve,
+                    color=colour,
+                    linestyle=line,
+                    linewidth=1.5,
+                    label=plain(method),
+                    zorder=3,
+                )
             else:
                 ax.plot(*curve, color=PALE, linewidth=0.9, zorder=1)
         ax.set_title(plain(transfer))
@@ -253,7 +260,7 @@ def lost_voxels(evidence: Evidence) -> Drawing:
             colour, _, line = look(evidence, name)
             mean = np.mean(several, axis=0)
             style: Any = {"color": colour, "linestyle": line, "linewidth": 1.6}
-            ax.plot(FALSE_POSITIVE_RATES, mean, label=name, **style)
+            ax.plot(FALSE_POSITIVE_RATES, mean, label=plain(name), **style)
             listed.append(f"{transfer} {name} {areas[name]:.3f}")
         ax.set_title(
             "\n".join([plain(transfer), *(f"{name} {areas[name]:.3f}" for name in by_map)])

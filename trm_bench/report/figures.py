@@ -37,6 +37,8 @@ def risk_overlays(results: Results) -> dict[str, Path]:
     Returns:
         Transfer to picture.
     """
+    from matplotlib import rc_context
+
     pictures = {}
     runs = {(c.transfer, c.method, c.seed): c.run for c, _ in results.finished()}
     for transfer in dict.fromkeys(c.transfer for c in results.cells):
@@ -55,7 +57,8 @@ def risk_overlays(results: Results) -> dict[str, Path]:
             path = results.folder.figures / f"risk_{slug(transfer)}.png"
             title = f"{transfer}, seed {seeds[0]}"
             title += "  (phantom: stand-in data)" if results.plan.data == "phantom" else ""
-            _draw_risk(slices, title, path)
+            with rc_context({"text.parse_math": False}):  # a $ in a name begins no formula
+                _draw_risk(slices, title, path)
             pictures[transfer] = path
     return pictures
 

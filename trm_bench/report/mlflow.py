@@ -5,31 +5,32 @@ It never stands in the way of a benchmark.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
-import os
+import posixpath
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trm_bench.analysis.table import SCALE
 from trm_bench.protocol.schema import Protocol
+from trm_bench.report.tracking import CELL, MOST, PARENT, Store, load
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Cell, Record
 from trm_bench.runs.store import read_plan, read_record
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
     from trm_bench.display import Display
 
 Track = Callable[[str], None]
 M = TypeVar("M", bound="Mirror")
-# tags by which a resumed command sees what is logged already
-PARENT, CELL = "trm_bench.parent", "trm_bench.cell"
 BATCH = 900  # metrics a request; MLflow takes 1000
+LONGEST = 250  # characters of a name, for MLflow
+END_SECONDS = 3.0  # that a command which was stopped waits for its parent run to be ended
 NOT_PARAMETERS = {
     "schema_version": True,
     "subjects": True,  # counted instead; the record lists them
@@ -38,12 +39,6 @@ NOT_PARAMETERS = {
     "domain": {"values", "regions"},
     "method": True,  # flattened by one level more
 }
-
-
-def store_uri(folder: ProtocolFolder) -> str:
-    """The tracking store: MLFLOW_TRACKING_URI, or an sqlite file in the folder of the results."""
-    store = folder.results.mlflow_store
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.resolve()}"
 
 
 @contextmanager
@@ -55,14 +50,14 @@ def tracker(protocol: Protocol, folder: ProtocolFolder, display: Display) -> Ite
         folder: Of the protocol, with its plan.
         display: Where a fault is reported.
     """
-    with guarded(protocol, folder, display, lambda: _RunMirror(protocol, folder)) as act:
+    with guarded(protocol, folder, display, partial(_RunMirror, protocol, folder)) as act:
         yield lambda run_id: act(lambda mirror: mirror.log(run_id))
         act(lambda mirror: mirror.close())
 
 
 @contextmanager
 def guarded(
-    protocol: Protocol, folder: ProtocolFolder, display: Display, make: Callable[[], M]
+    protocol: Protocol, folder: ProtocolFolder, display: Display, make: Callable[[Store], M]
 ) -> Iterator[Callable[[Callable[[M], None]], None]]:
     """Yields a function that lets something be done with a mirror, which is made here.
 
@@ -74,27 +69,52 @@ def guarded(
         display: Where a fault is reported.
         make: Makes the mirror.
     """
-    mirror: M | None = None
+    mirror, store = None, Store(folder.results)
+
+    def broken(what: str, error: Exception) -> None:
+        display.warn(f"{what}: {store.told(error)}")
+
     if protocol.tracking != "off":
+        display.say(f"tracking with MLflow: {store.shown}")
         try:
-            display.say(f"tracking with MLflow: {store_uri(folder)}")
-            mirror = make()
+            load()
+            with store.locked():
+                mirror = make(store)
         except Exception as error:  # MLflow raises what its store raises
-            display.warn(f"MLflow is not available, so nothing is tracked: {error}")
+            broken("MLflow is not available, so nothing is tracked", error)
 
     def act(what: Callable[[M], None]) -> None:
         nonlocal mirror
         if mirror is None:
             return
         try:
-            what(mirror)
+            with store.locked():
+                what(mirror)
         except Exception as error:
-            display.warn(
-                f"MLflow failed, so tracking stops here (the records are complete): {error}"
-            )
+            broken("MLflow failed, so tracking stops here (the records are complete)", error)
             mirror = None
 
-    yield act
+    try:
+        yield act
+    except BaseException as error:
+        if mirror is not None:
+            _end(mirror, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+
+
+def _end(mirror: Mirror, status: str) -> None:
+    """Ends the parent of a command that ends early; a store that does not answer is not waited for.
+
+    The next command ends what stays RUNNING.
+    """
+
+    def end() -> None:
+        with contextlib.suppress(Exception), mirror.store.locked(END_SECONDS):
+            mirror.client.set_terminated(mirror.parent, status)
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(END_SECONDS)
 
 
 class Mirror:
@@ -106,24 +126,24 @@ class Mirror:
         settings: By which a later command finds the parent again.
         title: Of the parent.
         tags: Of the parent.
+        store: Where to; its lock is held wherever a mirror is made or used.
     """
 
     def __init__(
-        self, name: str, folder: ProtocolFolder, settings: str, title: str, tags: Mapping[str, str]
+        self,
+        name: str,
+        folder: ProtocolFolder,
+        settings: str,
+        title: str,
+        tags: Mapping[str, str],
+        store: Store,
     ) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # a dead server must not hold up a benchmark
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        from mlflow.tracking import MlflowClient
-
-        for logger in ("mlflow", "alembic"):  # a new store's migrations would be told by line
-            logging.getLogger(logger).setLevel(logging.WARNING)
-        self.client: MlflowClient = MlflowClient(tracking_uri=store_uri(folder))
-        self.folder = folder
+        self.folder, self.store, self.client = folder, store, store.client()
+        store.end_dead(self.client, name)
         self.experiment = self._experiment(name)
         self.parent = self._parent(settings) or self.new(title, {PARENT: settings, **tags})
         children = self.client.search_runs(
-            [self.experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'", max_results=50_000
+            [self.experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'", max_results=MOST
         )
         # a child that is still running was cut off by a kill, and is logged again
         for child in children:
@@ -138,20 +158,22 @@ class Mirror:
         if experiment is not None:
             return str(experiment.experiment_id)
         artifacts = None
-        if store_uri(self.folder).startswith("sqlite:"):
+        if self.store.uri.startswith("sqlite:"):
             artifacts = self.folder.results.mlflow_artifacts(name).resolve().as_uri()
         return str(self.client.create_experiment(name, artifact_location=artifacts))
 
     def _parent(self, settings: str) -> str | None:
-        """The parent of earlier commands with these settings."""
+        """The parent of earlier commands with these settings, which runs again."""
         tagged = f"tags.`{PARENT}` = '{settings}'"
         runs = self.client.search_runs([self.experiment], tagged, max_results=1)
+        for run in runs:
+            self.client.update_run(run.info.run_id, "RUNNING")
         return str(runs[0].info.run_id) if runs else None
 
     def new(self, name: str, tags: dict[str, str], start: int | None = None) -> str:
         """The id of a new run, which starts now or at a time in ms."""
         run = self.client.create_run(
-            self.experiment, start_time=start, run_name=name[:250], tags=tags
+            self.experiment, start_time=start, run_name=name[:LONGEST], tags=tags
         )
         return str(run.info.run_id)
 
@@ -159,7 +181,8 @@ class Mirror:
         """Logs up to a hundred parameters."""
         from mlflow.entities import Param
 
-        params = [Param(safe(k), str(v)[:6000]) for k, v in sorted(parameters.items())]
+        named = {safe(k): str(v)[:6000] for k, v in sorted(parameters.items())}
+        params = [Param(k, v) for k, v in named.items()]
         self.client.log_batch(run, params=params[:100])
 
     def log_metrics(self, run: str, values: Iterable[tuple[str, int, float]]) -> None:
@@ -179,10 +202,10 @@ class Mirror:
 class _RunMirror(Mirror):
     """The runs of a protocol: a child a cell."""
 
-    def __init__(self, protocol: Protocol, folder: ProtocolFolder) -> None:
+    def __init__(self, protocol: Protocol, folder: ProtocolFolder, store: Store) -> None:
         self.plan = plan = read_plan(folder)
         settings, tags = f"{plan.data}-{plan.settings}", {"data": plan.data}
-        super().__init__(protocol.name, folder, settings, protocol.name, tags)
+        super().__init__(protocol.name, folder, settings, protocol.name, tags, store)
 
     def log(self, run_id: str) -> None:
         """Logs a run's record in every cell that it fills and where it is not logged yet."""
@@ -297,5 +320,11 @@ def _summarised(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def safe(name: str) -> str:
-    """MLflow takes letters, digits and _ - . / in names."""
-    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
+    """A name that MLflow takes: letters, digits and _ - . / in no more than `LONGEST` characters.
+
+    It must not read as a path that leads elsewhere, such as ../x, /x or x//y, either.
+    """
+    kept = "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)[:LONGEST]
+    if kept != posixpath.normpath(kept) or kept.startswith(("/", ".")):
+        kept = f"_{kept[1:]}".replace("/", "_")
+    return kept

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trm_bench.analysis import family
 from trm_bench.analysis.table import HIGHER_IS_BETTER
+from trm_bench.report import sheets
 from trm_bench.report.captions import BETTER, WORSE, caption, family_notes
 from trm_bench.report.evidence import NAMES, PHANTOM, RELATIVE, Evidence, Scores
 
@@ -85,15 +85,13 @@ class Table:
             number = f"{left}{cell.number}{right}{mark}" if cell.number else MISSING
             return number + cell.rest
 
-        header = f"| {self.corner} | {' | '.join(map(_md, self.columns))} |"
-        lines = [f"### {_md(self.title)}", "", header, "|---|" + "---:|" * len(self.columns)]
-        lines += [f"| {_md(name)} | {' | '.join(map(text, cells))} |" for name, cells in self.rows]
-        return "\n".join([*lines, "", *[f"{_md(note)}  " for note in self.notes]]) + "\n"
+        header = f"| {self.corner} | {' | '.join(map(md, self.columns))} |"
+        lines = [f"### {md(self.title)}", "", header, "|---|" + "---:|" * len(self.columns)]
+        lines += [f"| {md(name)} | {' | '.join(map(text, cells))} |" for name, cells in self.rows]
+        return "\n".join([*lines, "", *[f"{md(note)}  " for note in self.notes]]) + "\n"
 
     def csv(self) -> str:
         """All digits; a column of its own for each spread, and interval end there is."""
-        import csv
-
         parts = {
             "value": "",
             "spread": " sd",
@@ -107,12 +105,9 @@ class Table:
 
         columns = range(len(self.columns))
         kept = [(i, part) for i in columns for part in parts if is_used(i, part)]
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([self.corner, *(self.columns[i] + parts[part] for i, part in kept)])
-        for name, cells in self.rows:
-            writer.writerow([name, *(getattr(cells[i], part) for i, part in kept)])
-        return out.getvalue()
+        head = [self.corner, *(self.columns[i] + parts[part] for i, part in kept)]
+        rows = ([name, *(getattr(cells[i], p) for i, p in kept)] for name, cells in self.rows)
+        return sheets.of_rows([head, *rows])
 
     def latex(self) -> str:
         """A booktabs table; one of many columns is scaled to the text's width."""
@@ -146,13 +141,17 @@ def _tex(text: str) -> str:
         "<": r"$<$",
     }
     escapes |= {"\N{DAGGER}": r"$\dagger$", "\N{EN DASH}": "--", "…": r"\ldots{}"}
-    return "".join(escapes.get(c, c) for c in text.replace("->", "\0")).replace("\0", r"$\to$")
+    text = " ".join(text.split()).replace("->", "\0")  # an empty line ends a caption
+    # below a line that ends in \\, these two would be read as its options
+    start = "{}" if text.startswith(("[", "*")) else ""
+    return start + "".join(escapes.get(c, c) for c in text).replace("\0", r"$\to$")
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Text in which nothing acts as Markdown or HTML."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|").replace("*", r"\*")
-    return text.replace("\n", " ")
+    escapes = {"&": "&amp;", "<": "&lt;", "\\": r"\\", "|": r"\|", "*": r"\*", "\n": " ", "\r": " "}
+    escaped = "".join(escapes.get(c, c) for c in text)
+    return escaped.replace("](", r"]\(").replace("]:", r"]\:")  # a link
 
 
 def build(evidence: Evidence, metric: str = "") -> Table:
@@ -305,4 +304,4 @@ def comparisons_csv(evidence: Evidence) -> str:
         return "metric,transfer,method,versus\n"
     table = pd.concat(parts, ignore_index=True)
     columns = ["metric", *table.columns.drop("metric")]
-    return str(table[columns].to_csv(index=False, lineterminator="\n"))
+    return sheets.of_frame(table[columns])

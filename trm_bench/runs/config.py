@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from trm_bench.protocol.schema import (
     TrainingConfig,
     VolumeConfig,
 )
-from trm_bench.protocol.strict import Strict
+from trm_bench.protocol.strict import Plain, Strict
 
 SCHEMA: Final = 3  # of all that a results folder holds; files of another one are named, not misread
 
@@ -78,7 +78,7 @@ class RunMethod(Strict):
     """A method with every parameter, defaults included."""
 
     name: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Plain] = Field(default_factory=dict)
 
 
 class RunConfig(Strict):

@@ -8,16 +8,22 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, Protocol
 
 import torch
 
+from trm_bench import signals
 from trm_bench.seeds import CPU_THREADS
+
+# seconds that a worker's death is not told of: what kills all processes gets to this one too, and
+# then it is no failure of the worker's task
+DEATH_PAUSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,10 @@ class LocalPool:
                 _call(task, self.device, queue.hear)
             return
         slots = min(self.jobs, len(tasks))
-        workers = [_Worker(_device_of(slot, self.device)) for slot in range(slots)]
+        workers: list[_Worker] = []
         try:
+            for slot in range(slots):
+                workers.append(_Worker(_device_of(slot, self.device)))
             while True:
                 for worker in workers:
                     if worker.task is None and (task := queue.next()):
@@ -109,6 +117,10 @@ class LocalPool:
                 for connection in wait(list(busy)):
                     slot = busy[connection]  # type: ignore[index]
                     workers[slot] = _heard(workers[slot], queue.hear)
+        except BaseException:
+            for worker in workers:
+                worker.process.kill()  # files are written whole or not at all
+            raise
         finally:
             for worker in workers:
                 worker.stop()
@@ -173,6 +185,7 @@ def _heard(worker: _Worker, hear: Listen) -> _Worker:
         kind, value = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join()
+        time.sleep(DEATH_PAUSE)
         code = worker.process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         hear(Event(task, "failed", f"the worker process died ({how}); out of memory?"))
@@ -198,7 +211,10 @@ class _Worker:
         self.device = device
         self.task: Task | None = None
         self.process = context.Process(target=_work, args=(theirs, str(device)), daemon=True)
-        self.process.start()
+        # started here, since starting a process would start it, and lets signals through
+        resource_tracker.ensure_running()
+        with signals.held_back():
+            self.process.start()
         theirs.close()  # so that a dead worker is heard as the end of its pipe
 
     def give(self, task: Task) -> None:
@@ -207,9 +223,7 @@ class _Worker:
             self.connection.send((task.function, task.arguments))
 
     def stop(self) -> None:
-        self.connection.close()
-        if self.task is not None:
-            self.process.terminate()
+        self.connection.close()  # which ends a worker that is idle
         self.process.join(timeout=10)
         if self.process.is_alive():
             self.process.kill()
@@ -225,8 +239,6 @@ def _work(connection: Connection, device: str) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    # Ctrl-C reaches all processes; the parent ends its workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(CPU_THREADS)
     while True:
         try:

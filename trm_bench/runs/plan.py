@@ -225,7 +225,7 @@ class Planner:
         return _Arm(chosen.label, method, method.adjusted(training))
 
     def _settings(self) -> str:
-        excluded: Any = {**dict.fromkeys(FREE, True), "data": {"root": True}}
+        excluded: Any = {**dict.fromkeys(FREE, True), "data": {"root": True, "allow_links": True}}
         shared = self.protocol.model_dump(mode="json", exclude=excluded)
         trainings = self.protocol.training
         precision = [
@@ -238,7 +238,8 @@ class Planner:
 
     def _conditions(self) -> dict[str, str]:
         blocks = self.protocol.model_dump(mode="json", include=set(TUNED_ON))
-        blocks["data"].pop("root")
+        for name in ("root", "allow_links"):
+            blocks["data"].pop(name)
         contents = {s.id: self.prepared[s.id].digest for s in self.subjects}
         hashed = {"subjects": [contents, self.data], **blocks}
         return {name: digest_of(content)[:16] for name, content in hashed.items()}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from trm_bench.environment import Environment
 from trm_bench.fingerprint import digest_of
 from trm_bench.protocol.schema import Protocol
-from trm_bench.protocol.strict import Strict
+from trm_bench.protocol.strict import Plain, Strict
 from trm_bench.runs.config import SCHEMA, RunConfig
 
 Curve = list[tuple[int, float]]
@@ -72,7 +72,7 @@ class TunedMethod(Strict):
     name: str
     transfer: str | None
     trial: int | None
-    values: dict[str, Any]
+    values: dict[str, Plain]
     validation_dice: float | None
     default_validation_dice: float | None
     finished: int
@@ -80,7 +80,7 @@ class TunedMethod(Strict):
     runs: int
     steps: int
     passes: int
-    space: dict[str, Any]
+    space: dict[str, Plain]
     space_hash: str
     code: str
 
@@ -150,7 +150,7 @@ class SweptTrial(Strict):
     """
 
     number: int
-    values: dict[str, Any]
+    values: dict[str, Plain]
     validation_dice: float | None
     reason: str = ""
     voxel_share: float | None = None
@@ -261,7 +261,7 @@ class Record(Strict):
     manifest: dict[str, dict[str, dict[str, tuple[int, str]]]] = Field(default_factory=dict)
     predictions: dict[str, str] = Field(default_factory=dict)
     slices: str = ""
-    diagnostics: dict[str, Any] = Field(default_factory=dict)
+    diagnostics: dict[str, Plain] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from trm_bench.errors import Damaged, UserError
+from trm_bench.protocol.markup import parse_yaml
 from trm_bench.runs.config import SCHEMA
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import (
@@ -226,19 +227,17 @@ def read_tuned(path: Path) -> Tuned:
         Damaged: It is not what was written.
         UserError: It is not there, or of another schema version.
     """
-    import yaml
-
     fix = "give the tuned.yaml that trm-bench sweep wrote, as it wrote it; or sweep again"
     try:
         text = unsealed(path)
         if text is not None:
-            _refuse_other_version(yaml.safe_load(text), path)
-        return parse_model(Tuned, yaml.safe_load(read_sealed(path)), path)
+            _refuse_other_version(parse_yaml(text, path), path)
+        return parse_model(Tuned, parse_yaml(read_sealed(path), path), path)
     except Damaged as error:
         raise Damaged(error.what, path, fix) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", path, fix) from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except ValueError as error:  # not UTF-8
         raise Damaged("holds no tuned values", path, fix) from error
 
 

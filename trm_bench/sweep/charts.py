@@ -91,6 +91,8 @@ def slices(finding: Finding) -> Drawing:
 
 
 def _slice(ax: Axes, dimension: Dimension, trials: Sequence[SweptTrial], finding: Finding) -> None:
+    from matplotlib.ticker import LogFormatter
+
     choices = [str(choice) for choice in dimension.search]
     is_choice = dimension.kind == "choice"
     if is_choice:
@@ -100,6 +102,8 @@ def _slice(ax: Axes, dimension: Dimension, trials: Sequence[SweptTrial], finding
         low, high = map(float, dimension.search)
         if dimension.log:
             ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:g}")  # matplotlib's own are formulas
+            ax.xaxis.set_minor_formatter(LogFormatter())
             ax.set_xlim(low / 1.5, high * 1.5)
         else:
             ax.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))

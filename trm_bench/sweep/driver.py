@@ -12,7 +12,7 @@ from trm_bench import pipeline
 from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.preparing import mend, open_data
-from trm_bench.protocol.choices import choose_seeds, choose_transfers
+from trm_bench.protocol.choices import choose_seeds, choose_transfers, refuse_twice
 from trm_bench.protocol.schema import MethodConfig, Protocol, Transfer
 from trm_bench.protocol.sweep import SweepConfig
 from trm_bench.runs import health
@@ -119,6 +119,7 @@ def with_budget(
     Raises:
         UserError: The seeds are not different whole numbers.
     """
+    refuse_twice(transfers, "--transfers")
     changes: dict[str, object] = {} if trials is None else {"trials": trials}
     if seeds:
         changes["seeds"] = choose_seeds(protocol, seeds).seeds

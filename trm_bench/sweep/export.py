@@ -21,6 +21,7 @@ from trm_bench.runs.store import read_record, read_trials, read_tuned
 from trm_bench.sweep.space import Dimension, dimensions_of
 from trm_bench.sweep.studies import frozen, quiet
 from trm_bench.sweep.times import span
+from trm_bench.urls import URL, shown, told
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -32,12 +33,6 @@ CONNECT_SECONDS = 15  # a host that does not answer would hold a command for min
 WHOLE = (
     "tuned.yaml is written, the sweep is whole without this; the same command exports again at no "
     "cost"
-)
-# Scheme, user and password, host and port and database, options. Another : / ? or @ in them is to
-# be written as %3A ..., so that no part of a password can be taken for a part of the place.
-URL = re.compile(
-    r"(?P<scheme>[\w+.-]+)://(?P<user>[^@?]*@)?"
-    r"(?P<place>(\[[^]@?]*\]|[^@?:/]*)(:\d+)?(/[^@?]*)?)(?P<options>\?[^@]*)?"
 )
 
 
@@ -80,16 +75,6 @@ def export(folder: ProtocolFolder, target: str) -> list[str]:
                     optuna.delete_study(study_name=copy.name, storage=storage)
                 _write(copy, number, storage)
     return [copy.name for copy in copies]
-
-
-def shown(target: str) -> str:
-    """A target without user, password and options, which no message and no log may hold."""
-    if "://" not in target or target.startswith("sqlite"):
-        return target
-    parts = URL.fullmatch(target)
-    if parts is None:
-        return target.partition("://")[0] + "://***"
-    return f"{parts['scheme']}://{'***@' if parts['user'] else ''}{parts['place']}"
 
 
 def _copies(folder: ProtocolFolder) -> list[_Copy]:
@@ -204,29 +189,11 @@ def _told(target: str) -> Iterator[None]:
         raise
     except ImportError as error:
         fix = "pip install 'trm-bench[export]' for PostgreSQL; other databases have their own"
-        what = f"needs a driver that is not installed ({_line(error, target)})"
+        what = f"needs a driver that is not installed ({told(error, target)})"
         raise UserError(what, shown(target), f"{fix}; {WHOLE}") from error
     except Exception as error:  # drivers, SQLAlchemy, Alembic and Optuna raise what is theirs
-        what = f"the studies cannot be written here: {_line(error, target)}"
+        what = f"the studies cannot be written here: {told(error, target)}"
         raise UserError(what, shown(target), WHOLE) from error
-
-
-def _line(error: BaseException, target: str) -> str:
-    """The first line of what a driver said, without the secrets of a URL."""
-    from urllib.parse import unquote_plus
-
-    while error.__cause__ is not None:  # SQLAlchemy and Optuna wrap the driver's own words
-        error = error.__cause__
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error).strip()
-    line = said.splitlines()[0] if said else type(error).__name__
-    parts = URL.fullmatch(target)
-    if parts is not None and not target.startswith("sqlite"):
-        password = (parts["user"] or "").removesuffix("@").partition(":")[2]
-        options = [o.partition("=")[2] for o in (parts["options"] or "?")[1:].split("&")]
-        for secret in filter(None, (password, *options)):
-            for written in (secret, unquote_plus(secret)):
-                line = line.replace(written, "***")
-    return line
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from trm_bench.analysis.table import SCALE
 from trm_bench.fingerprint import digest_of
 from trm_bench.protocol.schema import Protocol
-from trm_bench.report.mlflow import CELL, Mirror, curves, guarded
+from trm_bench.report.mlflow import Mirror, curves, guarded
+from trm_bench.report.tracking import CELL, Store
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Record, SweptTrial
 from trm_bench.sweep.proposals import Trial
@@ -46,9 +47,9 @@ def tracker(
     budget = protocol.sweep.model_dump(mode="json", exclude={"trials"})
     settings = f"sweep-{data}-{digest_of(budget, dict(conditions))[:16]}"
 
-    def make() -> _SweepMirror:
-        tags = {"data": data, "kind": "sweep"}
-        return _SweepMirror(protocol.name, folder, settings, f"sweep of {protocol.name}", tags)
+    def make(store: Store) -> _SweepMirror:
+        tags, title = {"data": data, "kind": "sweep"}, f"sweep of {protocol.name}"
+        return _SweepMirror(protocol.name, folder, settings, title, tags, store)
 
     with guarded(protocol, folder, display, make) as act:
         yield lambda *of_study: act(lambda mirror: mirror.log(*of_study))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from trm_bench.analysis.table import SCALE
 from trm_bench.files import write_text
+from trm_bench.report import sheets
 from trm_bench.report.drawing import STYLE, Chart, Drawing, write
 from trm_bench.report.evidence import PHANTOM
 from trm_bench.report.pages import DASH, duration, page, picture
+from trm_bench.report.tables import md
 from trm_bench.runs.folders import ProtocolFolder, slug
 from trm_bench.runs.records import Budget, Tuned
 from trm_bench.sweep.charts import history, slices
@@ -166,7 +166,7 @@ def _markdown(tuned: Tuned, findings: Sequence[Finding]) -> str:
         "",
         OPTIMISM,
         "",
-        *(f"- {f.title}: {line}" for f in findings for line in f.edges()),
+        *(f"- {md(f'{f.title}: {line}')}" for f in findings for line in f.edges()),
         "",
         *markdown_table(costs, _costs(findings)),
         "",
@@ -177,21 +177,20 @@ def _markdown(tuned: Tuned, findings: Sequence[Finding]) -> str:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """The lines of a table."""
-    ruled = [list(header), ["---"] * len(header), *([str(x) for x in row] for row in rows)]
-    return ["| " + " | ".join(row) + " |" for row in ruled]
+    shown_rows = ([md(str(cell)) for cell in row] for row in (header, *rows))
+    first, *others = ["| " + " | ".join(row) + " |" for row in shown_rows]
+    return [first, "| " + " | ".join(["---"] * len(header)) + " |", *others]
 
 
 def _csv(findings: Sequence[Finding]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
+    rows: list[Sequence[object]] = [
         ["method", "transfer", "trial", "validation_dice", "voxel_share", "seconds", "values",
          "reason", "runs"]
-    )  # fmt: skip
+    ]  # fmt: skip
     for f in findings:
         for t in f.trials:
             values, runs = json.dumps(t.values), " ".join(t.runs)
             dice = None if t.validation_dice is None else SCALE["dice"] * t.validation_dice
             row = [t.number, dice, t.voxel_share, round(t.seconds, 1)]
-            writer.writerow([f.entry.method, f.entry.transfer, *row, values, t.reason, runs])
-    return text.getvalue()
+            rows.append([f.entry.method, f.entry.transfer, *row, values, t.reason, runs])
+    return sheets.of_rows(rows)

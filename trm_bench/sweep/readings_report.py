@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trm_bench.files import write_text
+from trm_bench.report import sheets
 from trm_bench.report.drawing import (
     BLUE,
     GREY,
@@ -20,6 +21,7 @@ from trm_bench.report.drawing import (
     write,
 )
 from trm_bench.report.evidence import PHANTOM
+from trm_bench.report.tables import md
 from trm_bench.sweep.pages import markdown_table
 from trm_bench.sweep.readings import (
     Dataset,
@@ -78,7 +80,7 @@ def write_readings(paths: Sequence[Path], method: str, output: Path) -> list[Pat
     with mpl.rc_context(STYLE):
         write(_forest(table, datasets, method), "readings", png, svg, _phantom(datasets))
     write_text(markdown, _markdown(table, datasets, method))
-    write_text(csv, table.to_csv(index=False, lineterminator="\n"))
+    write_text(csv, sheets.of_frame(table))
     return [markdown, csv, png, svg]
 
 
@@ -135,7 +137,7 @@ def _markdown(table: pd.DataFrame, datasets: Sequence[Dataset], method: str) -> 
     )
     return "\n".join(
         [
-            f"# Readings of {method}",
+            f"# Readings of {md(method)}",
             "",
             *stand_in,
             f"Datasets: {', '.join(map(_counted, datasets))}.",
@@ -160,7 +162,7 @@ def _counted(dataset: Dataset) -> str:
     entry, used = dataset.finding.entry, len(observations(dataset.finding))
     shared = entry.finished - used
     told = f"{entry.finished} finished trials, {entry.failed} failed"
-    return f"{dataset.name} ({told}{f', {shared} with the run of another' if shared else ''})"
+    return f"{md(dataset.name)} ({told}{f', {shared} with the run of another' if shared else ''})"
 
 
 def _notes(table: pd.DataFrame, datasets: Sequence[Dataset]) -> Iterator[str]:
@@ -171,12 +173,12 @@ def _notes(table: pd.DataFrame, datasets: Sequence[Dataset]) -> Iterator[str]:
         own = table[table.option == dimension.name]
         against = own.against.iloc[0]
         if against and against != ", ".join(own["value"]):
-            yield f"Effects of {dimension.name} are against the mean of {against}."
+            yield md(f"Effects of {dimension.name} are against the mean of {against}.")
     for subjects in dict.fromkeys(d.subjects for d in datasets if d.subjects):
         same = [d.name for d in datasets if d.subjects == subjects]
         if len(same) > 1:
             yield (
-                f"The same subjects: {', '.join(same)}. These are not independent, so that an "
+                f"The same subjects: {md(', '.join(same))}. These are not independent, so that an "
                 "interval over datasets is too narrow."
             )
 

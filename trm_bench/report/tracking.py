@@ -1,0 +1,177 @@
+"""The store that MLflow tracks in: made whole, shared by commands that run at the same time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trm_bench.errors import UserError
+from trm_bench.runs.folders import ResultsFolder
+from trm_bench.urls import shown, told
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+# tags of our runs, by which a resumed command sees what is logged already
+PARENT, CELL = "trm_bench.parent", "trm_bench.cell"
+PATIENCE = 45.0  # seconds to wait for other commands; making a store takes about five
+AGAIN = "give the same command again, which logs all that is missing"
+TRIES = 3  # to open a database; MLflow's own ten take minutes
+POLL = 0.05  # seconds between two looks at a lock
+MOST = 50_000  # runs that MLflow returns at once
+
+
+class Store:
+    """Where MLflow tracks: what MLFLOW_TRACKING_URI names, or an sqlite file among the results.
+
+    Args:
+        folder: Of the results.
+    """
+
+    def __init__(self, folder: ResultsFolder) -> None:
+        self.folder, self.path = folder, folder.mlflow_store.resolve()
+        self.own = not os.environ.get(VARIABLE)
+        self.uri = os.environ.get(VARIABLE) or f"sqlite:///{self.path}"
+
+    @property
+    def shown(self) -> str:
+        """The URI as it may be printed."""
+        return shown(self.uri)
+
+    @property
+    def ui(self) -> str:
+        """How to look at what is tracked: a command for a shell, or the address of a server."""
+        if self.uri.startswith("http"):
+            return self.shown
+        uri = shlex.quote(self.uri) if self.own else f'"${VARIABLE}"'
+        return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
+
+    def told(self, error: Exception) -> str:
+        """What went wrong with the store, and how to mend it; of an exception of MLflow's."""
+        if isinstance(error, UserError):
+            return str(error)
+        said, again = told(error, self.uri), AGAIN
+        if not self.own:
+            return f"{self.shown}: {said}\n  see to the store that {VARIABLE} names, and {again}"
+        if "full" in said or "No space" in said:
+            return f"{self.path}: {said}\n  free some space, and {again}"
+        mend = f"move {self.path} aside, and give the same command again, which logs all of its"
+        return f"{self.path}: {said}\n  {mend} runs again"
+
+    @contextmanager
+    def locked(self, patience: float = PATIENCE) -> Iterator[None]:
+        """Holds the lock of our own store, so that commands write to it one after the other.
+
+        Raises:
+            UserError: Another command has held it for so many seconds.
+        """
+        if not self.own:
+            yield
+            return
+        path, end = self.path.with_name(f".{self.path.name}.lock"), time.monotonic() + patience
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            while not _got(lock, fcntl.LOCK_EX):
+                if time.monotonic() > end:
+                    fix = f"when that has ended, {AGAIN}"
+                    raise UserError("another command writes to the tracking store", path, fix)
+                time.sleep(POLL)
+            yield
+        finally:
+            os.close(lock)
+
+    def client(self) -> MlflowClient:
+        """A client; our own store, where there is none, is made first. Called under the lock.
+
+        Raises:
+            UserError: MLflow cannot have a store in the folder of the results.
+        """
+        client = _mlflow()
+        if self.own:
+            if {"?", "%"} & {*str(self.path)}:
+                fix = f"name another --out, or a store in {VARIABLE}"
+                raise UserError("MLflow takes no ? and no % in a path", self.path, fix)
+            self._make()
+        return client(tracking_uri=self.uri)
+
+    def _make(self) -> None:
+        """In another file: a store whose making is cut off is never whole again."""
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        for left in self.path.parent.glob(f"{temporary.name}*"):  # by a kill, with sqlite's journal
+            left.unlink()
+        if self.path.is_file() and self.path.stat().st_size:
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        artifacts = self.folder.mlflow_artifacts("").resolve().as_uri()
+        try:
+            SqlAlchemyStore(f"sqlite:///{temporary}", artifacts).engine.dispose()
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def end_dead(self, client: MlflowClient, ours: str) -> None:
+        """Ends as KILLED what dead commands left RUNNING in our own store.
+
+        Args:
+            client: Of the store.
+            ours: The experiment whose lock this process holds, so that all of it is of the dead.
+        """
+        if not self.own:
+            return
+        names = {e.experiment_id: e.name for e in client.search_experiments()}
+        running = client.search_runs([*names], "attributes.status = 'RUNNING'", max_results=MOST)
+        by_name: dict[str, list[str]] = {}
+        for run in running:
+            if run.data.tags.keys() & {PARENT, CELL}:
+                by_name.setdefault(names[run.info.experiment_id], []).append(run.info.run_id)
+        for name, runs in by_name.items():
+            if name == ours or not _is_held(self.folder.protocol(name).lock):
+                for run_id in runs:
+                    client.set_terminated(run_id, "KILLED")
+
+
+def load() -> None:
+    """Imports MLflow, which takes seconds, and does not belong under a lock."""
+    _mlflow()
+
+
+def _mlflow() -> type[MlflowClient]:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # a dead server must not hold up a benchmark
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    from mlflow.store.db import utils
+    from mlflow.tracking import MlflowClient
+
+    utils.MAX_RETRY_COUNT = TRIES
+    for logger in ("mlflow", "alembic"):  # a new store's migrations would be told by line
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    return MlflowClient
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process holds a lock; one that nobody has made is held by none."""
+    try:
+        opened = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _got(opened, fcntl.LOCK_SH)
+    finally:
+        os.close(opened)
+
+
+def _got(lock: int, how: int) -> bool:
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
