@@ -238,7 +238,7 @@ def scan(folder: str, damage: Damage, seed: str, command: str, scene: Scene) -> 
     refused = damage(path, random.Random(seed))
     codes = (2,) if refused else (0, 2)
     if command == "risk-map":
-        if path.is_symlink() and path.resolve().is_file() and "outside" in path.resolve().name:
+        if damage is a_link_out:
             codes = (0, 2)  # the person named it
         image, label = (data / f / f"{NAME}.nii.gz" for f in ("imagesTr", "labelsTr"))
         given = ("--image", image, "--label", label, "--out", "map.nii.gz")
