@@ -238,8 +238,8 @@ def scan(folder: str, damage: Damage, seed: str, command: str, scene: Scene) -> 
     refused = damage(path, random.Random(seed))
     codes = (2,) if refused else (0, 2)
     if command == "risk-map":
-        if damage is a_link_out:
-            codes = (0, 2)  # the person named it
+        if damage in (a_link_out, OF_LABELS["image: a label of 9"]):
+            codes = (0, 2)  # the person named the file; and any number may be a class there
         image, label = (data / f / f"{NAME}.nii.gz" for f in ("imagesTr", "labelsTr"))
         given = ("--image", image, "--label", label, "--out", "map.nii.gz")
         checkpoint = ("--checkpoint", scene.base.source)
