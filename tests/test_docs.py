@@ -125,8 +125,8 @@ def test_readme_names_what_there_is() -> None:
         assert runner.invoke(cli.app, [command, "--help"]).exit_code == 0, command
     options = set(re.findall(r"`(--[a-z-]+)", text)) - {"--backend-store-uri", "--host"}
     help_text = "".join(
-        runner.invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
-        for command in ("run", "sweep")
+        runner.invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+        for command in ("run", "sweep", "")
     )
     assert options and all(option in help_text for option in options), options
 

@@ -235,8 +235,8 @@ class TestFaults:
             ),  # a record of another split
             (
                 lambda r: r["metrics"]["FeTS21_Training_001"]["core"].update(dice=float("nan")),
-                "not finite",
-                "47 of 48",
+                "seed 0",  # no record has one
+                "2 of 3 seeds",
             ),
             (
                 lambda r: r["metrics"]["FeTS21_Training_001"].pop("core"),

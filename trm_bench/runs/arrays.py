@@ -47,10 +47,12 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
     Raises:
         UserError: There is none, it is not what was written, or of another schema version.
     """
+    fix = "source networks lie under RESULTS/sources/; the command that made one makes it again"
     try:
         return open_checkpoint(path), read_tensors(path)
+    except Damaged as error:
+        raise Damaged(f"not a checkpoint of trm-bench: it {error.what}", path, fix) from error
     except OSError as error:
-        fix = "source networks lie under RESULTS/sources/"
         raise UserError(f"cannot be read: {error.strerror}", path, fix) from error
 
 
