@@ -22,6 +22,8 @@ TRAINING = {
     "optimizer": {"name": "adamw", "lr": 0.01},
 }
 HERE = ("--jobs", "1", "--device", "cpu")
+TIMED = (".html", "sweep/trials.csv", "sweep/summary.md")
+"""Files that say when they were made or what it took; two are equal by chance alone."""
 COMMANDS = (["run"], ["sweep", "--trials", "1", "--methods", "finetune,trm"])
 READ = {  # readers of results, each with what follows its name; {out} is the results folder
     "report": ["{out}"],
@@ -130,9 +132,7 @@ def build(folder: Path, runner: Runner) -> Base:
     one, other = files(folder / "out"), files(folder / "again")
     if one.keys() != other.keys():
         raise RuntimeError(f"two runs leave different files: {sorted(one.keys() ^ other.keys())}")
-    # pages say when they were made, and trials how long they took: equal twice by chance alone
-    timed = (".html", "trials.csv")
-    steady = [n for n, content in one.items() if content == other[n] and not n.endswith(timed)]
+    steady = [n for n, content in one.items() if content == other[n] and not n.endswith(TIMED)]
     reference = {name: one[name] for name in steady}
     needed = {"toy/table.md", "toy/metrics.csv", "toy/comparisons.csv", "toy/sweep/tuned.yaml"}
     if gone := needed - reference.keys():

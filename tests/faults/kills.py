@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from faults.base import HERE, TRAINING, Base, files, write_protocol
+from faults.base import HERE, TIMED, TRAINING, Base, files, write_protocol
 from faults.case import CODE, LOST, SURVIVORS, WORDS, Case, Scene
 from faults.results import equal, records
 from faults.runner import Answer, environment
@@ -123,7 +123,11 @@ def write(folder: Path, base: Base, **changes: object) -> Path:
 def same(scene: Scene, command: str, answer: Answer) -> None:
     """Notes what is not as if nothing had been killed."""
     out, whole = scene.folder / "out", reference(scene, command)
-    steady = {n: content for n, content in files(whole).items() if n.endswith(STEADY)}
+    steady = {
+        n: content
+        for n, content in files(whole).items()
+        if n.endswith(STEADY) and not n.endswith(TIMED)
+    }
     equal(scene, out, steady, records(whole), answer.output[-1500:])
     scene.call("verify", out, codes=(0,))
 
