@@ -20,9 +20,9 @@ from trm_bench.datasets.base import LabelMap, Scan
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import EvaluationConfig, NetworkConfig, TrainingConfig, VolumeConfig
 from trm_bench.runs import compute
+from trm_bench.runs.arrays import write_checkpoint
 from trm_bench.runs.config import RunConfig, RunDomain, RunMethod, Subjects
 from trm_bench.runs.records import Checkpoint
-from trm_bench.runs.store import write_checkpoint
 from trm_bench.training.evaluation import predict
 from trm_bench.transfer_risk import LeepStatistics, RiskMap
 
@@ -181,6 +181,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
         lambda p: write(p, np.zeros(SHAPE, [(c, "u1") for c in "RGB"])),
         "cannot be read",
     ),
+    "complex": ("image", "a.nii", lambda p: write(p, np.zeros(SHAPE, np.complex64)), "complex64"),
     "other grid": ("label", "a.nii", lambda p: write(p, voxels()[1], MOVED), "affine"),
     "empty label": ("label", "a.nii", lambda p: write(p, np.zeros(SHAPE, np.uint8)), "labelled"),
     "half a label": ("label", "a.nii", lambda p: write(p, np.full(SHAPE, 0.5)), "label value 0.5"),

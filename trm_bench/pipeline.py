@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.files import remove_leftovers
 from trm_bench.methods.registry import REGISTRY, create, trainable
-from trm_bench.preparing import Data, damaged_volumes, mend, open_data
+from trm_bench.preparing import Data, mend, open_data
 from trm_bench.protocol import Protocol, load_protocol
 from trm_bench.protocol.choices import (
     choose_methods,
@@ -119,7 +119,7 @@ def run(
                 if job.is_done():
                     track(job.id)
             train(plan, executor, device, display, track)
-            _audit(protocol, folder, data, stand_in, executor, display)
+            _audit(folder, data, executor, display)
             if pages:
                 report.write_pages(folder.path)
             else:
@@ -175,27 +175,7 @@ def planned(
     plan = planner.plan(chosen)
     if tuned:
         refuse_misfit(tuned, plan, data.kind)
-    used = {i for job in (*plan.sources, *plan.runs) if not job.is_done() for i in job.prepared}
-    return sound(data, used, protocol, folder, stand_in, display), plan
-
-
-def sound(
-    data: Data,
-    used: Iterable[str],
-    protocol: Protocol,
-    folder: ProtocolFolder,
-    stand_in: bool,
-    display: Display,
-) -> Data:
-    """The data, after all voxels of some subjects were held against their checksums.
-
-    Damaged volumes are prepared again, which changes neither their names nor any plan.
-    """
-    damaged = damaged_volumes(data.prepared[subject] for subject in sorted(used))
-    if not damaged:
-        return data
-    mend(damaged, display)
-    return open_data(protocol, folder.results, stand_in, None, display)
+    return data, plan
 
 
 def check_networks(protocol: Protocol, plan: Plan) -> int:
@@ -280,14 +260,7 @@ def train(
         executor.run(tasks, listen)
 
 
-def _audit(
-    protocol: Protocol,
-    folder: ProtocolFolder,
-    data: Data,
-    stand_in: bool,
-    executor: Executor,
-    display: Display,
-) -> None:
+def _audit(folder: ProtocolFolder, data: Data, executor: Executor, display: Display) -> None:
     """Judges voxel by voxel what is finished; one that fails is a warning, as the runs stand."""
     results = read_results(folder)
     for error in results.damaged.values():  # of an earlier command's methods, which stay its own
@@ -296,8 +269,6 @@ def _audit(
     missing = audit.pending(results, data.prepared)
     if not missing:
         return
-    used = {subject for work in missing for subject in work.test}
-    sound(data, used, protocol, folder, stand_in, display)
     titles = {str(work.result): work.title for work in missing}
     with display.stage("voxel-level audits", len(missing)) as stage:
         tasks = [Task(str(work.result), audit.audit, (work,)) for work in missing]

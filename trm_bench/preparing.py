@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,6 @@ from trm_bench import datasets, phantom
 from trm_bench.data.prepared import (
     Prepared,
     cache_path,
-    open_expected,
     open_prepared,
     prepare,
 )
@@ -27,6 +27,7 @@ from trm_bench.runs import health
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task, default_jobs
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.records import LeftOut
+from trm_bench.seals import require_tensors
 
 WORTH_WORKERS = 128 * 2**20  # bytes of files to prepare above which starting processes pays
 
@@ -81,30 +82,31 @@ def open_data(
 
 
 def _whole(paths: Mapping[str, Path], display: Display) -> dict[str, Prepared]:
-    """The subjects that are prepared; what is damaged is set aside, and so made again."""
-    prepared, damaged = dict[str, Prepared](), []
-    for subject, path in paths.items():
-        try:
-            found = open_prepared(path)
-            if found is not None and found.subject != subject:
-                raise Damaged(f"is {found.subject}, prepared", path)
-        except Damaged as error:
-            damaged.append(error)
-        else:
-            prepared |= {subject: found} if found is not None else {}
+    """The subjects that are prepared, all voxels held against their checksums.
+
+    What is damaged is set aside, and so made again.
+    """
+    prepared, damaged = dict[str, Prepared](), list[Damaged]()
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone
+        for subject, found in zip(paths, pool.map(_opened, paths, paths.values()), strict=True):
+            if isinstance(found, Damaged):
+                damaged.append(found)
+            elif found is not None:
+                prepared[subject] = found
     mend(damaged, display)
     return prepared
 
 
-def damaged_volumes(volumes: Iterable[Prepared]) -> list[Damaged]:
-    """Those whose voxels are not what was written, by reading all of them."""
-    damaged = []
-    for volume in volumes:
-        try:
-            open_expected(volume.path, volume.subject, volume.digest)
-        except Damaged as error:
-            damaged.append(error)
-    return damaged
+def _opened(subject: str, path: Path) -> Prepared | Damaged | None:
+    try:
+        found = open_prepared(path)
+        if found is not None and found.subject != subject:
+            raise Damaged(f"is {found.subject}, prepared", path)
+        if found is not None:
+            require_tensors(path)
+    except Damaged as error:
+        return error
+    return found
 
 
 def mend(damaged: Iterable[Damaged], display: Display) -> None:

@@ -107,7 +107,7 @@ def _protocol(folder: ProtocolFolder, known: _Known) -> Iterator[Finding]:
     texts = health.of_plan(folder)
     if len(swept.missing) == 2:  # nothing was swept
         swept.missing.clear()
-    elif len(texts.missing) == 1:  # nothing but a sweep
+    elif not (folder.path / "predictions").exists():  # nothing but a sweep
         texts.missing.clear()
     yield from _told(swept)
     yield from _told(texts)

@@ -55,6 +55,29 @@ def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutant]
 
 
 MUTANTS = [
+    # ---------------------------------------------------------------------------------- integrity
+    *_of(
+        "seals",
+        "runs/test_store test_seals",
+        ("any checksum will do", "if actual != found[-1][1].decode():", "if not actual:"),
+        ("the seal counts itself", "content[:start] + BLANK.encode() + content[end:]", "content"),
+        ("tensors are not read", "!= payload:", "== payload + 1 * 'x':"),
+        ("files are not held to their sum", "if digest_of_file(path) != digest:", "if not digest:"),
+        ("a changed file keeps its old sum", "_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)", "_digest(path)"),
+    ),
+    *_of(
+        "runs.store",
+        "runs/test_store",
+        ("a record under any name", "if not path.stem == record.id == record.config.id:", "if not record.id:"),
+        ("a record of any subjects", "not tested == set(record.metrics) == set(record.predictions)", "not tested"),
+        ("an audit of any transfer", "(audit.transfer, audit.seed) != (transfer, seed)", "not audit.runs"),
+    ),
+    *_of(
+        "runs.health",
+        "test_verification",
+        ("a source under any name", "!= path.stem:", "== '':"),
+        ("predictions are not looked at", "for file, digest in kept(folder, health.record):", "for file, digest in ():"),
+    ),
     # ------------------------------------------------------------------------------------ methods
     *_of(
         "methods.trm",

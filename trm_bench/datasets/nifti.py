@@ -59,7 +59,10 @@ class Volume:
                 raise TypeError(f"{type(file).__name__} is no volume")
             shape = tuple(int(size) for size in file.shape)
             header, affine = file.header, np.asarray(file.affine, np.float64)
-            promised = math.prod(shape) * header.get_data_dtype().itemsize
+            kind = np.dtype(header.get_data_dtype())
+            if kind.kind not in "iuf":  # NumPy would drop the imaginary part, and warn
+                raise TypeError(f"its voxels are {kind}, not numbers")
+            promised = math.prod(shape) * kind.itemsize
         except Exception as error:  # of any kind for a damaged header; the message keeps the kind
             raise self._unreadable(error) from error
         held, most = parts(path)[-1].stat().st_size, _EXPANSION.get(path.suffix)

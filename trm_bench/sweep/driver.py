@@ -167,10 +167,7 @@ def sweep(
         planner = Planner(
             protocol, data.dataset, data.subjects, data.prepared, folder, data.kind, device
         )
-        whole = replace(planner, tested=False).plan(transfers)
-        pipeline.check_networks(protocol, whole)
-        used = {subject for job in (*whole.sources, *whole.runs) for subject in job.prepared}
-        pipeline.sound(data, used, protocol, folder, stand_in, display)
+        pipeline.check_networks(protocol, replace(planner, tested=False).plan(transfers))
         mend(health.of_sweep(folder).damaged, display)
         groups = [(t.name, (t,)) for t in transfers]
         studies = [
