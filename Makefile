@@ -2,10 +2,11 @@
 # make test   install, run the tests
 # make lint   formatting, linting and types, as CI checks them
 # make mutants   break the numeric core in more than a hundred places: do the tests notice?
+# make faults   thousands of bad inputs, a hundred kills, full disks (about 45 minutes); writes docs/faults.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint mutants clean
+.PHONY: demo test lint mutants faults clean
 
 demo: .venv/installed
 	$(BIN)/trm-bench run protocols/fets_cross_modality.yaml --phantom
@@ -20,6 +21,9 @@ lint: .venv/installed
 
 mutants: .venv/installed
 	$(BIN)/python tests/mutation/run.py
+
+faults: .venv/installed
+	PYTHONPATH=tests $(BIN)/python -m faults --report docs/faults.md
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,0 +1,110 @@
+"""The long fault suite.
+
+    make faults                                     # all of it; writes docs/faults.md
+    PYTHONPATH=tests python -m faults --only results --number 20 --seed 7
+
+Exit code 1 where anything was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faults import EVERY, report
+from faults.base import Base, build, warm
+from faults.case import Case, Scene, sample
+from faults.runner import ROOT, Runner
+
+PLANTS = ("faults.plants:no_pictures",)
+
+
+@dataclass
+class Played:
+    """What the suite has done so far.
+
+    Attributes:
+        scenes: Each case that has played, with its scene and its seconds.
+    """
+
+    scenes: list[tuple[Case, Scene, float]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, case: Case, scene: Scene, seconds: float, of: int) -> None:
+        """Notes a case, and prints what it found."""
+        with self.lock:
+            self.scenes.append((case, scene, seconds))
+            for fault in scene.faults:
+                print(f"--- {case.kind} | {case.name} | {fault.what}\n{fault.detail}", flush=True)
+            if len(self.scenes) % 100 == 0 or case.slow:
+                found = sum(len(s.faults) for _, s, _ in self.scenes)
+                print(f"{len(self.scenes)} of {of} cases, {found} faults", flush=True)
+
+
+def play(cases: Sequence[Case], base: Base, runners: Sequence[tuple[Runner, Path]]) -> Played:
+    """Plays cases, as many at a time as there are runners.
+
+    The first runner begins with the slow ones, so that no one waits for them at the end.
+    """
+    waiting = deque(sorted(cases, key=lambda case: not case.slow))
+    played, lock = Played(), threading.Lock()
+
+    def work(number: int) -> None:
+        runner, scratch = runners[number]
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                case = waiting.popleft() if number == 0 else waiting.pop()
+            start = time.monotonic()
+            scene = case.run(base, runner, scratch)
+            played.add(case, scene, time.monotonic() - start, len(cases))
+
+    with ThreadPoolExecutor(len(runners)) as pool:
+        list(pool.map(work, range(len(runners))))
+    return played
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
+    parser.add_argument("--only", default="", help="Kinds and names that hold this word.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--number", type=int, help="Of each kind; all where not given.")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--report", type=Path, help="Where to write the report.")
+    given = parser.parse_args()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        places = [Path(folder) / f"runner{i}" for i in range(given.jobs)]
+        for place in places:
+            place.mkdir()
+        runners = [(Runner(place, PLANTS), place) for place in places]
+        base = build(Path(folder) / "base", runners[0][0])
+        for runner, place in runners[1:]:
+            warm(runner, base.data, place)
+        every = [case for cases in EVERY for case in cases(base, given.seed)]
+        cases = [case for case in every if given.only in f"{case.kind}: {case.name}"]
+        if given.number:
+            cases = sample(cases, given.number, given.seed)
+        kinds = Counter(case.kind for case in cases)
+        print(", ".join(f"{n} {kind}" for kind, n in kinds.items()), flush=True)
+        played = play(cases, base, runners)
+        for runner, _ in runners:
+            runner.__exit__(None, None, None)
+    text = report.text(played.scenes, given.seed, time.monotonic() - start)
+    print(text)
+    if given.report:
+        (ROOT / given.report).write_text(text, encoding="utf-8")
+    return 1 if any(scene.faults for _, scene, _ in played.scenes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""What all cases share: toy data, protocols, and finished results that cases copy and damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import toy
+import yaml
+
+from faults.runner import Runner
+
+TRAINING = {
+    "steps": 2,
+    "batch": 1,
+    "patch": [16, 16, 16],
+    "optimizer": {"name": "adamw", "lr": 0.01},
+}
+HERE = ("--jobs", "1", "--device", "cpu")
+TIMED = (".html", "sweep/trials.csv", "sweep/summary.md")
+"""Files that say when they were made or what it took; two are equal by chance alone."""
+COMMANDS = (["run"], ["sweep", "--trials", "1", "--methods", "finetune,trm"])
+READ = {  # readers of results, each with what follows its name; {out} is the results folder
+    "report": ["{out}"],
+    "verdict": ["{out}"],
+    "power": ["{out}"],
+    "compare": ["{out}", "{whole}", "--out", "compared"],
+    "readings": ["{out}", "--out", "read"],
+}
+
+
+def write_protocol(path: Path, root: Path, /, **changes: Any) -> Path:
+    """The smallest run there is: one source network and three runs of two steps."""
+    training = {"source": dict(TRAINING), "target": dict(TRAINING)}
+    return toy.write_protocol(path, root, **({"training": training} | changes))
+
+
+@dataclass(frozen=True)
+class Base:
+    """Made once; nothing in it is changed by a case.
+
+    Attributes:
+        folder: Where all of it lies.
+        reference: Name to bytes of the files that come out the same whenever they are made.
+        printed: Reader to what it prints of whole results.
+    """
+
+    folder: Path
+    reference: dict[str, bytes]
+    printed: dict[str, str]
+
+    @property
+    def data(self) -> Path:
+        """The toy dataset."""
+        return self.folder / "data"
+
+    @property
+    def protocol(self) -> Path:
+        """A protocol on it, without tracking."""
+        return self.folder / "p.yaml"
+
+    @property
+    def results(self) -> Path:
+        """Results of that: a run and a sweep."""
+        return self.folder / "out"
+
+    @property
+    def source(self) -> Path:
+        """A source network."""
+        return next((self.results / "sources").glob("*.safetensors"))
+
+    @cached_property
+    def text(self) -> str:
+        """Of the protocol."""
+        return self.protocol.read_text(encoding="utf-8")
+
+    @cached_property
+    def cells(self) -> set[str]:
+        """The ids of the runs that are in the table; other records are of the sweep."""
+        plan = json.loads((self.results / "toy" / "plan.json").read_text(encoding="utf-8"))
+        return {cell["run"] for cell in plan["cells"]}
+
+    def raw(self) -> dict[str, Any]:
+        """The protocol, with every key that has a default."""
+        from trm_bench.protocol import load_protocol
+
+        whole = load_protocol(str(self.protocol)).model_dump(mode="json")
+        return {k: v for k, v in whole.items() if v is not None}
+
+
+def made(runner: Runner, folder: Path, results: Path) -> None:
+    """Runs and sweeps the base's protocol.
+
+    Raises:
+        RuntimeError: A command did not end well, so that no case could say anything.
+    """
+    for command in COMMANDS:
+        answer = runner.call(folder, *command, folder / "p.yaml", "--out", results, *HERE)
+        if answer.code != 0:
+            raise RuntimeError(f"the base cannot be made: {answer}")
+
+
+def warm(runner: Runner, data: Path, folder: Path) -> None:
+    """Has the warm process do once what most cases do, so that a fork takes a tenth of a second."""
+    protocol = write_protocol(folder / "p.yaml", data)
+    there = ("--out", folder / "out")
+    for command in ("check", "run", "sweep"):
+        tail = {"check": (), "sweep": (*HERE, "--trials", "1")}.get(command, HERE)
+        runner.warm(command, protocol, *there, *tail)
+    runner.warm("readings", folder / "out", "--out", folder / "read")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every regular file below a folder, by its name there."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+def build(folder: Path, runner: Runner) -> Base:
+    """Makes the base: twice, since what differs between the two holds times."""
+    data = toy.write_dataset(folder / "data", 8)
+    write_protocol(folder / "p.yaml", data)
+    (folder / "warm").mkdir()
+    warm(runner, data, folder / "warm")
+    made(runner, folder, folder / "out")
+    made(runner, folder, folder / "again")
+    one, other = files(folder / "out"), files(folder / "again")
+    if one.keys() != other.keys():
+        raise RuntimeError(f"two runs leave different files: {sorted(one.keys() ^ other.keys())}")
+    steady = [n for n, content in one.items() if content == other[n] and not n.endswith(TIMED)]
+    reference = {name: one[name] for name in steady}
+    needed = {"toy/table.md", "toy/metrics.csv", "toy/comparisons.csv", "toy/sweep/tuned.yaml"}
+    if gone := needed - reference.keys():
+        raise RuntimeError(f"two runs differ in {sorted(gone)}")
+    base = Base(folder, reference, {})
+    for name in READ:
+        base.printed[name] = runner.call(folder, *reader(base, name, folder / "out")).output
+    return base
+
+
+def reader(base: Base, name: str, out: Path) -> list[str]:
+    """The command line of a reader of results."""
+    places = {"out": str(out), "whole": str(base.folder / "again")}
+    return [name, *(part.format(**places) for part in READ[name])]
+
+
+def copied(base: Base, to: Path) -> Path:
+    """A copy of the results, to be damaged."""
+    shutil.copytree(base.results, to, symlinks=True)
+    return to
+
+
+def dumped(raw: Any, hole: Callable[[str], str] = lambda text: text) -> str:
+    """A mapping as YAML text, passed through `hole`."""
+    return hole(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
