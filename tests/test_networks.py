@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trm_bench import networks
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
-from trm_bench.runs import execute, store
+from trm_bench.runs import arrays, execute, store
 
 UNET = {"name": "UNet", "channels": [4, 8, 16], "strides": [2, 2]}
 DYNUNET = {
@@ -339,7 +339,7 @@ def test_a_dynunet_lives_through_source_checkpoint_and_run(toy_data: Path, tmp_p
         methods=["finetune"],
     )
     assert execute.do(made.sources[0], CPU, lambda *at: None) == "finished"
-    about, state = store.read_checkpoint(made.sources[0].result)
+    about, state = arrays.read_checkpoint(made.sources[0].result)
     assert about.config == made.sources[0].config and about.id == made.sources[0].id
     network = networks.build(config("DynUNet"), 1, 2, 3, 7)
     network.load_state_dict(state)
@@ -368,7 +368,7 @@ def test_what_is_no_checkpoint_is_said(content: bytes | None, tmp_path: Path) ->
     else:
         file.write_bytes(content)
     with pytest.raises(UserError, match="not a checkpoint of trm-bench"):
-        store.read_checkpoint(file)
+        arrays.read_checkpoint(file)
 
 
 # ------------------------------------------------------------------------------------------- memory

@@ -227,7 +227,7 @@ class TestRefused:
                 "the search space of 'scratch' is another one now",
             ),
             ("methods.2.with_dice=2", "the search space of 'trm' is another one now"),
-            ("methods.2={name: focal, label: trm}", "the search space of 'trm' is another one now"),
+            ("methods.2={name: focal, label: trm}", "the name of another method"),
             ("methods=[focal]", "holds nothing for 'focal'"),
         ],
     )
