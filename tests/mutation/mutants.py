@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     *_of(
         "runs.health",
-        "test_verification",
+        "runs/test_store test_verification",
         ("a source under any name", "!= path.stem:", "== '':"),
         ("predictions are not looked at", "for file, digest in kept(folder, health.record):", "for file, digest in ():"),
     ),

@@ -15,12 +15,15 @@ from safetensors.torch import save_file
 
 from trm_bench.environment import Environment
 from trm_bench.errors import Damaged, UserError
-from trm_bench.runs.arrays import read_checkpoint, write_checkpoint
+from trm_bench.runs import health
+from trm_bench.runs.arrays import read_checkpoint, read_source, write_checkpoint
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, protocol_folders, slug
 from trm_bench.runs.plan import Plan
 from trm_bench.runs.records import Cell, Checkpoint, LeftOut, Record, StoredPlan, VoxelAudit
 from trm_bench.runs.store import (
+    open_audit,
     open_record,
+    read_audit,
     read_model,
     read_plan,
     read_record,
@@ -254,6 +257,33 @@ def test_audits_of_other_runs_are_not_shown(
         audit = VoxelAudit(transfer=cell.transfer, seed=cell.seed, runs=judged, **same)
         write_model(folder.audit(cell.transfer, cell.seed), audit)
         assert len(read_results(folder).audits()) == shown
+
+
+def test_an_audit_is_that_of_its_transfer_and_seed(tmp_path: Path) -> None:
+    folder = ProtocolFolder(tmp_path / "toy")
+    same: dict[str, Any] = {"classes": ("b",), "outcomes": {}, "auroc": {}, "roc": {}, "code": ""}
+    for place in (("a->b", 0), ("a->b", 1), ("b->a", 0)):
+        audit = VoxelAudit(transfer="a->b", seed=0, runs={"m": "r"}, **same)
+        write_model(folder.audit(*place), audit)
+    assert open_audit(folder, "a->b", 0) is not None
+    for place in (("a->b", 1), ("b->a", 0)):
+        with pytest.raises(Damaged, match="is the audit of a->b seed 0"):
+            open_audit(folder, *place)
+        assert read_audit(folder, *place) is None
+
+
+def test_a_source_network_is_that_of_its_name(made: Plan, tmp_path: Path) -> None:
+    config = made.sources[0].config
+    about = Checkpoint(id=config.id, config=config, validation_dice=0.5, environment=MACHINE)
+    results = ResultsFolder(tmp_path)
+    for name in (config.id, "another"):
+        write_checkpoint(results.source(name), about, {"a": torch.zeros(3)})
+    assert health.of_source(results.source(config.id)).whole
+    (error,) = health.of_source(results.source("another")).damaged
+    assert f"is the source network {config.id}" in error.what
+    assert health.of_source(results.source("none")).missing == [results.source("none")]
+    with pytest.raises(Damaged):
+        read_source(results, "another")
 
 
 def test_folders_are_found_by_themselves_and_below_others(

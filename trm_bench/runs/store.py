@@ -231,14 +231,21 @@ def read_tuned(path: Path) -> Tuned:
     try:
         text = unsealed(path)
         if text is not None:
-            _refuse_other_version(parse_yaml(text, path), path)
-        return parse_model(Tuned, parse_yaml(read_sealed(path), path), path)
+            _refuse_other_version(_plain(text, path), path)
+        return parse_model(Tuned, _plain(read_sealed(path), path), path)
     except Damaged as error:
         raise Damaged(error.what, path, fix) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", path, fix) from error
     except ValueError as error:  # not UTF-8
         raise Damaged("holds no tuned values", path, fix) from error
+
+
+def _plain(text: str, path: Path) -> Any:
+    try:
+        return parse_yaml(text, path)
+    except UserError as error:
+        raise Damaged("holds no tuned values", path) from error
 
 
 def read_trials(folder: ProtocolFolder) -> Trials:
