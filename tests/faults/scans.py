@@ -222,7 +222,7 @@ DAMAGES: dict[str, Damage] = {
 }
 OF_LABELS: dict[str, Damage] = {
     "image: a label of 9": partial(image, lambda a: np.where(a == 2, 9, a).astype(np.uint8)),
-    "image: a negative label": partial(image, lambda a: np.where(a == 2, -1, a).astype(np.int16)),
+    "image: a negative label": partial(image, lambda a: np.where(a == 2, -1, a.astype(np.int16))),
     "image: half a label": partial(image, lambda a: np.where(a == 2, 1.5, a).astype(np.float32)),
 }
 OF_IMAGES: dict[str, Damage] = {
