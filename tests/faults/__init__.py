@@ -6,7 +6,15 @@ them take minutes and none can take the suite along. `make faults` runs every ca
 docs/faults.md; `test_faults.py` runs a few of every kind.
 """
 
-from faults import arguments, disks, kills, protocols, results, scans
+from faults import arguments, disks, kills, protocols, results, scans, tracking
 
-EVERY = (kills.cases, disks.cases, protocols.cases, results.cases, scans.cases, arguments.cases)
+EVERY = (
+    kills.cases,
+    disks.cases,
+    protocols.cases,
+    results.cases,
+    tracking.cases,
+    scans.cases,
+    arguments.cases,
+)
 """What makes cases, each from the base and a seed."""

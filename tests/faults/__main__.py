@@ -99,7 +99,8 @@ def main() -> int:
         played = play(cases, base, runners)
         for runner, _ in runners:
             runner.__exit__(None, None, None)
-    text = report.text(played.scenes, given.seed, time.monotonic() - start)
+    sampled = len(cases) < len(every)
+    text = report.text(played.scenes, given.seed, time.monotonic() - start, sampled)
     print(text)
     if given.report:
         (ROOT / given.report).write_text(text, encoding="utf-8")

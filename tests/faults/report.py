@@ -21,8 +21,10 @@ the file or the key, gives other numbers without a word, or loses or doubles a r
 """
 
 
-def text(played: Sequence[tuple[Case, Scene, float]], seed: int, seconds: float) -> str:
-    """The report as Markdown."""
+def text(
+    played: Sequence[tuple[Case, Scene, float]], seed: int, seconds: float, sampled: bool
+) -> str:
+    """The report as Markdown; `sampled` where not all cases have played."""
     kinds: dict[str, list[tuple[Case, Scene, float]]] = {}
     for one in played:
         kinds.setdefault(one[0].kind, []).append(one)
@@ -38,7 +40,8 @@ def text(played: Sequence[tuple[Case, Scene, float]], seed: int, seconds: float)
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     parts = [
         INTRODUCTION,
-        f"{len(played)} cases{also}: {faults} faults. Seed {seed}, {seconds / 60:.0f} minutes.",
+        f"{'A sample: ' if sampled else ''}{len(played)} cases{also}: {faults} faults. "
+        f"Seed {seed}, {seconds / 60:.0f} minutes.",
         f"trm-bench {version('trm-bench')}, Python {platform.python_version()}, {libraries}.\n",
         "| kind of case | cases | faults | seconds | longest |\n|---|---:|---:|---:|---:|",
         "\n".join(rows),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from faults import arguments, disks, kills, protocols, results, scans
+from faults import arguments, disks, kills, protocols, results, scans, tracking
 from faults.base import Base, build
 from faults.case import (
     CODE,
@@ -29,6 +29,7 @@ SEED = 0
 QUICK = {
     "protocols": (protocols.cases, 25),
     "results": (results.cases, 6),
+    "tracking": (tracking.cases, 6),
     "scans": (scans.cases, 20),
     "arguments": (arguments.cases, 40),
 }
