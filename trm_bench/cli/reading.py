@@ -92,7 +92,8 @@ def power_(
     ],
     settings: Settings = None,
     subjects: Annotated[
-        int | None, typer.Option(min=2, help="Test subjects; by default the protocol's.")
+        int | None,
+        typer.Option(min=2, max=1_000_000, help="Test subjects; by default the protocol's."),
     ] = None,
     deviations: Annotated[
         str | None,
