@@ -17,7 +17,7 @@ torch.set_num_threads(CPU_THREADS)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=2, help="Of the sweep that is killed again and again."
+        "--kills", type=int, default=1, help="Of the sweep that is killed again and again."
     )
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -313,44 +309,6 @@ class TestResume:
         toy.write_dataset(data, seed=1)
         run(tmp_path / "out", data, methods=["scratch"])
         assert len({p.name for p in (folder / "records").iterdir()} - before) == 1
-
-    @pytest.mark.slow
-    def test_kill_at_any_moment(self, finished: Path, tmp_path: Path, toy_data: Path) -> None:
-        """kill -9 after each number of finished steps of the work in turn.
-
-        Then the same command finishes.
-        """
-        file = toy.write_protocol(tmp_path / "toy.yaml", toy_data)
-        for seen in ("preparing volumes", "source networks: 1 of 1", "runs: 2 of 3"):
-            out = tmp_path / seen.replace(" ", "").replace(":", "")
-            command = [
-                sys.executable,
-                "-m",
-                "trm_bench",
-                "run",
-                str(file),
-                "--out",
-                str(out),
-                "--jobs",
-                "2",
-            ]
-            process = subprocess.Popen(
-                command, stderr=subprocess.PIPE, text=True, start_new_session=True
-            )
-            assert process.stderr is not None
-            for line in process.stderr:
-                if line.startswith(seen):
-                    break
-            else:
-                pytest.fail(f"'{seen}' was never printed")
-            os.kill(process.pid, signal.SIGKILL)
-            process.stderr.close()
-            process.wait()
-            subprocess.run(command, check=True, capture_output=True)
-            assert numbers(out / "toy") == numbers(finished)
-            assert not list(out.rglob(".*.json")) and not list(out.rglob(".*.csv")), (
-                "temporary files are left"
-            )
 
 
 NETWORKS = {
