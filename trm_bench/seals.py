@@ -80,6 +80,8 @@ def require_file(path: Path) -> None:
         FileNotFoundError: There is nothing.
         Damaged: It is something else.
     """
+    if path.is_symlink() and not path.exists():
+        raise Damaged("is a link that leads nowhere", path)
     path.stat()
     if not path.is_file():
         raise Damaged("is not a plain file", path)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from faults.base import COMMANDS, HERE, Base, copied, files, reader
 from faults.case import CODE, LOST, SILENT, WORDS, Case, Scene, shown
+from trm_bench.runs.config import SCHEMA
 
 # Kind of artefact to where it lies in a results folder.
 ARTEFACTS = {
@@ -125,8 +126,8 @@ SHAPES = {
     "a text": '"text"',
     "an empty mapping": "{}",
     "a state alone": '{"state": "finished"}',
-    "a version alone": '{"schema_version": 2}',
-    "another version": '{"schema_version": 99}',
+    "a version alone": f'{{"schema_version": {SCHEMA}}}',
+    "another version": '{"schema_version": 99, "more": 1}',
     "a version of text": '{"schema_version": "two"}',
     "deep lists": "[" * 20_000 + "]" * 20_000,
     "deep mappings": '{"a":' * 5_000 + "1" + "}" * 5_000,
@@ -296,8 +297,8 @@ def damages(kind: str) -> Iterator[tuple[str, Damage]]:
     if is_text:
         for name, text in SHAPES.items():
             yield name, partial(shape, text)
-        for i in range(3 * (len(INNER) + 1)):
-            yield f"inner {i}", partial(inner, i % (len(INNER) + 1))
+        for i in range(len(INNER) + 1):
+            yield f"inner {i}", partial(inner, i)
 
 
 def cases(base: Base, seed: int) -> Iterator[Case]:

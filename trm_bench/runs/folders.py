@@ -147,12 +147,15 @@ class ProtocolFolder:
         Raises:
             UserError: There is such a link.
         """
-        root = self.results.path.resolve()
-        for folder in self.written():
-            if not folder.resolve().is_relative_to(root):
-                what = f"leads out of the folder of the results, to {folder.resolve()}"
-                fix = "replace the link by a folder, or give the folder itself with --out"
-                raise UserError(what, folder, fix)
+        fix = "replace the link by a folder, or give the folder itself with --out"
+        root, folder = self.results.path, self.path
+        try:
+            for folder in (root, *self.written()):
+                if not folder.resolve().is_relative_to(root.resolve()):
+                    what = f"leads out of the folder of the results, to {folder.resolve()}"
+                    raise UserError(what, folder, fix)
+        except (OSError, RuntimeError) as error:  # a link that leads to itself
+            raise UserError("is a link that leads nowhere", folder, fix) from error
 
     def written(self) -> list[Path]:
         """The folders that commands write to: this one's own, and those shared by protocols."""

@@ -93,7 +93,8 @@ def _refuse_version(path: Path) -> None:
             content = json.loads(text)
         except (ValueError, RecursionError):
             return
-        _refuse_other_version(content, path)
+        if isinstance(content, dict) and len(content) > 1:  # a version alone is of none
+            _refuse_other_version(content, path)
 
 
 def _refuse_other_version(content: Any, where: Path) -> None:
@@ -117,9 +118,11 @@ def open_record(path: Path) -> Record | None:
 
     Raises:
         Damaged: It is not what was written, that of another run, or not of its own split.
-        UserError: It was written under another schema version.
     """
-    record = open_model(Record, path)
+    try:
+        record = open_model(Record, path)
+    except UserError as error:  # of another version: its id, and so its name, would be another
+        raise Damaged(error.what, path) from error
     if record is None:
         return None
     if not path.stem == record.id == record.config.id:
