@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -175,3 +177,16 @@ def test_a_link_out_of_the_results_is_not_followed(
     (out / "toy" / "records").symlink_to(elsewhere)
     with pytest.raises(UserError, match="leads out of the folder"):
         run(out, toy_data)
+
+
+def test_a_damaged_tracking_store_is_found(out: Path) -> None:
+    store = out / "mlflow.db"
+    with closing(sqlite3.connect(store)) as made, made:
+        made.execute("create table a (b text)")
+        made.executemany("insert into a values (?)", [("long enough" * 50,)] * 200)
+    assert verify(out)[1] == []
+    whole = store.read_bytes()
+    damages = [whole[:5000], b"no database" * 99, whole.replace(b"table a", b"t\x80ble a")]
+    for damage in damages:
+        store.write_bytes(damage)
+        assert [f.path for f in verify(out)[1] if f.is_fault] == [store]

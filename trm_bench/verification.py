@@ -180,7 +180,7 @@ def _database(path: Path) -> Iterator[Finding]:
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:  # damaged text is not UTF-8
         answer = str(error)
     if answer != "ok":
         what = f"the tracking store cannot be read ({answer}); move it aside and run again"
