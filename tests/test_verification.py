@@ -186,7 +186,7 @@ def test_a_damaged_tracking_store_is_found(out: Path) -> None:
         made.executemany("insert into a values (?)", [("long enough" * 50,)] * 200)
     assert verify(out)[1] == []
     whole = store.read_bytes()
-    damages = [whole[:5000], b"no database" * 99, whole.replace(b"table a", b"t\x80ble a")]
+    damages = [whole[:5000], b"no database" * 99, whole.replace(b"TABLE a", b"T\x80BLE a")]
     for damage in damages:
         store.write_bytes(damage)
         assert [f.path for f in verify(out)[1] if f.is_fault] == [store]
