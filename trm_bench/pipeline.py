@@ -290,7 +290,7 @@ def only_one(folder: ProtocolFolder) -> Iterator[None]:
     folder.refuse_links()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         what = f"cannot write here: {error.strerror}"
         raise UserError(what, folder.path, "choose another folder with --out") from error

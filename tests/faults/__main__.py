@@ -9,6 +9,7 @@ Exit code 1 where anything was found.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 import threading
@@ -24,6 +25,7 @@ from faults.base import Base, build, warm
 from faults.case import Case, Scene, sample
 from faults.runner import ROOT, Runner
 
+FLIPPED = re.compile(r"flip \d+(, made again)?")
 PLANTS = ("faults.plants:no_pictures",)
 
 
@@ -77,7 +79,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
     parser.add_argument("--only", default="", help="Kinds and names that hold this word.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--number", type=int, help="Of each kind; all where not given.")
+    of_each = "Of each kind, beside all flipped bytes that are made again; all where not given."
+    parser.add_argument("--number", type=int, help=of_each)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--report", type=Path, help="Where to write the report.")
     given = parser.parse_args()
@@ -93,7 +96,9 @@ def main() -> int:
         every = [case for cases in EVERY for case in cases(base, given.seed)]
         cases = [case for case in every if given.only in f"{case.kind}: {case.name}"]
         if given.number:
-            cases = sample(cases, given.number, given.seed)
+            flips = [case for case in cases if FLIPPED.fullmatch(case.name)]
+            rest = [case for case in cases if case not in flips]
+            cases = flips + sample(rest, given.number, given.seed)
         kinds = Counter(case.kind for case in cases)
         print(", ".join(f"{n} {kind}" for kind, n in kinds.items()), flush=True)
         played = play(cases, base, runners)

@@ -297,3 +297,19 @@ def test_no_message_holds_user_or_password(
 def test_how_to_look_at_the_store(monkeypatch: pytest.MonkeyPatch, uri: str, said: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert Store(ResultsFolder(Path("/a b"))).ui == said
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "gone"])
+def test_a_link_in_the_place_of_the_store_is_left_alone(tmp_path: Path, target: str) -> None:
+    """A store is renamed to its place, which must never be that of another file."""
+    elsewhere = tmp_path / target
+    if target == "elsewhere":
+        elsewhere.write_bytes(b"")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mlflow.db").symlink_to(elsewhere)
+    store = Store(ResultsFolder(out))
+    with store.locked(), pytest.raises(UserError, match="is a link"):
+        store.client()
+    assert elsewhere.exists() == (target == "elsewhere")
+    assert {p.name for p in tmp_path.iterdir()} <= {"out", "elsewhere"}

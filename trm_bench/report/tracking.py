@@ -37,7 +37,9 @@ class Store:
     """
 
     def __init__(self, folder: ResultsFolder) -> None:
-        self.folder, self.path = folder, folder.mlflow_store.resolve()
+        # the folder may be a link, the file may not: what a link names is not ours to replace
+        store = folder.mlflow_store
+        self.folder, self.path = folder, store.parent.resolve() / store.name
         self.own = not os.environ.get(VARIABLE)
         self.uri = os.environ.get(VARIABLE) or f"sqlite:///{self.path}"
 
@@ -77,7 +79,7 @@ class Store:
             yield
             return
         path, end = self.path.with_name(f".{self.path.name}.lock"), time.monotonic() + patience
-        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
         try:
             while not _got(lock, fcntl.LOCK_EX):
                 if time.monotonic() > end:
@@ -104,6 +106,9 @@ class Store:
 
     def _make(self) -> None:
         """In another file: a store whose making is cut off is never whole again."""
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+            fix = f"move it aside, and {AGAIN}; a store elsewhere is named in {VARIABLE}"
+            raise UserError("is a link or no file", self.path, fix)
         temporary = self.path.with_name(f".{self.path.name}.new")
         for left in self.path.parent.glob(f"{temporary.name}*"):  # by a kill, with sqlite's journal
             left.unlink()
