@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -190,3 +191,6 @@ def test_a_damaged_tracking_store_is_found(out: Path) -> None:
     for damage in damages:
         store.write_bytes(damage)
         assert [f.path for f in verify(out)[1] if f.is_fault] == [store]
+    store.unlink()
+    os.mkfifo(store)
+    assert [f.path for f in verify(out)[1] if f.is_fault] == [store], "and never waits for it"

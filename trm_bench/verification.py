@@ -169,11 +169,14 @@ def _shared(results: ResultsFolder, known: _Known, whole: bool) -> Iterator[Find
     for marker in sorted((results.path / "phantom").glob(f"*/*/{MARKER}")):
         for path in damaged_files(marker.parent):
             yield Finding("damaged", path, "is not what the phantom has there; run again")
-    if whole and results.mlflow_store.exists():
+    if whole and (results.mlflow_store.exists() or results.mlflow_store.is_symlink()):
         yield from _database(results.mlflow_store)
 
 
 def _database(path: Path) -> Iterator[Finding]:
+    if path.is_symlink() or not path.is_file():  # sqlite would wait for a pipe
+        yield Finding("damaged", path, "is a link or no file; move it aside and run again")
+        return
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
