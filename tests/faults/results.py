@@ -208,6 +208,9 @@ def again(kind: str, damage: Damage, seed: str, scene: Scene) -> None:
     run, sweep = COMMANDS
     is_trial = kind == "record" and path.stem not in base.cells
     command = sweep if kind in SWEPT or is_trial else run
+    if kind == "record" and damage is exchange:  # with one of the other command, which mends it
+        other = run if is_trial else sweep
+        scene.call(*other, base.protocol, "--out", out, *HERE, codes=(0,))
     answer = scene.call(*command, base.protocol, "--out", out, *HERE, codes=(0,))
     if answer.code == 0:
         said = "damaged" in answer.output

@@ -14,15 +14,23 @@ from trm_bench.errors import UserError
 
 
 def warn_of_damage(*folders: Path) -> None:
-    """Says what is damaged of the files that a report is computed from: it does without them."""
+    """Says what is damaged or missing of the files that a report is computed from.
+
+    It does without them.
+    """
     from trm_bench.runs import health
     from trm_bench.runs.folders import run_folders, swept_folders
 
     for folder in folders:
         for protocol in dict.fromkeys([*run_folders(folder), *swept_folders(folder)]):
-            for error in health.of_report(protocol):
+            found = health.of_report(protocol)
+            lines = [str(error) for error in found.damaged]
+            if found.missing:
+                lost = f"{len(found.missing)} runs of the plan have no record"
+                lines.append(f"{protocol.path}: {lost}\n  give the run command again")
+            for line in lines:
                 err.print(
-                    f"warning: {error}",
+                    f"warning: {line}",
                     style="yellow",
                     markup=False,
                     highlight=False,

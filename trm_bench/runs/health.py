@@ -98,14 +98,20 @@ def _of_text(path: Path, read: Callable[[], object]) -> Health:
     return health
 
 
-def of_report(folder: ProtocolFolder) -> list[Damaged]:
-    """What is damaged of all that a report reads; a damaged plan stops it, and is not told here."""
-    damaged = of_sweep(folder).damaged
+def of_report(folder: ProtocolFolder) -> Health:
+    """What is damaged of all that a report reads, and the records that are missing.
+
+    A damaged plan stops a report, and is not told here.
+    """
     plan = read_model(StoredPlan, folder.plan)
     cells = plan.cells if plan else ()
+    all_of_it = Health(damaged=of_sweep(folder).damaged)
     for run in dict.fromkeys(cell.run for cell in cells):
-        damaged += of_run(folder, run).damaged
-    return damaged + of_audits(folder, cells).damaged
+        found = of_run(folder, run)
+        all_of_it.damaged += found.damaged
+        all_of_it.missing += [path for path in found.missing if path == folder.record(run)]
+    all_of_it.damaged += of_audits(folder, cells).damaged
+    return all_of_it
 
 
 def of_audits(folder: ProtocolFolder, cells: Iterable[Cell]) -> Health:
