@@ -309,8 +309,14 @@ def only_one(folder: ProtocolFolder) -> Iterator[None]:
                 "wait for it, or choose another --out",
             ) from error
     try:
+        _tidy(folder)
         yield
     finally:
-        for inside in folder.written():
-            remove_leftovers(inside)
+        _tidy(folder)
         os.close(lock)
+
+
+def _tidy(folder: ProtocolFolder) -> None:
+    """Removes what killed commands were writing."""
+    for inside in folder.written():
+        remove_leftovers(inside)

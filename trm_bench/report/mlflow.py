@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trm_bench.analysis.table import SCALE
+from trm_bench.files import TEMPORARY
 from trm_bench.protocol.schema import Protocol
 from trm_bench.report.tracking import CELL, MOST, PARENT, Store, load
 from trm_bench.runs.config import RunConfig
@@ -196,6 +197,8 @@ class Mirror:
     def log_files(self, paths: Iterable[Path], folder: str | None = None) -> None:
         """Brings files to the parent."""
         for path in sorted(paths):
+            if TEMPORARY.fullmatch(path.name):  # a killed command was writing it
+                continue
             self.client.log_artifact(self.parent, str(path), folder)
 
 
