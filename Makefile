@@ -2,7 +2,7 @@
 # make test   install, run the tests
 # make lint   formatting, linting and types, as CI checks them
 # make mutants   break the numeric core in more than a hundred places: do the tests notice?
-# make faults   thousands of bad inputs, a hundred kills, full disks (about 45 minutes); writes docs/faults.md
+# make faults   thousands of bad inputs, a hundred kills, full disks; writes docs/faults.md
 PYTHON ?= python3
 BIN := .venv/bin
 

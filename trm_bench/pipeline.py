@@ -222,14 +222,15 @@ def train(
         runs: What they are called there.
     """
     stages = {"source networks": plan.sources, runs: plan.runs}
-    missing = {name: [j for j in jobs if not j.is_done()] for name, jobs in stages.items()}
+    found = {job.id: job.health() for jobs in stages.values() for job in jobs}
+    missing = {name: [j for j in jobs if not found[j.id].done] for name, jobs in stages.items()}
     for name, jobs in stages.items():
         if done := len(jobs) - len(missing[name]):
             display.say(f"{done} of {len(jobs)} {name} are done already")
     jobs_by_id = {job.id: job for jobs in missing.values() for job in jobs}
     if not jobs_by_id:
         return
-    mend((error for job in jobs_by_id.values() for error in job.health().damaged), display)
+    mend((error for job in jobs_by_id for error in found[job].damaged), display)
     # sources come first in the dictionary, so that a task stands after the one it depends on
     tasks = [
         Task(i, execute.do, (job,), after=(job.source,) if job.source in jobs_by_id else ())

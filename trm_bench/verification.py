@@ -74,9 +74,8 @@ def verify(folder: Path) -> tuple[int, list[Finding]]:
     for protocol in protocols:
         findings += _protocol(protocol, known)
     findings += _shared(protocols[0].results, known, whole=bool(inside))
-    roots = [protocols[0].results.path] if inside else [folder]
-    findings += [f for root in roots for f in _remains(root)]
-    files = [p for root in roots for p in root.rglob("*") if p.is_file()]
+    findings += _remains(folder)
+    files = [path for path in folder.rglob("*") if path.is_file()]
     return len(files), sorted(findings, key=lambda f: (str(f.path), f.kind))
 
 
@@ -85,7 +84,6 @@ class _Known:
 
     def __init__(self) -> None:
         self.sources: set[str] = set()
-        self.needed: set[str] = set()
         self.volumes: set[tuple[str, str]] = set()
 
     def add(self, config: RunConfig) -> None:

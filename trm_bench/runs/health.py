@@ -36,21 +36,38 @@ class Health:
         """Whether nothing is damaged or missing."""
         return not self.damaged and not self.missing
 
+    @property
+    def done(self) -> bool:
+        """Whether the job need not be done again.
+
+        A failed run is not done; a diverged one is, as it would diverge again.
+        """
+        failed = self.record is not None and self.record.state == "failed"
+        return self.whole and not failed
+
+    def look(self, path: Path, check: Callable[[], object]) -> None:
+        """Notes what a check of a file says by its exceptions."""
+        try:
+            check()
+        except (FileNotFoundError, NotADirectoryError):
+            self.missing.append(path)
+        except Damaged as error:
+            self.damaged.append(error)
+        except OSError as error:
+            self.damaged.append(Damaged(f"cannot be read: {error.strerror}", path))
+
 
 def of_source(path: Path) -> Health:
     """The state of a source network, whose id is the name of its file."""
     health = Health()
-    try:
-        if (identity := open_checkpoint(path).id) != path.stem:
-            raise Damaged(f"is the source network {identity}", path)
-        require_tensors(path)
-    except FileNotFoundError:
-        health.missing.append(path)
-    except Damaged as error:
-        health.damaged.append(error)
-    except OSError as error:
-        health.damaged.append(Damaged(f"cannot be read: {error.strerror}", path))
+    health.look(path, partial(_require_source, path))
     return health
+
+
+def _require_source(path: Path) -> None:
+    if (identity := open_checkpoint(path).id) != path.stem:
+        raise Damaged(f"is the source network {identity}", path)
+    require_tensors(path)
 
 
 def of_run(folder: ProtocolFolder, run: str) -> Health:
@@ -65,14 +82,7 @@ def of_run(folder: ProtocolFolder, run: str) -> Health:
         health.missing.append(path)
         return health
     for file, digest in kept(folder, health.record):
-        try:
-            require_digest(file, digest)
-        except (FileNotFoundError, NotADirectoryError):
-            health.missing.append(file)
-        except Damaged as error:
-            health.damaged.append(error)
-        except OSError as error:
-            health.damaged.append(Damaged(f"cannot be read: {error.strerror}", file))
+        health.look(file, partial(require_digest, file, digest))
     return health
 
 

@@ -86,13 +86,8 @@ class Job:
         return health.of_run(self.folder, self.id)
 
     def is_done(self) -> bool:
-        """Whether the result is there, and all that belongs to it, as it was written.
-
-        A failed run is not done; a diverged one is, as it would diverge again.
-        """
-        found = self.health()
-        failed = found.record is not None and found.record.state == "failed"
-        return found.whole and not failed
+        """Whether the result is there, and all that belongs to it; see `Health.done`."""
+        return self.health().done
 
 
 @dataclass
