@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,14 +34,16 @@ class Played:
     """What the suite has done so far.
 
     Attributes:
+        report: Writes the report of these scenes.
         scenes: Each case that has played, with its scene and its seconds.
     """
 
+    report: Callable[[Sequence[tuple[Case, Scene, float]]], None]
     scenes: list[tuple[Case, Scene, float]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, case: Case, scene: Scene, seconds: float, of: int) -> None:
-        """Notes a case, and prints what it found."""
+        """Notes a case, prints what it found, and reports now and then: a long run may be ended."""
         with self.lock:
             self.scenes.append((case, scene, seconds))
             for fault in scene.faults:
@@ -49,15 +51,18 @@ class Played:
             if len(self.scenes) % 100 == 0 or case.slow:
                 found = sum(len(s.faults) for _, s, _ in self.scenes)
                 print(f"{len(self.scenes)} of {of} cases, {found} faults", flush=True)
+                self.report(self.scenes)
 
 
-def play(cases: Sequence[Case], base: Base, runners: Sequence[tuple[Runner, Path]]) -> Played:
+def play(
+    cases: Sequence[Case], base: Base, runners: Sequence[tuple[Runner, Path]], played: Played
+) -> None:
     """Plays cases, as many at a time as there are runners.
 
     The first runner begins with the slow ones, so that no one waits for them at the end.
     """
     waiting = deque(sorted(cases, key=lambda case: not case.slow))
-    played, lock = Played(), threading.Lock()
+    lock = threading.Lock()
 
     def work(number: int) -> None:
         runner, scratch = runners[number]
@@ -72,7 +77,6 @@ def play(cases: Sequence[Case], base: Base, runners: Sequence[tuple[Runner, Path
 
     with ThreadPoolExecutor(len(runners)) as pool:
         list(pool.map(work, range(len(runners))))
-    return played
 
 
 def main() -> int:
@@ -101,14 +105,21 @@ def main() -> int:
             cases = flips + sample(rest, given.number, given.seed)
         kinds = Counter(case.kind for case in cases)
         print(", ".join(f"{n} {kind}" for kind, n in kinds.items()), flush=True)
-        played = play(cases, base, runners)
+
+        def text_of(scenes: Sequence[tuple[Case, Scene, float]]) -> str:
+            passed = time.monotonic() - start
+            return report.text(scenes, given.seed, passed, len(scenes) < len(every))
+
+        def write(scenes: Sequence[tuple[Case, Scene, float]]) -> None:
+            if given.report:
+                (ROOT / given.report).write_text(text_of(scenes), encoding="utf-8")
+
+        played = Played(write)
+        play(cases, base, runners, played)
         for runner, _ in runners:
             runner.__exit__(None, None, None)
-    sampled = len(cases) < len(every)
-    text = report.text(played.scenes, given.seed, time.monotonic() - start, sampled)
-    print(text)
-    if given.report:
-        (ROOT / given.report).write_text(text, encoding="utf-8")
+    write(played.scenes)
+    print(text_of(played.scenes))
     return 1 if any(scene.faults for _, scene, _ in played.scenes) else 0
 
 
