@@ -240,16 +240,20 @@ def _work(connection: Connection, device: str) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     torch.set_num_threads(CPU_THREADS)
-    while True:
-        try:
+    # the parent wants no more, or was killed, which may reset the pipe
+    with contextlib.suppress(EOFError, OSError):
+        while True:
             function, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            result = function(
-                *arguments, torch.device(device), lambda *at: connection.send(("progress", at))
-            )
-        except Exception as error:
-            connection.send(("failed", f"{type(error).__name__}: {error}"))
-        else:
-            connection.send(("done", result))
+            connection.send(_outcome(function, arguments, device, connection))
+
+
+def _outcome(
+    function: Callable[..., Any], arguments: tuple[Any, ...], device: str, connection: Connection
+) -> tuple[str, Any]:
+    try:
+        result = function(
+            *arguments, torch.device(device), lambda *at: connection.send(("progress", at))
+        )
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}"
+    return "done", result
