@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 
-from trm_bench import datasets, environment, pipeline, prospects
+from trm_bench import environment, pipeline, prospects
+from trm_bench.data.cohorts import find
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, UserError
 from trm_bench.inputs import ensure_writable
 from trm_bench.methods.registry import create
+from trm_bench.preparing import open_sets
 from trm_bench.protocol import Protocol
-from trm_bench.protocol.load import data_root
+from trm_bench.protocol.transfers import in_play
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.plan import Plan
 
@@ -41,11 +43,15 @@ def check(
     left_out = f", {len(data.left_out)} left out" if data.left_out else ""
     yield (
         "data",
-        f"{data.dataset.name}: {len(data.subjects)} subjects readable and prepared{left_out}",
+        "; ".join(
+            f"{cohort.dataset.name}: {len(cohort.subjects)} subjects readable and prepared"
+            for cohort in data.cohorts.values()
+        )
+        + left_out,
     )
     parts = {part: len(members) for part, members in plan.runs[0].config.subjects.parts().items()}
     if plan.sources:
-        parts["source"] = len(plan.sources[0].config.subjects.train)
+        parts["source"] = len(plan.sources[-1].config.subjects.train)
     sizes = ", ".join(f"{part} {size}" for part, size in parts.items())
     yield "split", f"{protocol.split.design}: {sizes}; no patient on two sides"
     done = sum(job.is_done() for job in (*plan.sources, *plan.runs))
@@ -77,7 +83,8 @@ def _store_bytes(plan: Plan, data: pipeline.Data) -> int:
     for config in (job.config for job in plan.runs):
         per_voxel = 2 * len(config.domain.images) + 2 + 4
         members = (m for part in config.subjects.parts().values() for m in part)
-        voxels = sum(math.prod(data.prepared[member.subject].shape) for member in members)
+        volumes = (find(data.cohorts, config.dataset, config.volume, m.digest) for m in members)
+        voxels = sum(math.prod(volume.shape) for volume in volumes if volume)
         largest = max(largest, voxels * per_voxel)
     return largest
 
@@ -102,13 +109,17 @@ def check_data(protocol: Protocol, display: Display) -> tuple[int, list[BadSubje
     Raises:
         UserError: The folder does not hold the dataset.
     """
-    data = protocol.data
-    dataset = datasets.open_dataset(data.dataset, data_root(protocol), data.allow_links)
-    subjects, bad = dataset.subjects(), []
+    opened = open_sets(protocol, None, display)
+    subjects = [
+        (dataset, subject, in_play(protocol, data, dataset))
+        for data, dataset in opened.items()
+        for subject in dataset.subjects()
+    ]
+    bad = []
     with display, display.stage("reading subjects", len(subjects)) as stage:
-        for subject in subjects:
+        for dataset, subject, modalities in subjects:
             try:
-                dataset.read(subject, data.modalities or dataset.modalities)
+                dataset.read(subject, modalities)
             except BadSubject as error:
                 bad.append(error)
             stage.advance()

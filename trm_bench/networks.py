@@ -154,7 +154,11 @@ def _parts(name: str, arguments: str, in_channels: int, spatial_dims: int) -> Pa
 
 
 def load_source(
-    network: nn.Module, source: Mapping[str, Tensor], parts: Parts, with_head: bool
+    network: nn.Module,
+    source: Mapping[str, Tensor],
+    parts: Parts,
+    with_head: bool,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """Copies source weights into the network; everything but a replaced head must match.
 
@@ -163,6 +167,7 @@ def load_source(
         source: The source network's state.
         parts: Of the network.
         with_head: Whether the head comes along, which takes the same classes on both sides.
+        partial: Whether the source may lack tensors, which then keep their initial values.
 
     Returns:
         The audit: number of tensors loaded, and the names of those left at their initial values.
@@ -172,6 +177,8 @@ def load_source(
     """
     own = network.state_dict()
     skipped = [] if with_head else [k for k in own if parts.in_head(k)]
+    if partial:
+        skipped += [k for k in own if k not in source and k not in skipped]
     wanted = {k: v for k, v in own.items() if k not in set(skipped)}
     given = {k: v for k, v in source.items() if with_head or not parts.in_head(k)}
     wrong = sorted(set(wanted) ^ set(given)) + [

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,12 +24,8 @@ from trm_bench.files import remove_leftovers
 from trm_bench.methods.registry import REGISTRY, create, trainable
 from trm_bench.preparing import Data, mend, open_data
 from trm_bench.protocol import Protocol, load_protocol
-from trm_bench.protocol.choices import (
-    choose_methods,
-    choose_seeds,
-    choose_transfers,
-    refuse_borrowed_labels,
-)
+from trm_bench.protocol.choices import choose_methods, choose_seeds, refuse_borrowed_labels
+from trm_bench.protocol.transfers import choose_transfers
 from trm_bench.report import mlflow
 from trm_bench.runs import execute, health
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task
@@ -141,7 +138,7 @@ def _store_plan(
         data=data.kind,
         settings=plan.settings,
         left_out=tuple(data.left_out),
-        distance_unit=data.dataset.distance_unit,
+        distance_unit=_distance_unit(plan, data),
         cells=tuple(plan.cells),
         tuned=tuned and tuned.note,
     )
@@ -150,6 +147,13 @@ def _store_plan(
     if kept or dropped:
         earlier = f"{kept} cells of earlier commands stay in the table"
         display.say(f"{earlier}, {dropped} of other settings are left out")
+
+
+def _distance_unit(plan: Plan, data: Data) -> Literal["mm", "voxels", "mm or voxels"]:
+    """Of the targets' data sets."""
+    targets = {job.config.dataset for job in plan.runs}
+    units = {d.distance_unit for d in data.datasets.values() if d.name in targets}
+    return "mm or voxels" if len(units) > 1 else units.pop()
 
 
 def planned(
@@ -168,10 +172,8 @@ def planned(
         UserError: Something is not as it must be, or `tuned` no longer fits.
     """
     data = open_data(protocol, folder.results, stand_in, jobs, display)
-    chosen = choose_transfers(protocol, data.dataset, transfers)
-    planner = Planner(
-        protocol, data.dataset, data.subjects, data.prepared, folder, data.kind, device
-    )
+    chosen = choose_transfers(protocol, data.datasets, transfers)
+    planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device)
     plan = planner.plan(chosen)
     if tuned:
         refuse_misfit(tuned, plan, data.kind)
@@ -245,11 +247,11 @@ def train(
         def listen(event: Event) -> None:
             job = jobs_by_id[event.task]
             is_source = job.config.kind == "source"
-            if event.kind == "failed":
-                failures[job.id] = event.value
             if event.kind == "skipped":
                 reason = f"its source network failed: {failures[event.value]}"
                 event = Event(event.task, "failed", reason)
+            if event.kind == "failed":
+                failures[job.id] = event.value
             (of_sources if is_source else of_runs).hear(event, job.title)
             if is_source:
                 return
@@ -267,7 +269,7 @@ def _audit(folder: ProtocolFolder, data: Data, executor: Executor, display: Disp
     for error in results.damaged.values():  # of an earlier command's methods, which stay its own
         display.warn(str(error))
     mend(health.of_audits(folder, results.cells).damaged, display)
-    missing = audit.pending(results, data.prepared)
+    missing = audit.pending(results, data.cohorts)
     if not missing:
         return
     titles = {str(work.result): work.title for work in missing}

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from trm_bench import datasets, phantom
+from trm_bench import datasets, importing, phantom
+from trm_bench.data.cohorts import Cohort, Cohorts
 from trm_bench.data.prepared import (
     Prepared,
     cache_path,
@@ -21,9 +22,11 @@ from trm_bench.datasets.base import Dataset, Subject
 from trm_bench.display import Display
 from trm_bench.errors import BadSubject, Damaged, UserError
 from trm_bench.protocol import Protocol
-from trm_bench.protocol.choices import transfers_of
-from trm_bench.protocol.load import data_root
+from trm_bench.protocol.load import folder_of
+from trm_bench.protocol.schema import CheckpointConfig, SetConfig
+from trm_bench.protocol.transfers import add_label_maps, in_play, transfers_of
 from trm_bench.runs import health
+from trm_bench.runs.config import Imported
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task, default_jobs
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.records import LeftOut
@@ -37,35 +40,80 @@ class Data:
     """A protocol's data, prepared.
 
     Attributes:
-        dataset: Opened.
-        subjects: The usable ones.
-        prepared: Their prepared volumes, by id.
+        cohorts: Its data sets.
+        imported: Its checkpoints, whose networks lie among the sources.
         left_out: Subjects that cannot be used.
         kind: Whether these are real data or the stand-in.
     """
 
-    dataset: Dataset
-    subjects: list[Subject]
-    prepared: dict[str, Prepared]
+    cohorts: Cohorts
+    imported: dict[CheckpointConfig, Imported]
     left_out: list[LeftOut]
     kind: Literal["phantom", "real"]
+
+    @property
+    def datasets(self) -> dict[SetConfig, Dataset]:
+        """The data sets, opened."""
+        return {data: cohort.dataset for data, cohort in self.cohorts.items()}
 
 
 def open_data(
     protocol: Protocol, results: ResultsFolder, stand_in: bool, jobs: int | None, display: Display
 ) -> Data:
-    """Opens the dataset (or makes the phantom) and prepares every subject not prepared yet.
+    """Opens the data sets (or makes their phantoms), prepares every subject not prepared yet, and
+    reads the checkpoints.
 
     Raises:
-        UserError: The data are not there, or a subject cannot be used and `data.on_bad_subject`
-            is `stop`.
+        UserError: The data are not there, a subject cannot be used and `data.on_bad_subject` is
+            `stop`, or a checkpoint does not fit.
     """
-    root = phantom_root(protocol, results, display) if stand_in else data_root(protocol)
-    dataset = datasets.open_dataset(protocol.data.dataset, root, protocol.data.allow_links)
-    modalities = protocol.data.modalities or dataset.modalities
-    transfers_of(protocol, dataset)  # names are checked before the long work
-    subjects = dataset.subjects()
-    cache, volume = results.prepared(dataset.name), protocol.data.volume
+    opened = open_sets(protocol, results if stand_in else None, display)
+    transfers_of(protocol, opened)  # names are checked before the long work
+    cohorts, left_out, phantoms = {}, list[LeftOut](), stand_in
+    for data, dataset in opened.items():
+        cohorts[data], unusable = _prepared(protocol, data, dataset, results, jobs, display)
+        left_out += unusable
+        phantoms |= phantom.is_phantom(dataset.root)
+    imported = importing.read_all(protocol, results, display)
+    return Data(cohorts, imported, left_out, "phantom" if phantoms else "real")
+
+
+def open_sets(
+    protocol: Protocol, stand_in: ResultsFolder | None, display: Display
+) -> dict[SetConfig, Dataset]:
+    """Opens the data sets of a protocol, with the label maps that it adds.
+
+    Args:
+        protocol: Which.
+        stand_in: Where the phantoms are made that are used instead; None for the data themselves.
+        display: Where progress is shown.
+
+    Raises:
+        UserError: One is not there, or a label map does not fit.
+    """
+    opened = {}
+    for data in protocol.sets:
+        if stand_in:
+            root = phantom_root(protocol, data.dataset, stand_in, display)
+        else:
+            root = folder_of(protocol, data)
+        dataset = datasets.open_dataset(data.dataset, root, protocol.data.allow_links)
+        add_label_maps(protocol, data, dataset)
+        opened[data] = dataset
+    return opened
+
+
+def _prepared(
+    protocol: Protocol,
+    data: SetConfig,
+    dataset: Dataset,
+    results: ResultsFolder,
+    jobs: int | None,
+    display: Display,
+) -> tuple[Cohort, list[LeftOut]]:
+    """The subjects of a data set, prepared, and those that cannot be used."""
+    modalities, subjects = in_play(protocol, data, dataset), dataset.subjects()
+    cache, volume = results.prepared(dataset.name), data.volume
     paths = {s.id: cache_path(cache, dataset, s, modalities, volume) for s in subjects}
     prepared = _whole(paths, display)
     missing = [s for s in subjects if s.id not in prepared]
@@ -77,8 +125,7 @@ def open_data(
     left_out = _prepare_all(tasks, pool, protocol, cache, display)
     prepared |= {s.id: p for s in missing if (p := open_prepared(paths[s.id])) is not None}
     usable = [s for s in subjects if s.id in prepared]
-    is_phantom = stand_in or phantom.is_phantom(root)
-    return Data(dataset, usable, prepared, left_out, "phantom" if is_phantom else "real")
+    return Cohort(data, dataset, usable, prepared), left_out
 
 
 def _whole(paths: Mapping[str, Path], display: Display) -> dict[str, Prepared]:
@@ -171,13 +218,14 @@ def _prepare(
     return None
 
 
-def phantom_root(protocol: Protocol, results: ResultsFolder, display: Display) -> Path:
-    """Makes the protocol's phantom in the results folder, once, and returns its folder.
+def phantom_root(protocol: Protocol, layout: str, results: ResultsFolder, display: Display) -> Path:
+    """Makes the phantom of a data set of the protocol in the results folder, once, and returns its
+    folder.
 
     Raises:
         UserError: The protocol has no phantom, or its dataset has none.
     """
-    block, layout = protocol.phantom, protocol.data.dataset
+    block = protocol.phantom
     if block is None or layout not in phantom.LAYOUTS:
         raise UserError(
             f"there is no phantom for the dataset '{layout}' in this protocol",

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from trm_bench import datasets
 from trm_bench.analysis import family, power
 from trm_bench.analysis.intervals import MIN_SEEDS, Design, overlap
 from trm_bench.analysis.power import Spread
+from trm_bench.data.cohorts import Cohort
+from trm_bench.data.divisions import same_patients
 from trm_bench.data.splits import split
+from trm_bench.datasets.base import Subject
+from trm_bench.display import Display
 from trm_bench.errors import UserError
+from trm_bench.preparing import open_sets
 from trm_bench.protocol import Protocol
-from trm_bench.protocol.load import data_root
+from trm_bench.protocol.schema import Domain
+from trm_bench.protocol.transfers import transfers_of
 from trm_bench.report.evidence import Evidence, collect, sizes_of
 from trm_bench.runs.folders import protocol_folders
 from trm_bench.runs.plan import Plan
@@ -94,13 +99,24 @@ def of_protocol(
     """
     known = deviations or ASSUMED
     if subjects is None or protocol.split.design == "resampled":
-        members = datasets.open_dataset(protocol.data.dataset, data_root(protocol)).subjects()
-        division = split(members, protocol.split, protocol.seeds[0])
+        members, shared = _members(protocol)
+        division = split(members, protocol.split, protocol.seeds[0], with_source=shared)
         sizes = len(division.source), len(division.train), subjects or len(division.test)
         spread = _spread(protocol, known, *sizes, len(members))
     else:
         spread = Spread(*known, subjects, Design(protocol.split.design))
     return _prospect(protocol, spread, "stated" if deviations else "assumed; --sd states others")
+
+
+def _members(protocol: Protocol) -> tuple[list[Subject], bool]:
+    """The subjects of the first transfer's target, and whether its source has the same."""
+    opened = open_sets(protocol, None, Display(quiet=True))
+    transfer = transfers_of(protocol, opened)[0]
+    cohorts = {d: Cohort(d, dataset, dataset.subjects(), {}) for d, dataset in opened.items()}
+    shared = any(
+        isinstance(s, Domain) and same_patients(s, transfer.target) for s in transfer.sources
+    )
+    return cohorts[transfer.target.data].of(transfer.target), shared
 
 
 def of_plan(protocol: Protocol, plan: Plan) -> Prospect:

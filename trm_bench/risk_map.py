@@ -127,7 +127,7 @@ def _network(
     config: RunConfig, state: Mapping[str, Tensor], device: torch.device, checkpoint: Path
 ) -> torch.nn.Module:
     try:
-        return compute.source_network(config, state, device)
+        return compute.frozen(config, state, device)
     except (RuntimeError, KeyError, AttributeError) as error:  # of load_state_dict
         what = f"the weights are not those of its network: {' '.join(str(error).split())[:300]}"
         fix = "source networks lie under RESULTS/sources/; delete this one and run the protocol"

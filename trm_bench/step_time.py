@@ -243,10 +243,10 @@ def _context(
         device="cuda" if device.type == "cuda" else "cpu",
         code="",
     )
-    config = source.model_copy(update={"kind": "run", "source": source})
+    config = source.model_copy(update={"kind": "run", "source": source, "same_task": True})
     state = compute.build(source, device).state_dict()
-    frozen = compute.source_network(source, state, device)
-    run, _ = compute.start(config, frozen, lambda part: subjects, device)
+    started = compute.source_of(config, state, device)
+    run, _ = compute.start(config, started, lambda part: subjects, device)
     # how often a method validates does not depend on the number of steps
     return dataclasses.replace(run, validate=lambda network: 0.0)
 

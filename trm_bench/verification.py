@@ -92,7 +92,8 @@ class _Known:
         }
         if config.source is not None:
             self.sources.add(config.source.id)
-            self.add(config.source)
+        if config.source_training is not None:
+            self.add(config.source_training)
 
 
 def _is_protocol(path: Path) -> bool:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from trm_bench.analysis import voxels
 from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON, REFERENCE, SCRATCH
+from trm_bench.data.cohorts import Cohorts, find
 from trm_bench.data.patches import SubjectStore
-from trm_bench.data.prepared import Prepared, open_expected
+from trm_bench.data.prepared import open_expected
 from trm_bench.fingerprint import code_fingerprint
 from trm_bench.methods.trm import READINGS
 from trm_bench.runs import arrays, compute, health, store
@@ -73,7 +74,7 @@ class Audit:
         return {m: r for m, r in self.records.items() if r.config.method.name in READINGS}
 
 
-def pending(results: Results, prepared: Mapping[str, Prepared]) -> list[Audit]:
+def pending(results: Results, cohorts: Cohorts) -> list[Audit]:
     """The audits that the finished runs of a folder allow and that are not done yet.
 
     A transfer needs `scratch` and one method more; runs whose predictions are gone or damaged are
@@ -81,7 +82,7 @@ def pending(results: Results, prepared: Mapping[str, Prepared]) -> list[Audit]:
 
     Args:
         results: Of a protocol.
-        prepared: Subject to prepared volume.
+        cohorts: The protocol's data sets.
     """
     code = code_fingerprint(__name__)
     groups: dict[tuple[str, int], dict[str, Record]] = {}
@@ -96,8 +97,12 @@ def pending(results: Results, prepared: Mapping[str, Prepared]) -> list[Audit]:
         runs = {method: record.id for method, record in records.items()}
         if done and done.runs == runs and done.code == code:
             continue
-        members = records[SCRATCH].config.subjects.test
-        test = {m.subject: prepared[m.subject].path for m in members if m.subject in prepared}
+        config = records[SCRATCH].config
+        test = {
+            member.subject: volume.path
+            for member in config.subjects.test
+            if (volume := find(cohorts, config.dataset, config.volume, member.digest))
+        }
         audits.append(Audit(results.folder, transfer, seed, records, code, test))
     return audits
 
@@ -189,8 +194,9 @@ class _Maps:
         for record in self.readings.values():
             assert record.source is not None
             if record.source.id not in self.networks:
-                about, state = arrays.read_source(work.folder.results, record.source.id)
-                self.networks[about.id] = compute.source_network(about.config, state, device)
+                _, state = arrays.read_source(work.folder.results, record.source.id)
+                source = compute.source_of(record.config, state, device)
+                self.networks[record.source.id] = source.network
 
     def __call__(self, image: Tensor, label: Tensor) -> dict[str, np.ndarray]:
         maps: dict[str, np.ndarray] = {}

@@ -54,7 +54,13 @@ def protocols() -> None:
     table = Table("protocol", "dataset", "what", "methods", "seeds")
     for name in bundled():
         p = load_protocol(name)
-        table.add_row(name, p.data.dataset, p.description, str(len(p.methods)), str(len(p.seeds)))
+        table.add_row(
+            name,
+            ", ".join(dict.fromkeys(s.dataset for s in p.sets)),
+            p.description,
+            str(len(p.methods)),
+            str(len(p.seeds)),
+        )
     out.print(table)
 
 

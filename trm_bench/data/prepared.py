@@ -31,8 +31,8 @@ class Prepared:
             bool, and `native`, the label at the scan's own spacing, where that differs.
         subject: Id.
         digest: Hash of the contents of the subject's files, in the order of modalities, label last.
-        voxels: Hash of the image's voxels, by which the same scan is recognised under another name
-            or compression.
+        voxels: Hash of each image's voxels, by which the same scan is recognised under another
+            name or compression, or in another data set.
         files: File, relative to the dataset's root, to [bytes, sha256].
         modalities: Names of the channels.
         shape: Of the prepared volume.
@@ -45,7 +45,7 @@ class Prepared:
     path: Path
     subject: str
     digest: str
-    voxels: str
+    voxels: tuple[str, ...]
     files: dict[str, list[Any]]
     modalities: tuple[str, ...]
     shape: tuple[int, int, int]
@@ -90,6 +90,7 @@ def cache_path(
             stats.append([file.name, None, None])
     key = digest_of(
         dataset.name,
+        dataset.root.name,
         subject.id,
         list(modalities),
         volume.model_dump(mode="json"),
@@ -114,7 +115,8 @@ def open_prepared(path: Path) -> Prepared | None:
     """
     try:
         about = read_about(path)
-        tuples = {k: tuple(about[k]) for k in ("modalities", "shape", "spacing", "native_spacing")}
+        names = ("voxels", "modalities", "shape", "spacing", "native_spacing")
+        tuples = {name: tuple(about[name]) for name in names}
         if about.pop("name") != path.stem:
             raise Damaged("is another prepared volume under this name", path)
         return Prepared(path=path, **{**about, **tuples})

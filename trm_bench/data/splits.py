@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class Split:
     """Subject ids of each part.
 
     Attributes:
-        source: Source training subjects.
+        source: Source training subjects; none where the source has patients of its own.
         train_patients: Target training subjects patient by patient, since shots count patients.
         val: Validation subjects.
         test: Test subjects.
@@ -43,10 +44,13 @@ class Split:
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The parts by name, without the training sets of other seeds."""
-        return {"source": self.source, "train": self.train, "val": self.val, "test": self.test}
+        parts = {"source": self.source, "train": self.train, "val": self.val, "test": self.test}
+        return {name: ids for name, ids in parts.items() if ids}
 
 
-def split(subjects: Sequence[Subject], config: SplitConfig, seed: int) -> Split:
+def split(
+    subjects: Sequence[Subject], config: SplitConfig, seed: int, with_source: bool = True
+) -> Split:
     """Divides patients into source, target train, validation and test; all scans of a patient go
     along.
 
@@ -54,6 +58,7 @@ def split(subjects: Sequence[Subject], config: SplitConfig, seed: int) -> Split:
         subjects: Usable subjects, in any order.
         config: The protocol's `split`.
         seed: The training seed; does not matter for the design `fixed`.
+        with_source: Whether source networks train on some of these patients.
 
     Raises:
         UserError: There are too few patients, or no training set for the seed.
@@ -66,34 +71,84 @@ def split(subjects: Sequence[Subject], config: SplitConfig, seed: int) -> Split:
             "split.sets",
             f"raise it to {seed + 1}, or choose seeds from 0 to {sets - 1}",
         )
-    by_patient: dict[str, list[Subject]] = defaultdict(list)
-    for subject in sorted(subjects, key=lambda s: s.id):
-        by_patient[subject.patient].append(subject)
-    drawn_by = seed if config.design == "resampled" else "shared"
-    rng = np.random.default_rng(seed_of("split", config.seed, drawn_by))
-    patients = _shuffled(by_patient, config.stratify is not None, rng)
-
-    sizes = _sizes(len(patients), config, sets)
+    by_patient, patients = _drawn(subjects, config, seed)
+    sizes = _sizes(len(patients), config, sets, with_source)
     source, *trains, val, test = (
-        [tuple(s.id for s in by_patient[str(patient)]) for patient in block]
-        for block in np.split(patients, np.cumsum(sizes))[:-1]
+        [tuple(s.id for s in by_patient[patient]) for patient in block]
+        for block in _blocks(patients, sizes)
     )
     train = tuple(trains.pop(own))
     others = tuple(sum(other, ()) for other in trains)
     return Split(sum(source, ()), train, sum(val, ()), sum(test, ()), others)
 
 
-def _sizes(total: int, config: SplitConfig, sets: int) -> list[int]:
+def split_source(
+    subjects: Sequence[Subject], config: SplitConfig, seed: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Divides the patients of a source that has its own.
+
+    Of those that do not train, up to `split.target.val` validate.
+
+    Args:
+        subjects: Usable subjects, none of which is the target's.
+        config: The protocol's `split`.
+        seed: The training seed.
+
+    Returns:
+        Training and validation subjects.
+
+    Raises:
+        UserError: There are too few patients.
+    """
+    by_patient, patients = _drawn(subjects, config, seed)
+    total = len(patients)
+    training = _source_size(total, config)
+    validating = min(config.target.val, total - training)
+    if training < 1 or validating < 1:
+        what = f"{total} usable patients of the source do not suffice to train on {training}"
+        raise UserError(f"{what} and to validate", "split.source", "lower it, or add subjects")
+    parts = (
+        tuple(s.id for patient in block for s in by_patient[patient])
+        for block in _blocks(patients, [training, validating])
+    )
+    train, val = parts
+    return train, val
+
+
+def _drawn(
+    subjects: Sequence[Subject], config: SplitConfig, seed: int
+) -> tuple[dict[str, list[Subject]], list[str]]:
+    """The subjects of each patient, and the patients in the random order of the split."""
+    by_patient: dict[str, list[Subject]] = defaultdict(list)
+    for subject in sorted(subjects, key=lambda s: s.id):
+        by_patient[subject.patient].append(subject)
+    drawn_by = seed if config.design == "resampled" else "shared"
+    rng = np.random.default_rng(seed_of("split", config.seed, drawn_by))
+    return by_patient, _shuffled(by_patient, config.stratify is not None, rng)
+
+
+def _blocks(patients: Sequence[str], sizes: Sequence[int]) -> Iterator[Sequence[str]]:
+    """Consecutive blocks of these sizes."""
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        yield patients[end - size : end]
+
+
+def _source_size(total: int, config: SplitConfig) -> int:
+    return round(config.source * total) if config.source < 1 else int(config.source)
+
+
+def _sizes(total: int, config: SplitConfig, sets: int, with_source: bool) -> list[int]:
     """Patients of the source, of each training set, of validation and test, in this order."""
     target = config.target
-    n_source = round(config.source * total) if config.source < 1 else int(config.source)
+    n_source = _source_size(total, config) if with_source else 0
     rest = total - n_source - sets * target.train - target.val
     n_test = rest if target.test == "rest" else target.test
-    if n_source < 1 or n_test < 1 or n_test > rest:
+    if n_source < with_source or n_test < 1 or n_test > rest:
         disjoint = config.design == "disjoint"
         train = f"{sets} x {target.train}" if disjoint else f"{target.train}"
         raise UserError(
-            f"{total} usable patients do not suffice for source {n_source}, train {train}, "
+            f"{total} usable patients do not suffice for "
+            f"{f'source {n_source}, ' if with_source else ''}train {train}, "
             f"val {target.val}, test {target.test}",
             "split",
             f"lower the numbers{' or split.sets' * disjoint}, or add subjects",
@@ -153,27 +208,40 @@ def _shuffled(
     return [patient for _, patient in sorted(ranked)]
 
 
-def refuse_leakage(
-    division: Split, subjects: Sequence[Subject], contents: Mapping[str, str]
-) -> None:
-    """Raises `UserError` where a patient, or a subject of the same content, lies in two parts of a
-    split, or in the training sets of two seeds, which are to be independent.
+@dataclass(frozen=True)
+class Held:
+    """What a part of a split holds of a subject.
+
+    Attributes:
+        subject: Its id.
+        origin: The folder of its data set, without which a patient's name says nothing.
+        patient: Who it is.
+        contents: Hashes of its images' voxels, by which a scan is known under another name, or in
+            another data set.
+    """
+
+    subject: str
+    origin: str
+    patient: str
+    contents: tuple[str, ...]
+
+
+def refuse_leakage(parts: Mapping[str, Iterable[Held]]) -> None:
+    """Raises `UserError` where a patient, or an image of the same content, lies in two parts.
 
     Args:
-        division: The split.
-        subjects: All subjects.
-        contents: Subject id to the hash of its voxels.
+        parts: Of a split, by name; the training sets of other seeds too, which are to be
+            independent.
     """
-    by_id = {s.id: s for s in subjects}
-    seen: dict[str, tuple[str, str]] = {}
-    others = {f"train of other seeds, {i}": ids for i, ids in enumerate(division.others, 1)}
-    for part, ids in {**division.parts(), **others}.items():
-        for subject in ids:
-            for key in (f"patient {by_id[subject].patient}", f"content {contents[subject]}"):
-                other_part, other = seen.setdefault(key, (part, subject))
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    for part, members in parts.items():
+        for held in members:
+            contents = (("", f"content {content}") for content in held.contents)
+            for origin, key in ((held.origin, f"patient {held.patient}"), *contents):
+                other_part, other = seen.setdefault((origin, key), (part, held.subject))
                 if other_part != part:
                     raise UserError(
-                        f"leak: {subject} ({part}) and {other} ({other_part}) "
+                        f"leak: {held.subject} ({part}) and {other} ({other_part}) "
                         f"are the same {key[:40]}",
                         "split",
                         "remove one of the two from the data",

@@ -25,7 +25,7 @@ def prepare_scan(scan: Scan, volume: VolumeConfig) -> tuple[dict[str, Tensor], d
     Returns:
         The tensors of `Prepared`, and what is known of them.
     """
-    voxels = hashlib.sha256(np.ascontiguousarray(scan.image).data).hexdigest()
+    voxels = [hashlib.sha256(np.ascontiguousarray(c).data).hexdigest() for c in scan.image]
     nonzero = (scan.image != 0).any(0)
     # The box takes in the labels too, so that no labelled voxel is ever lost; within a brain it
     # adds nothing.

@@ -24,9 +24,30 @@ Number = Annotated[int, Field(ge=1, le=1_000_000)]
 Pairs = Annotated[
     tuple[tuple[Name, Name], ...], Field(min_length=1, max_length=1000), AfterValidator(different)
 ]
+Paths = Annotated[
+    tuple[Annotated[tuple[Name, ...], Field(min_length=2, max_length=10)], ...],
+    Field(min_length=1, max_length=1000),
+    AfterValidator(different),
+]
+"""From a source, maybe by others, to the target."""
 Shots = Annotated[
     tuple[Number, ...], Field(min_length=1, max_length=1000), AfterValidator(different)
 ]
+
+
+Value = Annotated[int, Field(ge=0, le=255)]
+Classes = Annotated[
+    dict[Name, Annotated[tuple[Value, ...], Field(min_length=1), AfterValidator(different)]],
+    Field(min_length=1, max_length=255),
+]
+"""Class to its label values; all others are background."""
+Labels = Name | Classes
+"""A label map: the name of one of the dataset's, or its classes."""
+
+
+def name_of(labels: Labels) -> str:
+    """What a label map is called."""
+    return labels if isinstance(labels, str) else "+".join(labels)
 
 
 class VolumeConfig(Strict):
@@ -45,23 +66,40 @@ class VolumeConfig(Strict):
     intensity: Literal["zscore_brain", "zscore", "percentile"] = "zscore_brain"
 
 
-class DataConfig(Strict):
-    """Which data.
+class SetConfig(Strict):
+    """A data set, prepared in one way.
 
     Attributes:
         dataset: A registered dataset.
+        root: Its folder, as the protocol names it.
+        volume: How its volumes are prepared.
+    """
+
+    dataset: Name
+    root: PathText
+    volume: VolumeConfig
+
+
+class DataConfig(Strict):
+    """Which data; what source and target share, whatever `domains` say besides.
+
+    Attributes:
+        dataset: A registered dataset; null where each of the `domains` names its own.
         root: Its folder; `${VARIABLE}` is taken from the environment. Relative to the working
             directory.
-        labels: The label map, where it is the same for source and target.
+        labels: The label map, where it is the same for source and target: the name of one of the
+            dataset's, or its classes with their label values.
+        label_maps: More label maps by name, beside those of the dataset.
         modalities: The modalities in play; all of the dataset's when null.
         on_bad_subject: `stop`, or `skip` to leave unusable subjects out, visibly.
         allow_links: Whether symbolic links may lead to files outside `root`; where not, a subject
             with such a file cannot be used.
     """
 
-    dataset: Name
-    root: PathText
-    labels: Name | None = None
+    dataset: Name | None = None
+    root: PathText | None = None
+    labels: Labels | None = None
+    label_maps: dict[Name, Classes] = Field(default_factory=dict, max_length=1000)
     modalities: Names | None = None
     volume: VolumeConfig = VolumeConfig()
     on_bad_subject: Literal["stop", "skip"] = "stop"
@@ -113,19 +151,34 @@ class TransfersConfig(Strict):
     """Which transfers.
 
     Attributes:
-        kind: `cross_modality`: pairs name modalities; `cross_task`: pairs name label maps.
-        pairs: `all` ordered pairs, or a list of [source, target].
+        kind: What pairs name. `cross_modality`: modalities; `cross_task`: label maps;
+            `cross_institution`: institutions; `cross_dataset`: the protocol's `domains`, which may
+            differ in anything.
+        pairs: `all` ordered pairs; a list of [source, target], or of [first source, ..., target]
+            for chains; under `cross_institution` also `leave_one_out`: from all other institutions
+            to each.
         shots: Numbers of target training subjects, each a transfer of its own (few-shot); null uses
             all of them.
+        same_task: Whether the source's head comes along, which takes the same classes. Null: where
+            source and target share the label map of one data set, or a checkpoint names the
+            target's classes.
+        channels: How the first layer is adapted where source and target differ in their number of
+            channels. `repeat`: target channel j gets the weights of source channel j modulo their
+            number; `mean`: each gets the mean over the source's. Both times source channels over
+            target channels.
     """
 
-    kind: Literal["cross_modality", "cross_task"]
-    pairs: Literal["all"] | Pairs = "all"
+    kind: Literal["cross_modality", "cross_task", "cross_institution", "cross_dataset"]
+    pairs: Literal["all", "leave_one_out"] | Paths = "all"
     shots: Shots | None = None
+    same_task: bool | None = None
+    channels: Literal["repeat", "mean"] = "repeat"
 
     @model_validator(mode="after")
     def _sensible(self) -> TransfersConfig:
-        if self.pairs != "all" and any(a == b for a, b in self.pairs):
+        if self.pairs == "leave_one_out" and self.kind != "cross_institution":
+            raise ValueError("pairs: leave_one_out is for cross_institution")
+        if not isinstance(self.pairs, str) and any(len(set(p)) < len(p) for p in self.pairs):
             raise ValueError("pairs: source and target are the same, so nothing is transferred")
         return self
 

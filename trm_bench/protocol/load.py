@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from trm_bench.errors import UserError, nearest
 from trm_bench.inputs import exists, is_file
 from trm_bench.protocol.markup import parse_yaml, read_yaml
-from trm_bench.protocol.schema import Protocol
+from trm_bench.protocol.schema import DomainConfig, Protocol, SetConfig
 
 MOST_PROBLEMS = 20  # that one message lists
 
@@ -159,24 +159,35 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     return list(model.model_fields) if model is not None else []
 
 
-def data_root(protocol: Protocol) -> Path:
-    """`data.root` with `${VARIABLE}` and `~` resolved.
+def resolved(path: str, where: str, hint: str = "") -> Path:
+    """A path of a protocol with `${VARIABLE}` and `~` resolved.
+
+    Args:
+        path: As the protocol has it.
+        where: Its key.
+        hint: What else may be done where a variable is not set.
 
     Raises:
         UserError: A variable is not set, or `~` stands for no user of this machine.
     """
-    text = protocol.data.root
-    missing = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
+    missing = [name for name in re.findall(r"\$\{(\w+)\}", path) if name not in os.environ]
     if missing:
         raise UserError(
             f"the environment variable {missing[0]} is not set",
-            f"data.root = {text}",
-            f"export {missing[0]}=FOLDER, or --set data.root=FOLDER"
-            + (", or --phantom for the stand-in" if protocol.phantom else ""),
+            f"{where} = {path}",
+            f"export {missing[0]}=FOLDER, or --set {where}=FOLDER{hint}",
         )
-    resolved = re.sub(r"\$\{(\w+)\}", lambda m: os.environ[m[1]], text)
+    text = re.sub(r"\$\{(\w+)\}", lambda m: os.environ[m[1]], path)
     try:
-        return Path(resolved).expanduser()
+        return Path(text).expanduser()
     except RuntimeError as error:
         fix = "write the folder's whole path"
-        raise UserError(f"'{resolved}': no such user", "data.root", fix) from error
+        raise UserError(f"'{text}': no such user", where, fix) from error
+
+
+def folder_of(protocol: Protocol, data: SetConfig) -> Path:
+    """The folder of a data set of a protocol; see `resolved`."""
+    names = [n for n, d in protocol.domains.items() if isinstance(d, DomainConfig) and d.root]
+    mine = [n for n in names if protocol.set_of(protocol.domains[n]) == data]
+    hint = ", or --phantom for the stand-in" if protocol.phantom else ""
+    return resolved(data.root, f"domains.{mine[0]}.root" if mine else "data.root", hint)

@@ -10,11 +10,13 @@ from trm_bench.protocol.data import (
     DataConfig,
     Pairs,
     PhantomConfig,
+    SetConfig,
     SplitConfig,
     TargetSplit,
     TransfersConfig,
     VolumeConfig,
 )
+from trm_bench.protocol.domains import CheckpointConfig, DomainConfig
 from trm_bench.protocol.strict import Name, Names, Seeds, Strict, Text, different
 from trm_bench.protocol.sweep import SweepConfig
 from trm_bench.protocol.training import (
@@ -34,9 +36,11 @@ from trm_bench.protocol.training import (
 __all__ = [
     "CONTROLS",
     "AugmentConfig",
+    "CheckpointConfig",
     "Claim",
     "DataConfig",
     "Domain",
+    "DomainConfig",
     "EvaluationConfig",
     "LossConfig",
     "MethodConfig",
@@ -47,6 +51,7 @@ __all__ = [
     "OptimizerConfig",
     "PhantomConfig",
     "Protocol",
+    "SetConfig",
     "SplitConfig",
     "SweepConfig",
     "TargetSplit",
@@ -92,12 +97,18 @@ class Claim(Strict):
 
 
 class Protocol(Strict):
-    """A benchmark: data, split, transfers, network, training, methods, seeds, metrics."""
+    """A benchmark: data, split, transfers, network, training, methods, seeds, metrics.
+
+    Attributes:
+        domains: What the pairs of a `cross_dataset` protocol name: subjects with what is seen and
+            learned of them, or networks that were trained elsewhere.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w-]*$", max_length=60)
     description: Text = ""
     claim: Claim | None = None
     data: DataConfig
+    domains: dict[Name, DomainConfig | CheckpointConfig] = Field(default_factory=dict)
     split: SplitConfig
     transfers: TransfersConfig
     network: NetworkConfig
@@ -141,13 +152,7 @@ class Protocol(Strict):
                 raise ValueError(f"claim.family: names methods that are not listed: {listed}")
         if len(self.training.source.patch) != len(self.training.target.patch):
             raise ValueError("training: source and target patches must both be 2D or both 3D")
-        if self.transfers.kind == "cross_modality" and self.data.labels is None:
-            raise ValueError("data.labels: name the label map that source and target share")
-        if self.transfers.kind == "cross_task" and self.data.labels is not None:
-            raise ValueError(
-                "data.labels: remove it, since transfers.pairs name the label maps of a cross_task "
-                "protocol"
-            )
+        _refuse_unfitting_data(self)
         for method in self.methods:
             _refuse_unmoved(method, self.training.target)
         return self
@@ -157,21 +162,80 @@ class Protocol(Strict):
         """2 for networks that see slices, 3 for volumes."""
         return len(self.training.target.patch)
 
+    @property
+    def sets(self) -> tuple[SetConfig, ...]:
+        """The data sets in play, each once."""
+        domains = [d for d in self.domains.values() if isinstance(d, DomainConfig)]
+        return tuple(dict.fromkeys(self.set_of(d) for d in domains or [DomainConfig()]))
+
+    def set_of(self, domain: DomainConfig) -> SetConfig:
+        """The data set of a domain."""
+        dataset, root = domain.dataset or self.data.dataset, domain.root or self.data.root
+        assert dataset is not None and root is not None, "which validation has seen to"
+        return SetConfig(dataset=dataset, root=root, volume=domain.volume or self.data.volume)
+
 
 class Domain(Strict):
-    """What a network is trained on: the modalities it sees and the label map that it learns."""
+    """What a network is trained on.
 
+    Attributes:
+        name: In the names of transfers.
+        data: The data set.
+        images: The modalities that the network sees, in the order of its channels.
+        labels: The label map that it learns.
+        institutions: Only subjects of these; of all where empty.
+        except_institutions: No subjects of these.
+    """
+
+    name: Text
+    data: SetConfig
     images: Names
     labels: Name
+    institutions: tuple[Name, ...] = ()
+    except_institutions: tuple[Name, ...] = ()
 
 
 class Transfer(Strict):
-    """A source and a target domain, and the number of target training subjects."""
+    """A way from sources to a target domain, and the number of target training subjects.
 
-    source: Domain
+    Attributes:
+        sources: Where a network is trained before, the last of them right before the target. The
+            first may be a network that was trained elsewhere.
+        target: Where it is fine-tuned and tested.
+        shots: Target training patients.
+        way: Names of the sources and the target.
+        name: In tables.
+    """
+
+    sources: tuple[Domain | CheckpointConfig, ...]
     target: Domain
     shots: int
+    way: tuple[Text, ...]
     name: Text
+
+
+def _refuse_unfitting_data(protocol: Protocol) -> None:
+    """Raises ValueError where `data`, `domains` and `transfers.kind` do not go together."""
+    data, kind = protocol.data, protocol.transfers.kind
+    if kind != "cross_dataset":
+        if protocol.domains:
+            raise ValueError(f"domains: are for cross_dataset; the pairs of {kind} name others")
+        for key in ("dataset", "root"):
+            if getattr(data, key) is None:
+                raise ValueError(f"data.{key}: field required")
+    if kind in ("cross_modality", "cross_institution") and data.labels is None:
+        raise ValueError("data.labels: name the label map that source and target share")
+    if kind == "cross_task" and data.labels is not None:
+        raise ValueError(
+            "data.labels: remove it, since transfers.pairs name the label maps of a cross_task "
+            "protocol"
+        )
+    if kind == "cross_dataset" and len(protocol.domains) < 2:
+        raise ValueError("domains: describe two or more, which transfers.pairs name")
+    for name, domain in protocol.domains.items():
+        for key in ("dataset", "root", "labels") if isinstance(domain, DomainConfig) else ():
+            if getattr(domain, key) is None and getattr(data, key) is None:
+                raise ValueError(f"domains.{name}.{key}: give it here or in data")
 
 
 def _refuse_unmoved(method: MethodConfig, training: TrainingConfig) -> None:

@@ -7,6 +7,7 @@ is: no path, no record, no picture. So the fingerprint of the code starts from t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +20,9 @@ from trm_bench.seeds import seed_of
 from trm_bench.training import evaluation, loop
 
 if TYPE_CHECKING:
-    from trm_bench.runs.config import RunConfig
+    from trm_bench.runs.config import Imported, RunConfig
 
+HEADLESS = 2  # classes that a network without a head of its own is built with
 Part = Callable[[str], SubjectStore]
 """Loads the subjects of a part: `train`, `val`, `test`, or `source`, the source's own training
 subjects in the source's own domain."""
@@ -38,19 +40,62 @@ def build(config: RunConfig, device: torch.device) -> nn.Module:
     return network.to(device)
 
 
-def source_network(
-    config: RunConfig, state: Mapping[str, Tensor], device: torch.device
+@dataclass(frozen=True)
+class Source:
+    """A source network as a target sees it: with as many channels as the target has.
+
+    Attributes:
+        network: Frozen, in eval mode. What its file did not hold has initial values.
+        state: The weights that its file held.
+        adapted: Names of those that were adapted to the target's channels.
+    """
+
+    network: nn.Module
+    state: Mapping[str, Tensor]
+    adapted: tuple[str, ...] = ()
+
+
+def frozen(
+    config: RunConfig | Imported, state: Mapping[str, Tensor], device: torch.device
 ) -> nn.Module:
-    """A trained source network, frozen, in eval mode.
+    """A network with its weights, in eval mode.
 
     Args:
-        config: Of the source's own training.
-        state: Its weights.
+        config: Of its training or its import.
+        state: Its weights; of an import, maybe not all of them.
         device: Where it goes.
     """
-    network = build(config, device)
-    network.load_state_dict(state)
+    if config.kind == "checkpoint":
+        channels, classes = len(config.domain.images), len(config.domain.classes) or HEADLESS
+        network = networks.build(config.network, channels, classes, config.spatial_dims, seed=0)
+        network = network.to(device)
+        network.load_state_dict({**network.state_dict(), **state})
+    else:
+        network = build(config, device)
+        network.load_state_dict(state)
     return network.eval().requires_grad_(False)
+
+
+def source_of(config: RunConfig, state: Mapping[str, Tensor], device: torch.device) -> Source:
+    """The source network of a training.
+
+    Args:
+        config: Of the training that starts from it.
+        state: The source's weights.
+        device: Where it goes.
+    """
+    source, channels = config.source, len(config.domain.images)
+    assert source is not None
+    if config.channels is None:
+        return Source(frozen(source, state, device), state)
+    before = len(source.domain.images)
+    adapted, names = networks.adapt_channels(
+        state, before, channels, source.network, source.spatial_dims, config.channels
+    )
+    seen = tuple(f"channel {i}" for i in range(channels))  # names of the right number
+    domain = source.domain.model_copy(update={"images": seen})
+    network = frozen(source.model_copy(update={"domain": domain}), adapted, device)
+    return Source(network, adapted, names)
 
 
 def context(
@@ -92,18 +137,21 @@ def context(
 
 
 def start(
-    config: RunConfig, source: nn.Module | None, part: Part, device: torch.device
+    config: RunConfig, source: Source | None, part: Part, device: torch.device
 ) -> tuple[Context, dict[str, Any] | None]:
     """A training before its first step: initial weights, then the source's over them.
 
     Returns:
         The context, and the audit of the source weights; see `networks.load_source`.
     """
-    run = context(config, build(config, device), source, part, device)
+    run = context(config, build(config, device), source and source.network, part, device)
     if source is None:
         return run, None
-    state = source.state_dict()
-    return run, networks.load_source(run.network, state, run.parts, with_head=run.same_task)
+    partial = config.source is not None and config.source.kind == "checkpoint"
+    loading = networks.load_source(
+        run.network, source.state, run.parts, with_head=run.same_task, partial=partial
+    )
+    return run, {**loading, "adapted": source.adapted}
 
 
 def train(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,7 @@ from trm_bench.protocol.schema import (
 )
 from trm_bench.protocol.strict import Plain, Strict
 
-SCHEMA: Final = 3  # of all that a results folder holds; files of another one are named, not misread
+SCHEMA: Final = 4  # of all that a results folder holds; files of another one are named, not misread
 
 
 class Member(NamedTuple):
@@ -81,11 +81,47 @@ class RunMethod(Strict):
     parameters: dict[str, Plain] = Field(default_factory=dict)
 
 
+class Imported(Strict):
+    """A network that was trained elsewhere, resolved; no path.
+
+    Attributes:
+        schema_version: Of this class.
+        kind: `checkpoint`.
+        sha256: Of its file, or of all files of a bundle.
+        network: Name and arguments.
+        spatial_dims: 2 for networks that see slices, 3 for volumes.
+        domain: Names of the channels that it sees, and of its classes; none where it has no head.
+        rename: Rules that turned the file's names of tensors into the network's.
+        partial: Whether tensors beside the head could be left out.
+        code: Fingerprint of the code that reads it.
+    """
+
+    schema_version: Literal[4] = SCHEMA
+    kind: Literal["checkpoint"] = "checkpoint"
+    sha256: str
+    network: NetworkConfig
+    spatial_dims: int
+    domain: RunDomain
+    rename: tuple[tuple[str, str], ...] = ()
+    partial: bool = False
+    code: str
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of the hash of everything here."""
+        return digest_of(self.model_dump(mode="json"))[:16]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether its class scores mean something."""
+        return bool(self.domain.classes)
+
+
 class RunConfig(Strict):
     """All that can change the numbers of a training, resolved; no path, label or date.
 
-    A source network is a training like any other, with `kind` "source", the method `scratch` and
-    no test subjects.
+    A source network is a training like any other, with `kind` "source", the method `scratch` (or
+    `finetune`, within a chain) and no test subjects.
 
     Attributes:
         schema_version: Of this class.
@@ -103,10 +139,14 @@ class RunConfig(Strict):
         seed: Of the training.
         device: Kind of device. Kernels differ, and so do the numbers that they give.
         code: Fingerprint of the code that computes.
-        source: The training that made the source network; None for methods that do not transfer.
+        source: What made the source network: a training, or someone elsewhere; None for methods
+            that do not transfer.
+        same_task: Whether the source's head comes along.
+        channels: How the source's first layer is adapted to another number of channels; None where
+            it is not. See `protocol.data.TransfersConfig`.
     """
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[4] = SCHEMA
     kind: Literal["source", "run"]
     data: Literal["phantom", "real"]
     dataset: str
@@ -121,7 +161,9 @@ class RunConfig(Strict):
     seed: int
     device: Literal["cpu", "cuda"]
     code: str
-    source: RunConfig | None = None
+    source: Annotated[RunConfig | Imported, Field(discriminator="kind")] | None = None
+    same_task: bool = False
+    channels: Literal["repeat", "mean"] | None = None
 
     @model_validator(mode="after")
     def _resolved(self) -> RunConfig:
@@ -140,6 +182,11 @@ class RunConfig(Strict):
         return len(self.training.patch)
 
     @property
-    def same_task(self) -> bool:
-        """Whether source and target share the label map, so that the head transfers too."""
-        return self.source is not None and self.source.domain.labels == self.domain.labels
+    def source_training(self) -> RunConfig | None:
+        """The training that made the source network, where one of ours did."""
+        return self.source if isinstance(self.source, RunConfig) else None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether its class scores mean something; see `Imported`."""
+        return True

@@ -86,23 +86,19 @@ def load_part(job: Job, device: torch.device, part: str) -> SubjectStore:
     Raises:
         Damaged: A prepared volume is gone, not what was written, or not that of the configuration.
     """
-    config = job.config
+    config, files = job.config, job.prepared
     if part == "source":
-        assert config.source is not None, "only methods that transfer may ask for the source's data"
-        config, part = config.source, "train"
-    volumes = [
-        _open(job, member.subject, member.digest) for member in config.subjects.parts()[part]
-    ]
+        source = config.source_training
+        assert source is not None, "only where one of ours trained it may a method ask for its data"
+        config, files, part = source, job.source_prepared, "train"
+    volumes = [open_expected(files[m.subject], *m) for m in config.subjects.parts()[part]]
     return SubjectStore(volumes, config.domain.images, config.domain.label_map, device)
-
-
-def _open(job: Job, subject: str, digest: str) -> Prepared:
-    return open_expected(job.prepared[subject], subject, digest)
 
 
 def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
     config = job.config
-    run, _ = compute.start(config, None, partial(load_part, job, device), device)
+    _, source = _source(job, device)
+    run, _ = compute.start(config, source, partial(load_part, job, device), device)
     curves, steps = Curves(), config.training.steps
     method = create(config.method.name, config.method.parameters)
     compute.train(run, method, curves, lambda step, loss: progress(step, steps, loss))
@@ -116,6 +112,14 @@ def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
     arrays.write_checkpoint(job.result, about, run.network.state_dict())
 
 
+def _source(job: Job, device: torch.device) -> tuple[Checkpoint | None, compute.Source | None]:
+    """What a training starts from."""
+    if not job.source:
+        return None, None
+    about, state = arrays.read_source(job.folder.results, job.source)
+    return about, compute.source_of(job.config, state, device)
+
+
 def _train_method(
     job: Job, device: torch.device, progress: Progress, curves: Curves
 ) -> dict[str, Any]:
@@ -123,10 +127,7 @@ def _train_method(
     config, part = job.config, partial(load_part, job, device)
     clock = time.perf_counter()
     environment.reset_peak_memory(device)
-    source, about = None, None
-    if config.source is not None:
-        about, state = arrays.read_source(job.folder.results, config.source.id)
-        source = compute.source_network(about.config, state, device)
+    about, source = _source(job, device)
     run, loading = compute.start(config, source, part, device)
     method, steps = create(config.method.name, config.method.parameters), config.training.steps
     started = time.perf_counter()
@@ -156,12 +157,12 @@ def _train_method(
 
 def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
     """Part to subject to file name to [bytes, sha256]."""
-    parts = dict(job.config.subjects.parts())
-    if job.config.source is not None:
-        parts["source"] = job.config.source.subjects.train
+    parts = {name: (job.prepared, ms) for name, ms in job.config.subjects.parts().items()}
+    if source := job.config.source_training:
+        parts["source"] = (job.source_prepared, source.subjects.train)
     return {
-        part: {m.subject: _open(job, m.subject, m.digest).files for m in members}
-        for part, members in parts.items()
+        part: {m.subject: open_expected(files[m.subject], *m).files for m in members}
+        for part, (files, members) in parts.items()
     }
 
 

@@ -11,17 +11,23 @@ from typing import Any, Literal
 
 import torch
 
-from trm_bench.data.prepared import Prepared
-from trm_bench.data.splits import Split, inner_folds, refuse_leakage, split
-from trm_bench.datasets.base import Dataset, Subject
+from trm_bench.data.cohorts import Cohort, Cohorts
+from trm_bench.data.divisions import Division, divide
+from trm_bench.data.splits import Split, inner_folds
 from trm_bench.errors import UserError
 from trm_bench.fingerprint import code_fingerprint, digest_of
 from trm_bench.methods import Method
 from trm_bench.methods.registry import create
 from trm_bench.networks import resolved_precision
-from trm_bench.protocol.schema import Domain, Protocol, TrainingConfig, Transfer
+from trm_bench.protocol.schema import (
+    CheckpointConfig,
+    Domain,
+    Protocol,
+    TrainingConfig,
+    Transfer,
+)
 from trm_bench.runs import health
-from trm_bench.runs.config import Member, RunConfig, RunDomain, RunMethod, Subjects
+from trm_bench.runs.config import Imported, Member, RunConfig, RunDomain, RunMethod, Subjects
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.health import Health
 from trm_bench.runs.records import Cell, Tuned
@@ -41,7 +47,7 @@ FREE = (
     "name",
 )
 # Blocks of the protocol that decide what is a good value of a parameter.
-TUNED_ON = ("data", "split", "network", "training", "evaluation")
+TUNED_ON = ("data", "domains", "split", "network", "training", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,15 @@ class Job:
         config: What is run.
         title: For progress bars and messages.
         folder: Of the protocol's results.
-        prepared: Subject to prepared file, of all parts, the source's too.
+        prepared: Subject to prepared file.
+        source_prepared: Likewise, of the training subjects of the source.
     """
 
     config: RunConfig
     title: str
     folder: ProtocolFolder
     prepared: Mapping[str, Path]
+    source_prepared: Mapping[str, Path] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
@@ -151,14 +159,21 @@ class _Arm:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """What a target, or the next source of a chain, starts from."""
+
+    config: RunConfig | Imported
+    cohort: Cohort | None
+
+
+@dataclass(frozen=True)
 class Planner:
     """What all jobs of a protocol share.
 
     Attributes:
         protocol: As the command resolved it.
-        dataset: The protocol's.
-        subjects: The usable ones.
-        prepared: Subject id to prepared volume.
+        cohorts: Its data sets.
+        imported: Its checkpoints, as they were read.
         folder: Of the protocol's results.
         data: Whether the subjects are real or the stand-in.
         device: Where jobs will run; its kind and what `precision: auto` means on it are part of
@@ -170,9 +185,8 @@ class Planner:
     """
 
     protocol: Protocol
-    dataset: Dataset
-    subjects: Sequence[Subject]
-    prepared: Mapping[str, Prepared]
+    cohorts: Cohorts
+    imported: Mapping[CheckpointConfig, Imported]
     folder: ProtocolFolder
     data: Literal["phantom", "real"]
     device: torch.device
@@ -186,7 +200,8 @@ class Planner:
             transfers: Those to run.
 
         Raises:
-            UserError: The split does not work out or leaks, or a method's parameters are wrong.
+            UserError: The split does not work out or leaks, or a method's parameters are wrong or
+                do not fit a source.
         """
         plan = Plan(settings=self._settings(), conditions=self._conditions())
         arms = {
@@ -194,22 +209,19 @@ class Planner:
             for transfer in transfers
         }
         known: set[str] = set()
-        for seed in self.protocol.seeds:
-            division = split(self.subjects, self.protocol.split, seed)
-            voxels = {s.id: self.prepared[s.id].voxels for s in self.subjects}
-            refuse_leakage(division, self.subjects, voxels)
-            for transfer in transfers:
-                source = self._source(transfer, seed, division)
-                parts = self._parts(transfer, division)
-                for arm, subjects in product(arms[transfer.name], parts):
-                    job = self._run(transfer, seed, subjects, source.config, arm)
-                    if job.source and source.id not in known:
-                        plan.sources.append(source)
-                    if job.id not in known:
-                        plan.runs.append(job)
-                    known |= {job.id, *([source.id] if job.source else [])}
-                    cell = Cell(transfer=transfer.name, method=arm.label, seed=seed, run=job.id)
-                    plan.cells.append(cell)
+        for seed, transfer in product(self.protocol.seeds, transfers):
+            divided = divide(transfer, self.cohorts, self.protocol.split, seed)
+            jobs, source = self._sources(transfer, seed, divided)
+            parts = self._parts(transfer, divided.target)
+            for arm, subjects in product(arms[transfer.name], parts):
+                job = self._run(transfer, seed, subjects, source, arm)
+                needed = jobs if job.source else []
+                plan.sources += [j for j in needed if j.id not in known]
+                if job.id not in known:
+                    plan.runs.append(job)
+                known |= {job.id, *(j.id for j in needed)}
+                cell = Cell(transfer=transfer.name, method=arm.label, seed=seed, run=job.id)
+                plan.cells.append(cell)
         return plan
 
     def _arm(self, index: int, transfer: Transfer) -> _Arm:
@@ -220,57 +232,79 @@ class Planner:
         return _Arm(chosen.label, method, method.adjusted(training))
 
     def _settings(self) -> str:
-        excluded: Any = {**dict.fromkeys(FREE, True), "data": {"root": True, "allow_links": True}}
-        shared = self.protocol.model_dump(mode="json", exclude=excluded)
+        shared = self.protocol.model_dump(mode="json", exclude=set(FREE))
+        _without_places(shared)
         trainings = self.protocol.training
         precision = [
             resolved_precision(self.device, t.precision)
             for t in (trainings.source, trainings.target)
         ]
-        contents = {s.id: self.prepared[s.id].digest for s in self.subjects}
-        code = code_fingerprint(*NUMERIC, type(self.dataset).__module__)
+        modules = sorted({type(c.dataset).__module__ for c in self.cohorts.values()})
+        code = code_fingerprint(*NUMERIC, *modules)
+        contents = self._contents()
         return digest_of(shared, contents, self.data, self.device.type, precision, code)[:16]
 
     def _conditions(self) -> dict[str, str]:
         blocks = self.protocol.model_dump(mode="json", include=set(TUNED_ON))
-        for name in ("root", "allow_links"):
-            blocks["data"].pop(name)
-        contents = {s.id: self.prepared[s.id].digest for s in self.subjects}
-        hashed = {"subjects": [contents, self.data], **blocks}
+        _without_places(blocks)
+        hashed = {"subjects": [self._contents(), self.data], **blocks}
         return {name: digest_of(content)[:16] for name, content in hashed.items()}
 
-    def _source(self, transfer: Transfer, seed: int, division: Split) -> Job:
-        subjects = Subjects(train=self._members(division.source), val=self._members(division.val))
-        scratch = create("scratch", {})
-        training = self.protocol.training.source
-        config = self._config("source", transfer.source, seed, subjects, training, scratch)
-        images = "+".join(transfer.source.images)
-        return self._job(config, f"source {images}:{transfer.source.labels} seed {seed}")
+    def _contents(self) -> list[Any]:
+        """All that is read: subjects of each data set by contents, and checkpoints."""
+        read = [cohort.contents for cohort in self.cohorts.values()]
+        return [*read, *sorted(one.id for one in self.imported.values())]
+
+    def _sources(
+        self, transfer: Transfer, seed: int, divided: Division
+    ) -> tuple[list[Job], _Source]:
+        """The trainings before the target's, first to last, and what the target starts from."""
+        jobs: list[Job] = []
+        source: _Source | None = None
+        for i, domain in enumerate(transfer.sources):
+            if isinstance(domain, CheckpointConfig):
+                source = _Source(self.imported[domain], None)
+                continue
+            cohort = self.cohorts[domain.data]
+            train, val = divided.sources[i]
+            subjects = Subjects(train=_members(cohort, train), val=_members(cohort, val))
+            method = create("finetune" if source else "scratch", {})
+            training = self.protocol.training.source
+            config = self._config("source", domain, seed, subjects, training, method)
+            way = "->".join(transfer.way[: i + 1])
+            config = self._after(config, cohort, source)
+            jobs.append(self._job(config, cohort, f"source {way} seed {seed}", source))
+            source = _Source(config, cohort)
+        assert source is not None
+        return jobs, source
 
     def _parts(self, transfer: Transfer, division: Split) -> list[Subjects]:
         """Who trains, validates and tests: once, or in each fold."""
+        cohort = self.cohorts[transfer.target.data]
         parts = [(division.train_of(transfer.shots), division.val)]
         if self.folds is not None:
-            parts = inner_folds(division, self.subjects, transfer.shots, self.folds)
-        test = self._members(division.test) if self.tested else ()
+            parts = inner_folds(division, cohort.subjects, transfer.shots, self.folds)
+        test = _members(cohort, division.test) if self.tested else ()
         return [
-            Subjects(train=self._members(train), val=self._members(val), test=test)
+            Subjects(train=_members(cohort, train), val=_members(cohort, val), test=test)
             for train, val in parts
         ]
 
     def _run(
-        self, transfer: Transfer, seed: int, subjects: Subjects, source: RunConfig, arm: _Arm
+        self, transfer: Transfer, seed: int, subjects: Subjects, source: _Source, arm: _Arm
     ) -> Job:
         # not in a trial: it would be scored on subjects that it trained on
         if arm.method.validation_in_training_set and self.tested:
             subjects = subjects.model_copy(update={"train": subjects.train + subjects.val})
         config = self._config("run", transfer.target, seed, subjects, arm.training, arm.method)
-        own = {
-            "metrics": self.protocol.metrics if self.tested else (),
-            "source": source if arm.method.transfers else None,
-        }
-        title = f"{transfer.name} {arm.label} seed {seed}"
-        return self._job(config.model_copy(update=own), title)
+        metrics = self.protocol.metrics if self.tested else ()
+        config = config.model_copy(update={"metrics": metrics})
+        start = source if arm.method.transfers else None
+        cohort, title = (
+            self.cohorts[transfer.target.data],
+            f"{transfer.name} {arm.label} seed {seed}",
+        )
+        return self._job(self._after(config, cohort, start), cohort, title, start)
 
     def _config(
         self,
@@ -282,14 +316,14 @@ class Planner:
         method: Method,
     ) -> RunConfig:
         precision = resolved_precision(self.device, training.precision)
-        label_map = self.dataset.label_map(domain.labels)
-        modules = (type(self.dataset).__module__, type(method).__module__)
+        dataset = self.cohorts[domain.data].dataset
+        modules = (type(dataset).__module__, type(method).__module__)
         return RunConfig(
             kind=kind,
             data=self.data,
-            dataset=self.dataset.name,
-            domain=RunDomain.of(domain.images, domain.labels, label_map),
-            volume=self.protocol.data.volume,
+            dataset=dataset.name,
+            domain=RunDomain.of(domain.images, domain.labels, dataset.label_map(domain.labels)),
+            volume=domain.data.volume,
             subjects=subjects,
             network=self.protocol.network,
             training=training.model_copy(update={"precision": precision}),
@@ -300,12 +334,48 @@ class Planner:
             code=code_fingerprint(*NUMERIC, *modules),
         )
 
-    def _members(self, ids: Iterable[str]) -> tuple[Member, ...]:
-        return tuple(Member(i, self.prepared[i].digest) for i in ids)
+    def _after(self, config: RunConfig, cohort: Cohort, source: _Source | None) -> RunConfig:
+        """A training that starts from a source network.
 
-    def _job(self, config: RunConfig, title: str) -> Job:
-        parts = [*config.subjects.parts().values()]
-        parts += [config.source.subjects.train] if config.source else []
-        members = {member.subject for part in parts for member in part}
-        files = {i: self.prepared[i].path for i in sorted(members)}
-        return Job(config, title, self.folder, files)
+        Raises:
+            UserError: The source's head is to come along and has other classes.
+        """
+        if source is None:
+            return config
+        ours, theirs = config.domain, source.config.domain
+        same_task = self.protocol.transfers.same_task
+        if same_task is None:
+            shared = source.cohort is None or (
+                source.cohort.dataset.root == cohort.dataset.root and theirs.labels == ours.labels
+            )
+            same_task = shared and theirs.classes == ours.classes
+        if same_task and len(theirs.classes) != len(ours.classes):
+            what = f"the source has {len(theirs.classes)} classes, the target {len(ours.classes)}"
+            raise UserError(what, "transfers.same_task", "remove it, so that the head is replaced")
+        adapted = len(theirs.images) != len(ours.images)
+        changes = {
+            "source": source.config,
+            "same_task": same_task,
+            "channels": self.protocol.transfers.channels if adapted else None,
+        }
+        return config.model_copy(update=changes)
+
+    def _job(self, config: RunConfig, cohort: Cohort, title: str, source: _Source | None) -> Job:
+        members = {m.subject for part in config.subjects.parts().values() for m in part}
+        files = {i: cohort.prepared[i].path for i in sorted(members)}
+        of_source: dict[str, Path] = {}
+        if source is not None and source.cohort and isinstance(source.config, RunConfig):
+            train = source.config.subjects.train
+            of_source = {m.subject: source.cohort.prepared[m.subject].path for m in train}
+        return Job(config, title, self.folder, files, of_source)
+
+
+def _members(cohort: Cohort, ids: Iterable[str]) -> tuple[Member, ...]:
+    return tuple(Member(i, cohort.prepared[i].digest) for i in ids)
+
+
+def _without_places(blocks: dict[str, Any]) -> None:
+    """Takes out of a protocol's blocks where its data lie."""
+    for block in (blocks["data"], *blocks["domains"].values()):
+        for name in ("root", "allow_links", "checkpoint", "sha256"):
+            block.pop(name, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,7 @@ from trm_bench.environment import Environment
 from trm_bench.fingerprint import digest_of
 from trm_bench.protocol.schema import Protocol
 from trm_bench.protocol.strict import Plain, Strict
-from trm_bench.runs.config import SCHEMA, RunConfig
+from trm_bench.runs.config import SCHEMA, Imported, RunConfig
 
 Curve = list[tuple[int, float]]
 
@@ -101,7 +101,7 @@ class Tuned(Strict):
         methods: By label and transfer.
     """
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[4] = SCHEMA
     protocol: str
     data: Literal["phantom", "real"]
     budget: Budget
@@ -177,7 +177,7 @@ class SweptMethod(Strict):
 class Trials(Strict):
     """trials.json, apart from tuned.yaml, since no two sweeps take the same time."""
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[4] = SCHEMA
     methods: tuple[SweptMethod, ...] = ()
 
 
@@ -194,12 +194,12 @@ class StoredPlan(Strict):
         tuned: Where the methods' values come from, if they are tuned.
     """
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[4] = SCHEMA
     protocol: Protocol
     data: Literal["phantom", "real"]
     settings: str
     left_out: tuple[LeftOut, ...] = ()
-    distance_unit: Literal["mm", "voxels"] = "mm"
+    distance_unit: Literal["mm", "voxels", "mm or voxels"] = "mm"
     cells: tuple[Cell, ...]
     tuned: TunedNote | None = None
 
@@ -208,14 +208,21 @@ class SourceNote(Strict):
     """What a run's record says of the source network that it started from."""
 
     id: str
-    validation_dice: float
+    validation_dice: float | None
 
 
 class Loading(Strict):
-    """Which source weights were loaded: how many tensors, and the names of those left out."""
+    """Which source weights were loaded.
+
+    Attributes:
+        loaded: Number of tensors.
+        skipped: The network's own that kept their initial values.
+        adapted: Those loaded that were adapted to another number of channels.
+    """
 
     loaded: int
     skipped: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
 
 
 class Record(Strict):
@@ -244,7 +251,7 @@ class Record(Strict):
         peak_memory_bytes: Of the device, or of the process on a CPU.
     """
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[4] = SCHEMA
     id: str
     state: Literal["finished", "diverged", "failed"]
     reason: str = ""
@@ -267,14 +274,24 @@ class Record(Strict):
 
 
 class Checkpoint(Strict):
-    """What a source network's file says of it, beside the weights."""
+    """What a network's file says of it, beside the weights.
 
-    schema_version: Literal[3] = SCHEMA
+    Attributes:
+        id: Of the configuration.
+        config: Of its training, or of its import.
+        validation_dice: At the end of its training; None where it was trained elsewhere.
+        curves: Of its training.
+        environment: Where it was made.
+        account: What became of each tensor of an imported file; see `checkpoints.fit`.
+    """
+
+    schema_version: Literal[4] = SCHEMA
     id: str
-    config: RunConfig
-    validation_dice: float
+    config: Annotated[RunConfig | Imported, Field(discriminator="kind")]
+    validation_dice: float | None = None
     curves: dict[str, Curve] = Field(default_factory=dict)
     environment: Environment
+    account: dict[str, Plain] = Field(default_factory=dict)
 
 
 class VoxelAudit(Strict):
@@ -291,7 +308,7 @@ class VoxelAudit(Strict):
         roc: Map to the mean true positive rate at each false positive rate.
     """
 
-    schema_version: Literal[3] = SCHEMA
+    schema_version: Literal[4] = SCHEMA
     transfer: str
     seed: int
     runs: dict[str, str]

@@ -12,9 +12,10 @@ from trm_bench import pipeline
 from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.preparing import mend, open_data
-from trm_bench.protocol.choices import choose_seeds, choose_transfers, refuse_twice
+from trm_bench.protocol.choices import choose_seeds, refuse_twice
 from trm_bench.protocol.schema import MethodConfig, Protocol, Transfer
 from trm_bench.protocol.sweep import SweepConfig
+from trm_bench.protocol.transfers import choose_transfers
 from trm_bench.runs import health
 from trm_bench.runs.executors import Executor, LocalPool
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
@@ -163,10 +164,8 @@ def sweep(
     with pipeline.only_one(folder), display:
         data = open_data(protocol, folder.results, stand_in, jobs, display)
         refuse_mixture(folder, data.kind)
-        transfers = choose_transfers(protocol, data.dataset, config.transfers or ())
-        planner = Planner(
-            protocol, data.dataset, data.subjects, data.prepared, folder, data.kind, device
-        )
+        transfers = choose_transfers(protocol, data.datasets, config.transfers or ())
+        planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device)
         pipeline.check_networks(protocol, replace(planner, tested=False).plan(transfers))
         mend(health.of_sweep(folder).damaged, display)
         groups = [(t.name, (t,)) for t in transfers]

@@ -1,0 +1,207 @@
+"""The transfers of a protocol, spelled out against what its data sets have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+from trm_bench.datasets.subjects import LabelMap
+from trm_bench.errors import UserError, nearest
+from trm_bench.protocol.choices import refuse_twice
+from trm_bench.protocol.data import Labels, name_of
+from trm_bench.protocol.domains import CheckpointConfig, DomainConfig
+from trm_bench.protocol.schema import Domain, Protocol, SetConfig, Transfer
+
+if TYPE_CHECKING:
+    from trm_bench.datasets.base import Dataset
+
+OTHERS = "others"
+"""The source under `leave_one_out`: all institutions but the target's."""
+
+Datasets = Mapping[SetConfig, "Dataset"]
+Source = Domain | CheckpointConfig
+
+
+def choose_transfers(
+    protocol: Protocol, datasets: Datasets, names: Sequence[str] = ()
+) -> list[Transfer]:
+    """The protocol's transfers, or those named.
+
+    Raises:
+        UserError: A name is not one of them or comes twice, or see `transfers_of`.
+    """
+    refuse_twice(names, "--transfers")
+    transfers = transfers_of(protocol, datasets)
+    known = [t.name for t in transfers]
+    for method in protocol.methods:
+        for name in sorted(method.per_transfer.keys() - set(known)):
+            what = f"the protocol has no transfer '{name}'"
+            where = f"methods.{method.label}.per_transfer"
+            raise UserError(what, where, nearest(name, known))
+    for name in names:
+        if name not in known:
+            what = f"the protocol has no transfer '{name}'"
+            raise UserError(what, "--transfers", nearest(name, known))
+    return [t for t in transfers if not names or t.name in names]
+
+
+def transfers_of(protocol: Protocol, datasets: Datasets) -> list[Transfer]:
+    """Expands `transfers` against what the data sets have.
+
+    Raises:
+        UserError: A modality, label map, institution or domain is unknown, a checkpoint is not
+            where a transfer begins, or `shots` exceeds `split.target.train`.
+    """
+    most = protocol.split.target.train
+    shots = protocol.transfers.shots or (most,)
+    if max(shots) > most:
+        raise UserError(
+            f"{max(shots)} shots, but only {most} target training subjects",
+            "transfers.shots",
+            "raise split.target.train or lower the shots",
+        )
+    transfers = []
+    for path in _paths(protocol, _domains(protocol, datasets)):
+        names = tuple(name for name, _ in path)
+        way = "->".join(names)
+        *sources, target = (domain for _, domain in path)
+        if isinstance(target, CheckpointConfig):
+            fix = "a transfer begins with a checkpoint, and ends with subjects"
+            raise UserError(f"the target of '{way}' is a checkpoint", "transfers.pairs", fix)
+        if any(isinstance(source, CheckpointConfig) for source in sources[1:]):
+            fix = "name it first: what was trained elsewhere starts from nothing of ours"
+            raise UserError(f"'{way}' passes a checkpoint", "transfers.pairs", fix)
+        for n in shots:
+            name = f"{way}@{n}" if protocol.transfers.shots else way
+            transfers.append(
+                Transfer(sources=tuple(sources), target=target, shots=n, way=names, name=name)
+            )
+    return transfers
+
+
+def _paths(protocol: Protocol, known: Mapping[str, Source]) -> list[list[tuple[str, Source]]]:
+    """The domains along each transfer, sources first, with their names."""
+    pairs = protocol.transfers.pairs
+    if pairs == "leave_one_out":
+        return [[(OTHERS, _others(domain)), (name, domain)] for name, domain in known.items()]
+    if pairs == "all":
+        ways = permutations(known.items(), 2)
+        return [[*way] for way in ways if not isinstance(way[1][1], CheckpointConfig)]
+    for name in (name for path in pairs for name in path):
+        if name not in known:
+            what = f"'{protocol.data.dataset}' has no '{name}'"
+            if protocol.transfers.kind == "cross_dataset":
+                what = f"no domain '{name}'"
+            raise UserError(what, "transfers.pairs", nearest(name, list(known)))
+    return [[(name, known[name]) for name in path] for path in pairs]
+
+
+def _others(domain: Source) -> Source:
+    """All institutions but that of a domain."""
+    assert isinstance(domain, Domain)
+    changes = {"name": OTHERS, "institutions": (), "except_institutions": domain.institutions}
+    return domain.model_copy(update=changes)
+
+
+def _domains(protocol: Protocol, datasets: Datasets) -> dict[str, Source]:
+    """What pairs can name."""
+    data, kind = protocol.data, protocol.transfers.kind
+    if kind == "cross_dataset":
+        return {
+            name: _spelled_out(protocol, name, domain, datasets)
+            if isinstance(domain, DomainConfig)
+            else domain
+            for name, domain in protocol.domains.items()
+        }
+    dataset = datasets[protocol.set_of(DomainConfig())]
+    choices = {
+        "cross_modality": [
+            (name, DomainConfig(images=(name,))) for name in data.modalities or dataset.modalities
+        ],
+        "cross_task": [(name, DomainConfig(labels=name)) for name in dataset.label_maps],
+        "cross_institution": [
+            (name, DomainConfig(institutions=(name,))) for name in institutions_of(dataset)
+        ],
+    }[kind]
+    if kind == "cross_institution" and len(choices) < 2:
+        what = f"'{dataset.name}' tells {len(choices)} institutions apart"
+        raise UserError(what, "transfers.kind", "cross_institution takes two or more")
+    return {name: _spelled_out(protocol, name, domain, datasets) for name, domain in choices}
+
+
+def _spelled_out(protocol: Protocol, name: str, domain: DomainConfig, datasets: Datasets) -> Domain:
+    """A domain with what it takes from `data`, every name in it known to its data set."""
+    data, where = protocol.data, f"domains.{name}" if name in protocol.domains else "data"
+    own = protocol.set_of(domain)
+    dataset = datasets[own]
+    images = domain.images or _shared_modalities(protocol, own) or dataset.modalities
+    labels = domain.labels if domain.labels is not None else data.labels
+    assert labels is not None, "which validation has seen to"
+    institutions = domain.institutions or ()
+    key = "images" if name in protocol.domains and domain.images else "modalities"
+    sites = institutions_of(dataset) if institutions else []
+    _require("modality", images, dataset.modalities, f"{where}.{key}", dataset)
+    _require("label map", [name_of(labels)], [*dataset.label_maps], f"{where}.labels", dataset)
+    _require("institution", institutions, sites, f"{where}.institutions", dataset)
+    return Domain(
+        name=name, data=own, images=images, labels=name_of(labels), institutions=institutions
+    )
+
+
+def _require(
+    noun: str, names: Sequence[str], known: Sequence[str], where: str, dataset: Dataset
+) -> None:
+    for name in names:
+        if name not in known:
+            what = f"the dataset '{dataset.name}' has no {noun} '{name}'"
+            raise UserError(what, where, nearest(name, list(known)))
+
+
+def institutions_of(dataset: Dataset) -> list[str]:
+    """The institutions of a data set's subjects."""
+    return sorted({subject.institution for subject in dataset.subjects()} - {""})
+
+
+def in_play(protocol: Protocol, data: SetConfig, dataset: Dataset) -> tuple[str, ...]:
+    """The modalities of a data set that some domain sees, in the data set's order."""
+    shared = _shared_modalities(protocol, data) or dataset.modalities
+    if not protocol.domains:
+        return shared
+    domains = [d for d in protocol.domains.values() if isinstance(d, DomainConfig)]
+    seen = {m for d in domains if protocol.set_of(d) == data for m in d.images or shared}
+    return tuple(modality for modality in dataset.modalities if modality in seen)
+
+
+def _shared_modalities(protocol: Protocol, data: SetConfig) -> tuple[str, ...] | None:
+    """`data.modalities`, which are those of `data.dataset`."""
+    return protocol.data.modalities if data.dataset == protocol.data.dataset else None
+
+
+def add_label_maps(protocol: Protocol, data: SetConfig, dataset: Dataset) -> None:
+    """Gives a data set the label maps that a protocol describes itself.
+
+    Raises:
+        UserError: The data set has another one of that name, or not these label values.
+    """
+    shared, own = protocol.data, list[tuple[str, Labels | None]]()
+    domains = {n: d for n, d in protocol.domains.items() if isinstance(d, DomainConfig)}
+    mine = {n: d for n, d in domains.items() if protocol.set_of(d) == data}
+    own += [(f"domains.{name}.labels", domain.labels) for name, domain in mine.items()]
+    if not domains or any(domain.labels is None for domain in mine.values()):
+        own.append(("data.labels", shared.labels))
+    described = [(where, name_of(labels), labels) for where, labels in own if labels is not None]
+    if not domains or (data.dataset, data.root) == (shared.dataset, shared.root):
+        described += [(f"data.label_maps.{n}", n, c) for n, c in shared.label_maps.items()]
+    known = {value for m in dataset.label_maps.values() for value in m.values}
+    for where, name, classes in described:
+        if isinstance(classes, str):
+            continue
+        try:
+            found = LabelMap.of(classes, known)
+        except UserError as error:
+            raise UserError(error.what, where, error.fix) from error
+        if dataset.label_maps.get(name, found) != found:
+            what = f"the dataset '{dataset.name}' has another label map '{name}'"
+            raise UserError(what, where, "choose another name")
+        dataset.label_maps = {**dataset.label_maps, name: found}
