@@ -31,7 +31,16 @@ LAYERS = (
     ("display",),
     ("analysis",),
     ("report",),
-    ("checks", "pipeline", "preparing", "prospects", "risk_map", "step_time", "verification"),
+    (
+        "checks",
+        "importing",
+        "pipeline",
+        "preparing",
+        "prospects",
+        "risk_map",
+        "step_time",
+        "verification",
+    ),
     ("sweep",),
     ("__main__", "cli"),
 )

@@ -112,11 +112,10 @@ def _members(protocol: Protocol) -> tuple[list[Subject], bool]:
     """The subjects of the first transfer's target, and whether its source has the same."""
     opened = open_sets(protocol, None, Display(quiet=True))
     transfer = transfers_of(protocol, opened)[0]
-    cohorts = {d: Cohort(d, dataset, dataset.subjects(), {}) for d, dataset in opened.items()}
-    shared = any(
-        isinstance(s, Domain) and same_patients(s, transfer.target) for s in transfer.sources
-    )
-    return cohorts[transfer.target.data].of(transfer.target), shared
+    target, dataset = transfer.target, opened[transfer.target.data]
+    domains = [source for source in transfer.sources if isinstance(source, Domain)]
+    shared = any(same_patients(source, target) for source in domains)
+    return Cohort(target.data, dataset, dataset.subjects(), {}).of(target), shared
 
 
 def of_plan(protocol: Protocol, plan: Plan) -> Prospect:

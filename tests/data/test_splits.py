@@ -16,11 +16,11 @@ from helpers import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trm_bench.data.splits import Split, inner_folds, refuse_leakage, split
+from trm_bench.data import divisions
+from trm_bench.data.splits import Held, Split, inner_folds, refuse_leakage, split, split_source
 from trm_bench.datasets.base import Subject
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import SplitConfig, TargetSplit
-from trm_bench.runs import plan as planning
 
 
 def people(scans: list[int], institutions: list[str] | None = None) -> list[Subject]:
@@ -272,16 +272,56 @@ class TestStrata:
             )
 
 
+@examples(100)
+@given(cohort=cohorts, settings=configs, seed=st.integers(0, 3))
+def test_a_source_with_patients_of_its_own(
+    cohort: list[tuple[int, str]], settings: SplitConfig, seed: int
+) -> None:
+    subjects = people([n for n, _ in cohort], [i for _, i in cohort])
+    total = len(cohort)
+    wanted = round(settings.source * total) if settings.source < 1 else int(settings.source)
+    if wanted < 1 or wanted >= total:
+        with pytest.raises(UserError, match=rf"{total} usable patients of the source"):
+            split_source(subjects, settings, seed)
+        return
+    train, val = split_source(subjects, settings, seed)
+    assert len(patients_of(train)) == wanted
+    assert len(patients_of(val)) == min(settings.target.val, total - wanted)
+    assert not patients_of(train) & patients_of(val)
+    scans = [s.id for s in subjects if patients_of((s.id,)) <= patients_of(train + val)]
+    assert sorted(train + val) == sorted(scans), "all scans of a patient go along"
+    again = split_source(subjects[::-1], settings, seed + (settings.design != "resampled"))
+    assert again == (train, val)
+
+
+def test_a_target_without_its_source_s_patients() -> None:
+    division = split(people([1] * 10), config(source=0.5, train=2, val=1), 0, with_source=False)
+    assert not division.source and len(division.test) == 7
+    assert set(division.parts()) == {"train", "val", "test"}
+    with pytest.raises(UserError, match=r"for train 2, val 1, test rest"):
+        split(people([1] * 3), config(source=0.5), 0, with_source=False)
+
+
+def refuse(division: Split, subjects: list[Subject], contents: dict[str, str]) -> None:
+    """Looks for leaks in a split of one data set."""
+    patients = {s.id: s.patient for s in subjects}
+    others = {f"train of other seeds, {i}": ids for i, ids in enumerate(division.others)}
+    refuse_leakage(
+        {
+            part: [Held(i, "root", patients[i], (contents[i],)) for i in ids]
+            for part, ids in {**division.parts(), **others}.items()
+        }
+    )
+
+
 class TestLeakage:
     SUBJECTS = people([2, 1, 1, 1, 1])
     CLEAN = Split(("0-000", "1-000"), (("0-001",), ("0-002",)), ("0-003",), ("0-004",))
     CONTENTS = {s.id: s.id for s in SUBJECTS}  # noqa: RUF012 (constant)
 
     def test_a_clean_split_passes(self) -> None:
-        refuse_leakage(self.CLEAN, self.SUBJECTS, self.CONTENTS)
-        refuse_leakage(
-            self.CLEAN, self.SUBJECTS, self.CONTENTS | {"1-000": "same", "0-000": "same"}
-        )
+        refuse(self.CLEAN, self.SUBJECTS, self.CONTENTS)
+        refuse(self.CLEAN, self.SUBJECTS, self.CONTENTS | {"1-000": "same", "0-000": "same"})
 
     @given(
         pair=st.lists(
@@ -293,7 +333,7 @@ class TestLeakage:
         part = {i: name for name, ids in self.CLEAN.parts().items() for i in ids}
         assume(part[pair[0]] != part[pair[1]])
         with pytest.raises(UserError, match=r"leak: .* are the same content") as caught:
-            refuse_leakage(self.CLEAN, self.SUBJECTS, self.CONTENTS | dict.fromkeys(pair, "f" * 64))
+            refuse(self.CLEAN, self.SUBJECTS, self.CONTENTS | dict.fromkeys(pair, "f" * 64))
         assert all(i in str(caught.value) for i in pair)
 
     @pytest.mark.parametrize("others", [(("0-004",),), (("9-009",), ("0-004",))])
@@ -304,16 +344,16 @@ class TestLeakage:
         subjects = [*self.SUBJECTS, *people([0] * 9 + [10])]
         contents = {s.id: s.id for s in subjects}
         division = Split(("0-000", "1-000"), (("0-001",),), ("0-002",), ("0-003",), others)
-        refuse_leakage(division, subjects, contents)
+        refuse(division, subjects, contents)
         for partner in ("0-000", "0-001", "0-002", "0-003", *others[0]):
             if partner == "0-004":
                 continue
             same = contents | dict.fromkeys((partner, "0-004"), "f" * 64)
             with pytest.raises(UserError, match=r"leak: .*train of other seeds.* same content"):
-                refuse_leakage(division, subjects, same)
+                refuse(division, subjects, same)
         patient = replace(division, others=(*others[:-1], ("0-004", "1-000")))
         with pytest.raises(UserError, match=r"leak: .*train of other seeds.* same patient"):
-            refuse_leakage(patient, subjects, contents)
+            refuse(patient, subjects, contents)
 
     @pytest.mark.parametrize("ends", ["train", "val", "test"])
     def test_a_patient_in_two_parts_is_refused(self, ends: str) -> None:
@@ -321,7 +361,7 @@ class TestLeakage:
         parts[ends] = (*parts[ends], "1-000")
         split_patient = Split(("0-000",), (parts["train"],), parts["val"], parts["test"])
         with pytest.raises(UserError, match=r"leak: .* are the same patient patient-000"):
-            refuse_leakage(split_patient, self.SUBJECTS, self.CONTENTS)
+            refuse(split_patient, self.SUBJECTS, self.CONTENTS)
 
     def test_a_renamed_and_recompressed_copy_stops_the_benchmark(self, tmp_path: Path) -> None:
         root = toy.write_dataset(tmp_path / "data")
@@ -337,7 +377,9 @@ def test_the_order_of_training_subjects_is_part_of_the_run(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = helpers.plan(toy_data, tmp_path)
-    monkeypatch.setattr(planning, "split", lambda *args: _turned(split(*args)))
+    monkeypatch.setattr(
+        divisions, "split", lambda *args, **options: _turned(split(*args, **options))
+    )
     after = helpers.plan(toy_data, tmp_path)
     assert [s.id for s in before.sources] == [s.id for s in after.sources], (
         "the source's subjects have not changed"

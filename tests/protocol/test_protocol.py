@@ -12,19 +12,12 @@ import pytest
 import toy
 import yaml
 
-from trm_bench import datasets
 from trm_bench.errors import UserError
 from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol import Protocol, bundled, load_protocol, parse
-from trm_bench.protocol.choices import (
-    choose_methods,
-    choose_seeds,
-    choose_transfers,
-    refuse_borrowed_labels,
-    transfers_of,
-)
-from trm_bench.protocol.load import data_root
-from trm_bench.protocol.schema import MethodTraining, Transfer
+from trm_bench.protocol.choices import choose_methods, choose_seeds, refuse_borrowed_labels
+from trm_bench.protocol.load import folder_of
+from trm_bench.protocol.schema import MethodTraining
 
 
 def load(path: Path, *overrides: str, phantom: bool = False, **changes: Any) -> Protocol:
@@ -175,11 +168,12 @@ def test_data_root_needs_its_variable(tmp_path: Path, monkeypatch: pytest.Monkey
     found = load(tmp_path, "data.root=${TRM_TEST_ROOT}/x")
     monkeypatch.delenv("TRM_TEST_ROOT", raising=False)
     with pytest.raises(UserError, match="TRM_TEST_ROOT is not set"):
-        data_root(found)
+        folder_of(found, *found.sets)
     monkeypatch.setenv("TRM_TEST_ROOT", "/data")
-    assert data_root(found) == Path("/data/x")
+    assert folder_of(found, *found.sets) == Path("/data/x")
     with pytest.raises(UserError, match=r"data\.root: '~nosuchuser/x': no such user"):
-        data_root(load(tmp_path, "data.root=~nosuchuser/x"))
+        nobodys = load(tmp_path, "data.root=~nosuchuser/x")
+        folder_of(nobodys, *nobodys.sets)
 
 
 def test_a_long_list_of_mistakes_is_cut(tmp_path: Path) -> None:
@@ -206,52 +200,6 @@ def test_a_share_of_dice_keeps_the_least_sum_of_the_weights(tmp_path: Path) -> N
     found = load(tmp_path, "training.target.loss={cross_entropy: 1e-6, dice: 0}")
     applied = MethodTraining(dice_share=0.3).applied(found.training.target)
     assert applied.loss.dice == pytest.approx(3e-7)
-
-
-class TestTransfers:
-    @pytest.fixture
-    def dataset(self, toy_data: Path) -> datasets.Dataset:
-        return datasets.open_dataset("decathlon", toy_data)
-
-    def expand(self, tmp_path: Path, dataset: datasets.Dataset, **transfers: Any) -> list[Transfer]:
-        return transfers_of(load(tmp_path, transfers={"kind": "cross_task", **transfers}), dataset)
-
-    def test_all_ordered_pairs(self, tmp_path: Path, dataset: datasets.Dataset) -> None:
-        found = self.expand(tmp_path, dataset, pairs="all")
-        n = len(dataset.label_maps)
-        assert len({t.name for t in found}) == len(found) == n * (n - 1)
-
-    def test_shots(self, tmp_path: Path, dataset: datasets.Dataset) -> None:
-        found = self.expand(tmp_path, dataset, pairs=[["whole", "lower"]], shots=[1, 2])
-        assert [(t.name, t.shots) for t in found] == [("whole->lower@1", 1), ("whole->lower@2", 2)]
-        with pytest.raises(UserError, match="3 shots"):
-            self.expand(tmp_path, dataset, pairs=[["whole", "lower"]], shots=[3])
-
-    def test_unknown_names(self, tmp_path: Path, dataset: datasets.Dataset) -> None:
-        with pytest.raises(UserError, match="did you mean 'whole'"):
-            self.expand(tmp_path, dataset, pairs=[["whol", "lower"]])
-        with pytest.raises(UserError, match="'mri'"):
-            transfers_of(load(tmp_path, "data.modalities=[mr]"), dataset)
-
-    def test_a_transfer_is_chosen_once(self, tmp_path: Path, dataset: datasets.Dataset) -> None:
-        found = load(tmp_path)
-        (chosen,) = choose_transfers(found, dataset, ["whole->lower_upper"])
-        with pytest.raises(UserError, match="named twice"):
-            choose_transfers(found, dataset, [chosen.name, chosen.name])
-
-    def test_modalities(self) -> None:
-        fets = load_protocol("fets_cross_modality")
-
-        class Fets:
-            name, modalities = "fets2021", ("t1", "t1ce", "t2", "flair")
-            label_maps: dict[str, Any] = {}  # noqa: RUF012
-
-            def label_map(self, name: str) -> None:
-                assert name == "whole_tumor"
-
-        found = transfers_of(fets, Fets())  # type: ignore[arg-type]
-        assert len(found) == 12
-        assert all(t.source.labels == t.target.labels == "whole_tumor" for t in found)
 
 
 def test_protocols_survive_the_journey_into_a_record(tmp_path: Path) -> None:

@@ -49,10 +49,10 @@ def parts(job: Job) -> compute.Part:
     return lambda part: execute.load_part(job, CPU, part)
 
 
-def source(config: RunConfig) -> nn.Module:
-    assert config.source is not None
-    untrained = compute.build(config.source, CPU).state_dict()
-    return compute.source_network(config.source, untrained, CPU)
+def source(config: RunConfig) -> compute.Source:
+    assert config.source_training is not None
+    untrained = compute.build(config.source_training, CPU).state_dict()
+    return compute.source_of(config, untrained, CPU)
 
 
 class TestInitialWeights:
@@ -111,8 +111,9 @@ class TestPairing:
 class TestSource:
     def test_its_weights_are_loaded_and_its_head_is_not(self, plan: Plan) -> None:
         job = jobs(plan, "finetune")[0]
-        frozen = source(job.config)
-        run, loading = compute.start(job.config, frozen, parts(job), CPU)
+        given = source(job.config)
+        frozen = given.network
+        run, loading = compute.start(job.config, given, parts(job), CPU)
         initial = compute.build(job.config, CPU).state_dict()
         assert loading is not None and loading["skipped"] and not run.same_task
         for name, value in run.network.state_dict().items():
@@ -124,17 +125,19 @@ class TestSource:
         job = jobs(plan, "finetune")[0]
         assert job.config.source is not None
         twin = job.config.source.model_copy(update={"domain": job.config.domain})
-        config = job.config.model_copy(update={"source": twin})
-        frozen = source(config)
-        run, loading = compute.start(config, frozen, parts(job), CPU)
+        config = job.config.model_copy(update={"source": twin, "same_task": True})
+        given = source(config)
+        run, loading = compute.start(config, given, parts(job), CPU)
         assert run.same_task and loading is not None and not loading["skipped"]
-        assert torch.equal(flat(run.network), flat(frozen))
+        assert torch.equal(flat(run.network), flat(given.network))
 
     def test_source_patches_are_those_of_its_own_training(self, plan: Plan) -> None:
         job = jobs(plan, "finetune")[0]
         assert job.config.source is not None
         run, _ = compute.start(job.config, source(job.config), parts(job), CPU)
         patches = run.source_patches()
-        members = [m.subject for m in job.config.source.subjects.train]
+        training = job.config.source_training
+        assert training is not None
+        members = [m.subject for m in training.subjects.train]
         assert [p.subject for p in patches.store.prepared] == members
-        assert patches.store.label_map.classes == job.config.source.domain.classes
+        assert patches.store.label_map.classes == training.domain.classes

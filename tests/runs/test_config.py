@@ -229,10 +229,11 @@ class TestWhatIsHashedIsWhatRuns:
         for job in (*made.sources, *made.runs):
             assert execute.do(job, CPU, quiet) == "finished"
         first = read_record(made.runs[0].result)
-        assert first is not None and first.config.source is not None
+        assert first is not None and first.config.source_training is not None
         folder = ProtocolFolder(tmp_path / "second" / "any_name")
-        for config in (first.config.source, first.config):
-            execute.do(Job(config, "again", folder, made.runs[0].prepared), CPU, quiet)
+        files = made.sources[0].prepared | made.runs[0].prepared
+        for config in (first.config.source_training, first.config):
+            execute.do(Job(config, "again", folder, files, files), CPU, quiet)
         second = read_record(folder.record(first.id))
         assert second is not None and second.config == first.config
         assert (second.metrics, second.curves) == (first.metrics, first.curves)
@@ -285,7 +286,7 @@ class TestWhatIsHashedIsWhatRuns:
         made = helpers.plan(toy_data, tmp_path, methods=["scratch", "finetune"])
         scratch, finetune = made.runs
         assert len(execute.load_part(finetune, CPU, "source")) == 3
-        with pytest.raises(AssertionError, match="only methods that transfer"):
+        with pytest.raises(AssertionError, match="only where one of ours trained it"):
             execute.load_part(scratch, CPU, "source")
         members = {m.subject for part in scratch.config.subjects.parts().values() for m in part}
         assert set(scratch.prepared) == members, "a run gets no file that it has no business with"

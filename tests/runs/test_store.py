@@ -130,7 +130,7 @@ def test_a_record_is_that_of_its_name_and_of_its_split(record: Record, tmp_path:
             open_record(path)
 
 
-@pytest.mark.parametrize("version", [1, 2, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 5])
 def test_another_schema_version_is_named_and_not_misread(
     record: Record, stored: StoredPlan, tmp_path: Path, version: Any
 ) -> None:
@@ -142,7 +142,7 @@ def test_another_schema_version_is_named_and_not_misread(
         plain = content.model_dump(mode="json") | {"schema_version": version}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(plain))  # versions 1 and 2 had no seals
-        with pytest.raises(UserError, match=f"schema version {version}; .* reads version 3") as e:
+        with pytest.raises(UserError, match=f"schema version {version}; .* reads version 4") as e:
             read_model(kind, path)
         assert str(path) in str(e.value) and "--out" in str(e.value)
     with pytest.raises(UserError, match="schema version"):
@@ -150,9 +150,9 @@ def test_another_schema_version_is_named_and_not_misread(
 
 
 def test_a_later_schema_with_a_seal_is_named_too(stored: StoredPlan, tmp_path: Path) -> None:
-    plain = stored.model_dump(mode="json") | {"schema_version": 4, "news": 1, "sha256": BLANK}
+    plain = stored.model_dump(mode="json") | {"schema_version": 5, "news": 1, "sha256": BLANK}
     write_sealed(tmp_path / "plan.json", json.dumps(plain))
-    with pytest.raises(UserError, match="schema version 4"):
+    with pytest.raises(UserError, match="schema version 5"):
         read_plan(ProtocolFolder(tmp_path))
 
 

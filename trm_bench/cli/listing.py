@@ -54,13 +54,8 @@ def protocols() -> None:
     table = Table("protocol", "dataset", "what", "methods", "seeds")
     for name in bundled():
         p = load_protocol(name)
-        table.add_row(
-            name,
-            ", ".join(dict.fromkeys(s.dataset for s in p.sets)),
-            p.description,
-            str(len(p.methods)),
-            str(len(p.seeds)),
-        )
+        used = ", ".join(dict.fromkeys(data.dataset for data in p.sets))
+        table.add_row(name, used, p.description, str(len(p.methods)), str(len(p.seeds)))
     out.print(table)
 
 

@@ -90,7 +90,6 @@ def cache_path(
             stats.append([file.name, None, None])
     key = digest_of(
         dataset.name,
-        dataset.root.name,
         subject.id,
         list(modalities),
         volume.model_dump(mode="json"),

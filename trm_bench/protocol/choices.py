@@ -1,4 +1,4 @@
-"""What a command chooses from a protocol: methods and seeds; `protocol.transfers` has the transfers."""
+"""What a command chooses from a protocol: methods and seeds; transfers: `protocol.transfers`."""
 
 from __future__ import annotations
 

@@ -187,7 +187,10 @@ def resolved(path: str, where: str, hint: str = "") -> Path:
 
 def folder_of(protocol: Protocol, data: SetConfig) -> Path:
     """The folder of a data set of a protocol; see `resolved`."""
-    names = [n for n, d in protocol.domains.items() if isinstance(d, DomainConfig) and d.root]
-    mine = [n for n in names if protocol.set_of(protocol.domains[n]) == data]
+    mine = [
+        name
+        for name, domain in protocol.domains.items()
+        if isinstance(domain, DomainConfig) and domain.root and protocol.set_of(domain) == data
+    ]
     hint = ", or --phantom for the stand-in" if protocol.phantom else ""
     return resolved(data.root, f"domains.{mine[0]}.root" if mine else "data.root", hint)

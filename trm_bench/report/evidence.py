@@ -36,7 +36,7 @@ from trm_bench.analysis.power import Spread
 from trm_bench.analysis.table import OVERALL, UNITS, Grid, mean_over
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import Claim, Protocol
-from trm_bench.runs.config import RunConfig
+from trm_bench.runs.config import Member, RunConfig
 from trm_bench.runs.records import VoxelAudit
 from trm_bench.runs.store import Results
 
@@ -379,7 +379,8 @@ def sizes_of(config: RunConfig) -> tuple[int, int, int, int]:
 
     A source that has patients of its own, which never are tested, counts none.
     """
-    own, source, training = config.subjects, (), config.source_training
+    own, training = config.subjects, config.source_training
+    source: tuple[Member, ...] = ()
     if training and [m.subject for m in training.subjects.val] == [m.subject for m in own.val]:
         source = training.subjects.train
     members = {m.subject for part in (*own.parts().values(), source) for m in part}

@@ -144,7 +144,8 @@ def start(
     Returns:
         The context, and the audit of the source weights; see `networks.load_source`.
     """
-    run = context(config, build(config, device), source and source.network, part, device)
+    network = source.network if source else None
+    run = context(config, build(config, device), network, part, device)
     if source is None:
         return run, None
     partial = config.source is not None and config.source.kind == "checkpoint"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -161,7 +161,7 @@ class RunConfig(Strict):
     seed: int
     device: Literal["cpu", "cuda"]
     code: str
-    source: Annotated[RunConfig | Imported, Field(discriminator="kind")] | None = None
+    source: RunConfig | Imported | None = None
     same_task: bool = False
     channels: Literal["repeat", "mean"] | None = None
 

@@ -300,10 +300,8 @@ class Planner:
         metrics = self.protocol.metrics if self.tested else ()
         config = config.model_copy(update={"metrics": metrics})
         start = source if arm.method.transfers else None
-        cohort, title = (
-            self.cohorts[transfer.target.data],
-            f"{transfer.name} {arm.label} seed {seed}",
-        )
+        cohort = self.cohorts[transfer.target.data]
+        title = f"{transfer.name} {arm.label} seed {seed}"
         return self._job(self._after(config, cohort, start), cohort, title, start)
 
     def _config(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -287,7 +287,7 @@ class Checkpoint(Strict):
 
     schema_version: Literal[4] = SCHEMA
     id: str
-    config: Annotated[RunConfig | Imported, Field(discriminator="kind")]
+    config: RunConfig | Imported
     validation_dice: float | None = None
     curves: dict[str, Curve] = Field(default_factory=dict)
     environment: Environment
