@@ -31,7 +31,17 @@ LAYERS = (
     ("display",),
     ("analysis",),
     ("report",),
-    ("checks", "pipeline", "preparing", "prospects", "risk_map", "step_time", "verification"),
+    (
+        "bundle",
+        "checks",
+        "pipeline",
+        "prediction",
+        "preparing",
+        "prospects",
+        "risk_map",
+        "step_time",
+        "verification",
+    ),
     ("sweep",),
     ("__main__", "cli"),
 )

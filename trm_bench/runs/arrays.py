@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trm_bench.datasets.grid import Grid
 from trm_bench.errors import Damaged, UserError
 from trm_bench.files import write_atomically
 from trm_bench.runs.folders import ResultsFolder
@@ -94,27 +95,55 @@ def read_slices(path: Path, digest: str) -> dict[str, dict[str, np.ndarray]]:
     return slices
 
 
-def write_prediction(path: Path, classes: np.ndarray, affine: np.ndarray) -> None:
-    """Writes a predicted label, uint8, as NIfTI."""
+def write_volume(
+    path: Path, volume: np.ndarray, grid: Grid, classes: Mapping[int, str] | None = None
+) -> None:
+    """Writes a volume as NIfTI on the grid of the scan's first file, 0 outside.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        volume: On the cropped native grid.
+        grid: Of the scan, with where the volume lies on it.
+        classes: Value to name, where the values are those of classes: the header says so (its
+            intent is `label`), and lists them in its description, as far as its 79 bytes go.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     import nibabel as nib
 
     image_class: Any = nib.Nifti1Image  # without types
-    write_atomically(path, partial(nib.save, image_class(classes, affine)))
+    image = image_class(grid.put_back(volume), np.array(grid.affine))
+    image.header.set_xyzt_units("mm")
+    if classes:
+        image.header.set_intent("label", name="classes")
+        listed = ", ".join(f"{value} {name}" for value, name in classes.items())
+        image.header["descrip"] = listed.encode("ascii", "replace")[:79]
+    write_atomically(path, partial(nib.save, image))
 
 
-def read_prediction(path: Path, digest: str) -> np.ndarray:
+def write_prediction(path: Path, classes: np.ndarray, grid: Grid, names: Sequence[str]) -> None:
+    """Writes predicted class indices, uint8, of the cropped native grid; see `write_volume`."""
+    write_volume(path, classes, grid, dict(enumerate(names)))
+
+
+def read_prediction(path: Path, digest: str, grid: Grid) -> np.ndarray:
     """A predicted label, uint8, on the cropped native grid.
 
     Args:
         path: Of the prediction.
         digest: In the run's record.
+        grid: Of the prepared scan.
 
     Raises:
         OSError: There is none.
-        Damaged: It is not that of the run.
+        Damaged: It is not that of the run, or not on this grid.
     """
     import nibabel as nib
 
     require_digest(path, digest)
     image: Any = nib.load(path)
-    return np.asarray(image.dataobj).astype(np.uint8)
+    try:
+        return grid.cut_out(np.asarray(image.dataobj).astype(np.uint8))
+    except ValueError as error:
+        raise Damaged(f"lies on another grid than its scan: {error}", path) from error

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,7 +166,8 @@ def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
 
 def _keep_prediction(job: Job, sums: dict[str, str], prepared: Prepared, classes: Tensor) -> None:
     path = job.folder.prediction(job.id, prepared.subject)
-    arrays.write_prediction(path, classes.numpy(), np.array(prepared.affine))
+    names = job.config.domain.classes
+    arrays.write_prediction(path, classes.numpy(), prepared.grid, names)
     sums[prepared.subject] = digest_of_file(path)
 
 
@@ -184,7 +184,7 @@ def _keep_slices(
         image, label, _ = test_set.volume(i)
         z = int((label[0] > 0).sum((0, 1)).argmax())
         path = job.folder.prediction(job.id, prepared.subject)
-        native = arrays.read_prediction(path, sums[prepared.subject])
+        native = arrays.read_prediction(path, sums[prepared.subject], prepared.grid)
         prediction = to_prepared(torch.from_numpy(native), tuple(label.shape[1:]))
         volumes = {"image": image[:, 0], "label": label, "prediction": prediction[None]}
         volumes |= method.maps(run, image, label)
