@@ -92,7 +92,12 @@ class Claim(Strict):
 
 
 class Protocol(Strict):
-    """A benchmark: data, split, transfers, network, training, methods, seeds, metrics."""
+    """A benchmark: data, split, transfers, network, training, methods, seeds, metrics.
+
+    Attributes:
+        keep: Which target networks stay in `networks/`: none, all, or of each transfer and method
+            that of the seed with the best validation Dice.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w-]*$", max_length=60)
     description: Text = ""
@@ -113,6 +118,7 @@ class Protocol(Strict):
     sweep: SweepConfig = SweepConfig()
     phantom: PhantomConfig | None = None
     tracking: Literal["mlflow", "off"] = "mlflow"
+    keep: Literal["none", "best", "all"] = "none"
 
     @field_validator("tracking", mode="before")
     @classmethod

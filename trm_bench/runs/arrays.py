@@ -1,4 +1,4 @@
-"""Readers and writers of what runs keep in arrays: source networks, predictions, slices."""
+"""Readers and writers of what runs keep in arrays: networks, predictions, slices."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from trm_bench.seals import read_about, read_tensors, require_digest, write_tens
 
 
 def write_checkpoint(path: Path, about: Checkpoint, state: Mapping[str, Any]) -> None:
-    """Writes a source network."""
+    """Writes a source network, or a target network that is kept."""
     write_tensors(path, state, about.model_dump(mode="json"))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """What a source network's file says of it; the weights are not read.
+    """What a network's file says of it; the weights are not read.
 
     Raises:
         FileNotFoundError: There is none.
-        Damaged: It is not what was written, or not a source network.
+        Damaged: It is not what was written, or not a network.
         UserError: It was written under another schema version.
     """
     try:
@@ -43,12 +43,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """A source network's description and weights.
+    """A network's description and weights.
 
     Raises:
         UserError: There is none, it is not what was written, or of another schema version.
     """
-    fix = "source networks lie under RESULTS/sources/; the command that made one makes it again"
+    fix = "networks lie in sources/ and PROTOCOL/networks/ of RESULTS; run the protocol again"
     try:
         return open_checkpoint(path), read_tensors(path)
     except Damaged as error:

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,14 +106,7 @@ def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
     curves, steps = Curves(), config.training.steps
     method = create(config.method.name, config.method.parameters)
     compute.train(run, method, curves, lambda step, loss: progress(step, steps, loss))
-    about = Checkpoint(
-        id=job.id,
-        config=config,
-        validation_dice=run.validate(run.network),
-        curves=curves.logged(),
-        environment=environment.describe(device),
-    )
-    arrays.write_checkpoint(job.result, about, run.network.state_dict())
+    _keep_network(job, job.result, run, curves, run.validate(run.network))
 
 
 def _train_method(
@@ -145,12 +139,26 @@ def _train_method(
         note["metrics"] = compute.test(config, run, test_set, keep)
         note["predictions"] = sums
         note["slices"] = _keep_slices(job, run, method, test_set, sums)
+    if job.keep:
+        path = job.folder.network(job.id)
+        _keep_network(job, path, run, curves, note["validation_dice"])
     seconds = {"prepare": started - clock, "train": trained - started}
     return note | {
         "diagnostics": run.diagnostics,
         "seconds": seconds | {"test": time.perf_counter() - trained},
         "peak_memory_bytes": environment.peak_memory(device),
     }
+
+
+def _keep_network(job: Job, path: Path, run: Context, curves: Curves, validation: float) -> None:
+    about = Checkpoint(
+        id=job.id,
+        config=job.config,
+        validation_dice=validation,
+        curves=curves.logged(),
+        environment=environment.describe(run.device),
+    )
+    arrays.write_checkpoint(path, about, run.network.state_dict())
 
 
 def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:

@@ -35,6 +35,7 @@ FREE = (
     "transfers",
     "sweep",
     "tracking",
+    "keep",
     "phantom",
     "description",
     "claim",
@@ -55,12 +56,14 @@ class Job:
         title: For progress bars and messages.
         folder: Of the protocol's results.
         prepared: Subject to prepared file, of all parts, the source's too.
+        keep: Whether the trained network of a run stays; that of a source always does.
     """
 
     config: RunConfig
     title: str
     folder: ProtocolFolder
     prepared: Mapping[str, Path]
+    keep: bool = False
 
     @cached_property
     def id(self) -> str:
@@ -308,4 +311,5 @@ class Planner:
         parts += [config.source.subjects.train] if config.source else []
         members = {member.subject for part in parts for member in part}
         files = {i: self.prepared[i].path for i in sorted(members)}
-        return Job(config, title, self.folder, files)
+        keep = config.kind == "run" and self.tested and self.protocol.keep != "none"
+        return Job(config, title, self.folder, files, keep)

@@ -267,7 +267,7 @@ class Record(Strict):
 
 
 class Checkpoint(Strict):
-    """What a source network's file says of it, beside the weights."""
+    """What a network's file says of it, beside the weights; of a source, or a kept target."""
 
     schema_version: Literal[3] = SCHEMA
     id: str
