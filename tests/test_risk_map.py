@@ -104,7 +104,7 @@ def test_the_map_is_that_of_the_network_on_the_scan_in_its_own_space(
     image, label = (np.asarray(file.dataobj) for file in canonical)
     scan = Scan(image[None].astype(np.float32), label, canonical[0].affine, ("mri",))
     tensors, _ = prepare_scan(scan, config().volume)
-    network = compute.source_network(config(), weights(), CPU)
+    network = compute.frozen(config(), weights(), CPU)
     given = tensors["image"][None].float()
     probabilities = predict(network, given, config().training, config().evaluation)
     classes = torch.tensor([0, 1, 9, 2])[tensors["label"].long()][None]

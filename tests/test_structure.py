@@ -32,9 +32,11 @@ LAYERS = (
     ("analysis",),
     ("report",),
     (
+        "bundle",
         "checks",
         "importing",
         "pipeline",
+        "prediction",
         "preparing",
         "prospects",
         "risk_map",

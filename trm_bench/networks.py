@@ -48,10 +48,7 @@ def build(
         UserError: MONAI has no such network, the arguments do not fit it, or it would have more
             than `MOST_NUMBERS` weights or take more than `MOST_SECONDS` to build.
     """
-    kind = network_class(config)
-    arguments = {"in_channels": in_channels, "out_channels": classes, **config.arguments}
-    if "spatial_dims" in inspect.signature(kind).parameters:
-        arguments["spatial_dims"] = spatial_dims
+    kind, arguments = constructor(config, in_channels, classes, spatial_dims)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -63,6 +60,17 @@ def build(
         except Exception as error:  # whatever its code comes to with arguments it does not check
             what = f"MONAI's {config.name} refuses its arguments: {_said(error)}"
             raise UserError(what, "network", "fix them") from error
+
+
+def constructor(
+    config: NetworkConfig, in_channels: int, classes: int, spatial_dims: int
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of the network and all arguments that it is built with; see `network_class`."""
+    kind = network_class(config)
+    arguments = {"in_channels": in_channels, "out_channels": classes, **config.arguments}
+    if "spatial_dims" in inspect.signature(kind).parameters:
+        arguments["spatial_dims"] = spatial_dims
+    return kind, arguments
 
 
 def network_class(config: NetworkConfig) -> type[nn.Module]:

@@ -27,7 +27,7 @@ from trm_bench.protocol import Protocol, load_protocol
 from trm_bench.protocol.choices import choose_methods, choose_seeds, refuse_borrowed_labels
 from trm_bench.protocol.transfers import choose_transfers
 from trm_bench.report import mlflow
-from trm_bench.runs import execute, health
+from trm_bench.runs import execute, health, keeping
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
@@ -116,6 +116,8 @@ def run(
                 if job.is_done():
                     track(job.id)
             train(plan, executor, device, display, track)
+            if said := keeping.settle(folder, protocol.keep):
+                display.warn(said)
             _audit(folder, data, executor, display)
             if pages:
                 report.write_pages(folder.path)

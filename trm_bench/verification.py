@@ -133,7 +133,7 @@ def _protocol(folder: ProtocolFolder, known: _Known) -> Iterator[Finding]:
 
 
 def _unnamed(folder: ProtocolFolder, present: set[str]) -> Iterator[Finding]:
-    """Predictions and slices that no record names."""
+    """Predictions, slices and networks that no record names."""
     for path in sorted((folder.path / "predictions").glob("*")):
         record = read_record(folder.record(path.name)) if path.name in present else None
         if path.name not in present:
@@ -143,9 +143,10 @@ def _unnamed(folder: ProtocolFolder, present: set[str]) -> Iterator[Finding]:
             for file in sorted(path.iterdir()):
                 if file.name not in names and not _remain(file):
                     yield Finding("orphan", file, "a prediction that its run's record lacks")
-    for path in sorted((folder.path / "slices").glob("*.safetensors")):
-        if path.stem not in present:
-            yield Finding("orphan", path, "slices of a run that has no record")
+    for kind, inside in (("slices", folder.path / "slices"), ("network", folder.networks)):
+        for path in sorted(inside.glob("*.safetensors")):
+            if path.stem not in present:
+                yield Finding("orphan", path, f"{kind} of a run that has no record")
 
 
 def _shared(results: ResultsFolder, known: _Known, whole: bool) -> Iterator[Finding]:

@@ -280,7 +280,7 @@ def test_a_source_network_is_that_of_its_name(made: Plan, tmp_path: Path) -> Non
         write_checkpoint(results.source(name), about, {"a": torch.zeros(3)})
     assert health.of_source(results.source(config.id)).whole
     (error,) = health.of_source(results.source("another")).damaged
-    assert f"is the source network {config.id}" in error.what
+    assert f"is the network {config.id}" in error.what
     assert health.of_source(results.source("none")).missing == [results.source("none")]
     with pytest.raises(Damaged):
         read_source(results, "another")

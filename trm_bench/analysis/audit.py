@@ -19,7 +19,7 @@ from trm_bench.analysis import voxels
 from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON, REFERENCE, SCRATCH
 from trm_bench.data.cohorts import Cohorts, find
 from trm_bench.data.patches import SubjectStore
-from trm_bench.data.prepared import open_expected
+from trm_bench.data.prepared import Prepared, open_expected
 from trm_bench.fingerprint import code_fingerprint
 from trm_bench.methods.trm import READINGS
 from trm_bench.runs import arrays, compute, health, store
@@ -130,7 +130,7 @@ def audit(work: Audit, device: torch.device, progress: Callable[[int, int, None]
     for i, volume in enumerate(test_set.prepared):
         image, label, _ = test_set.volume(i)
         truth = label[0].cpu().numpy().astype(np.int64)
-        predictions = _predictions(work, volume.subject, tuple(truth.shape))
+        predictions = _predictions(work, volume, tuple(truth.shape))
         for method in [m for m in work.records if m != SCRATCH]:
             pair = predictions[SCRATCH], predictions[method]
             counts = voxels.outcomes(truth, *pair, len(domain.classes)).tolist()
@@ -175,12 +175,13 @@ def _rocs(
     return {place: roc for place, roc in rocs.items() if roc is not None}
 
 
-def _predictions(work: Audit, subject: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+def _predictions(work: Audit, volume: Prepared, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Every method's prediction of a subject, on the prepared grid."""
     predictions = {}
     for method, record in work.records.items():
-        path = work.folder.prediction(record.id, subject)
-        native = arrays.read_prediction(path, record.predictions[subject])
+        path = work.folder.prediction(record.id, volume.subject)
+        digest = record.predictions[volume.subject]
+        native = arrays.read_prediction(path, digest, volume.grid)
         predictions[method] = to_prepared(torch.from_numpy(native), shape).numpy()
     return predictions
 

@@ -1,4 +1,4 @@
-"""Commands beside the benchmark: data, one risk map, the time of a step."""
+"""Commands beside the benchmark: data, the time of a step."""
 
 from __future__ import annotations
 
@@ -57,31 +57,6 @@ def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
     out.print(f"{usable} subjects can be used, {len(bad)} cannot", highlight=False)
     if bad:
         raise typer.Exit(2)
-
-
-@app.command("risk-map")
-def risk_map(
-    checkpoint: Annotated[
-        Path, typer.Option(help="A source network: RESULTS/sources/ID.safetensors.")
-    ],
-    image: Annotated[
-        list[Path],
-        typer.Option(help="NIfTI image; once per modality that the network sees, in its order."),
-    ],
-    label: Annotated[Path, typer.Option(help="NIfTI label of the target task.")],
-    out_file: Annotated[
-        Path, typer.Option("--out", help="Where to write the map (.nii or .nii.gz).")
-    ] = Path("map.nii.gz"),
-    risk: Annotated[str, typer.Option(help="neg_log or one_minus.")] = "neg_log",
-    device: Device = "auto",
-) -> None:
-    """Write the transfer risk map of one subject as NIfTI, in the image's own space."""
-    from trm_bench import environment, risk_map
-
-    chosen = environment.device_of(device)
-    about = risk_map.write(checkpoint, image, label, out_file, risk, chosen)
-    explained = f"class-explained variance {about['class_explained']:.3f}"
-    out.print(f"{out_file}  LEEP {about['leep']:.4f}, {explained}")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trm_bench.data.volumes import prepare_scan
 from trm_bench.datasets.base import Dataset, Subject
+from trm_bench.datasets.grid import Grid
 from trm_bench.errors import Damaged
 from trm_bench.fingerprint import code_fingerprint, digest_of
 from trm_bench.seals import digest_of_file, read_about, require_tensors, write_tensors
@@ -39,7 +40,7 @@ class Prepared:
         spacing: Of the prepared volume, mm.
         native_spacing: Of the scan, mm.
         diagonal: Of the whole scan, mm: the distance given to a missed object.
-        affine: Voxel index of the cropped native grid to mm, RAS.
+        grid: Of the scan's first file, and where the cropped native grid lies on it.
     """
 
     path: Path
@@ -52,7 +53,7 @@ class Prepared:
     spacing: tuple[float, float, float]
     native_spacing: tuple[float, float, float]
     diagonal: float
-    affine: list[list[float]]
+    grid: Grid
 
     def load(self, modalities: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Image (C, X, Y, Z) fp16 of the modalities asked for, label (raw values) uint8, brain mask
@@ -118,7 +119,7 @@ def open_prepared(path: Path) -> Prepared | None:
         tuples = {name: tuple(about[name]) for name in names}
         if about.pop("name") != path.stem:
             raise Damaged("is another prepared volume under this name", path)
-        return Prepared(path=path, **{**about, **tuples})
+        return Prepared(path=path, **{**about, **tuples, "grid": Grid(**about["grid"])})
     except FileNotFoundError:
         return None
     except OSError as error:

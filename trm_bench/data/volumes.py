@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,8 +54,6 @@ def prepare_scan(scan: Scan, volume: VolumeConfig) -> tuple[dict[str, Tensor], d
         "label": label,
         "brain": brain,
     }
-    affine = scan.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
     about = {
         "voxels": voxels,
         "modalities": list(scan.modalities),
@@ -62,7 +61,7 @@ def prepare_scan(scan: Scan, volume: VolumeConfig) -> tuple[dict[str, Tensor], d
         "spacing": list(spacing),
         "native_spacing": list(scan.spacing),
         "diagonal": float(np.linalg.norm(np.array(scan.label.shape) * scan.spacing)),
-        "affine": affine.tolist(),
+        "grid": asdict(scan.grid.cropped(box)),
     }
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, about
 

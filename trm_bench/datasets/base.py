@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -228,19 +228,8 @@ class NiftiDataset(Dataset):
             channel[...] = volume.voxels(stated)
             self.check_image(subject, volume.path, channel)
         label = self.check_label(subject, subject.label, volumes[-1].voxels(stated))
-        return Scan(image, np.ascontiguousarray(label), affine, tuple(modalities))
-
-    def as_on_disk(self, subject: Subject, modalities: tuple[str, ...], volume: np.ndarray) -> Any:
-        """A volume on the axes of `read`'s scan, as an image in the first file's own space.
-
-        Args:
-            subject: That was read.
-            modalities: That were read.
-            volume: Shape (X, Y, Z).
-        """
-        paths = [*(subject.images[modality] for modality in modalities), subject.label]
-        volumes = [self._volume(subject, "file", path) for path in dict.fromkeys(paths)]
-        return volumes[0].as_on_disk(volume, stated_affine(volumes))
+        file_grid = volumes[0].file_grid(stated)
+        return Scan(image, np.ascontiguousarray(label), affine, tuple(modalities), file_grid)
 
     def _volume(
         self, subject: Subject, role: str, path: Path, channel: int | None = None, channels: int = 0

@@ -11,14 +11,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import SerializableImage
-from nibabel.orientations import (
-    apply_orientation,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from nibabel.spatialimages import SpatialImage
 
+from trm_bench.datasets.grid import Grid
 from trm_bench.datasets.subjects import Subject
 from trm_bench.errors import BadSubject
 
@@ -143,11 +139,10 @@ class Volume:
             raise self._unreadable(error) from error
         return apply_orientation(array.reshape(self.shape), io_orientation(self._affine(stated)))
 
-    def as_on_disk(self, volume: np.ndarray, stated: np.ndarray | None) -> nib.Nifti1Image:
-        """A volume of `grid(stated)`'s shape as an image with this file's axes and affine."""
-        canonical = np.stack([np.arange(3), np.ones(3)], axis=1)
-        turn = ornt_transform(canonical, io_orientation(self._affine(stated)))
-        return nib.Nifti1Image(apply_orientation(volume, turn), self._file.affine)
+    def file_grid(self, stated: np.ndarray | None) -> Grid:
+        """The file's own grid, and how its axes become those of `grid(stated)`."""
+        orientation = io_orientation(self._affine(stated)).astype(int).tolist()
+        return Grid(self.shape, self._file.affine.tolist(), orientation)
 
     def _array(self, data: Any) -> np.ndarray:
         slope, inter = 1.0, 0.0

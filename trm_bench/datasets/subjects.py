@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trm_bench.datasets.grid import Grid
 from trm_bench.errors import UserError
 
 LONGEST_ID = 200
@@ -110,12 +111,19 @@ class Scan:
         label: uint8, shape (X, Y, Z), the files' own values (not classes).
         affine: float64, shape (4, 4), voxel index to millimetres.
         modalities: Names of the channels.
+        file_grid: Of the first image file, which predictions go back to; by default the scan's own.
     """
 
     image: np.ndarray
     label: np.ndarray
     affine: np.ndarray
     modalities: tuple[str, ...]
+    file_grid: Grid | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """`file_grid`, or that of the scan as it is here."""
+        return self.file_grid or Grid(self.label.shape, self.affine.tolist())
 
     @property
     def spacing(self) -> tuple[float, float, float]:

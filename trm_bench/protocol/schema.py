@@ -102,6 +102,8 @@ class Protocol(Strict):
     Attributes:
         domains: What the pairs of a `cross_dataset` protocol name: subjects with what is seen and
             learned of them, or networks that were trained elsewhere.
+        keep: Which target networks stay in `networks/`: none, all, or of each transfer and method
+            that of the seed with the best validation Dice.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w-]*$", max_length=60)
@@ -124,6 +126,7 @@ class Protocol(Strict):
     sweep: SweepConfig = SweepConfig()
     phantom: PhantomConfig | None = None
     tracking: Literal["mlflow", "off"] = "mlflow"
+    keep: Literal["none", "best", "all"] = "none"
 
     @field_validator("tracking", mode="before")
     @classmethod

@@ -1,16 +1,18 @@
-"""Readers and writers of what runs keep in arrays: source networks, predictions, slices."""
+"""Readers and writers of what runs keep in arrays: networks, predictions, slices."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trm_bench.datasets.grid import Grid
 from trm_bench.errors import Damaged, UserError
 from trm_bench.files import write_atomically
+from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.records import Checkpoint
 from trm_bench.runs.store import parse_model
@@ -18,16 +20,16 @@ from trm_bench.seals import read_about, read_tensors, require_digest, write_tens
 
 
 def write_checkpoint(path: Path, about: Checkpoint, state: Mapping[str, Any]) -> None:
-    """Writes a source network."""
+    """Writes a source network, or a target network that is kept."""
     write_tensors(path, state, about.model_dump(mode="json"))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """What a source network's file says of it; the weights are not read.
+    """What a network's file says of it; the weights are not read.
 
     Raises:
         FileNotFoundError: There is none.
-        Damaged: It is not what was written, or not a source network.
+        Damaged: It is not what was written, or not a network.
         UserError: It was written under another schema version.
     """
     try:
@@ -42,18 +44,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """A source network's description and weights.
+    """A network's description and weights.
 
     Raises:
         UserError: There is none, it is not what was written, or of another schema version.
     """
-    fix = "source networks lie under RESULTS/sources/; the command that made one makes it again"
+    fix = "networks lie in sources/ and PROTOCOL/networks/ of RESULTS; run the protocol again"
     try:
         return open_checkpoint(path), read_tensors(path)
     except Damaged as error:
         raise Damaged(f"not a checkpoint of trm-bench: it {error.what}", path, fix) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", path, fix) from error
+
+
+def read_trained(path: Path) -> tuple[Checkpoint, RunConfig, dict[str, Any]]:
+    """A network that was trained here, with the configuration of its training.
+
+    Raises:
+        UserError: See `read_checkpoint`; or it was trained elsewhere, so that nothing says how its
+            images are prepared.
+    """
+    about, state = read_checkpoint(path)
+    if not isinstance(about.config, RunConfig):
+        what = "was trained elsewhere, and does not say how its images are prepared"
+        raise UserError(what, path, "give a network that a protocol has trained")
+    return about, about.config, state
 
 
 def read_source(results: ResultsFolder, identity: str) -> tuple[Checkpoint, dict[str, Any]]:
@@ -94,27 +110,55 @@ def read_slices(path: Path, digest: str) -> dict[str, dict[str, np.ndarray]]:
     return slices
 
 
-def write_prediction(path: Path, classes: np.ndarray, affine: np.ndarray) -> None:
-    """Writes a predicted label, uint8, as NIfTI."""
+def write_volume(
+    path: Path, volume: np.ndarray, grid: Grid, classes: Mapping[int, str] | None = None
+) -> None:
+    """Writes a volume as NIfTI on the grid of the scan's first file, 0 outside.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        volume: On the cropped native grid.
+        grid: Of the scan, with where the volume lies on it.
+        classes: Value to name, where the values are those of classes: the header says so (its
+            intent is `label`), and lists them in its description, as far as its 79 bytes go.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     import nibabel as nib
 
     image_class: Any = nib.Nifti1Image  # without types
-    write_atomically(path, partial(nib.save, image_class(classes, affine)))
+    image = image_class(grid.put_back(volume), np.array(grid.affine))
+    image.header.set_xyzt_units("mm")
+    if classes:
+        image.header.set_intent("label", name="classes")
+        listed = ", ".join(f"{value} {name}" for value, name in classes.items())
+        image.header["descrip"] = listed.encode("ascii", "replace")[:79]
+    write_atomically(path, partial(nib.save, image))
 
 
-def read_prediction(path: Path, digest: str) -> np.ndarray:
+def write_prediction(path: Path, classes: np.ndarray, grid: Grid, names: Sequence[str]) -> None:
+    """Writes predicted class indices, uint8, of the cropped native grid; see `write_volume`."""
+    write_volume(path, classes, grid, dict(enumerate(names)))
+
+
+def read_prediction(path: Path, digest: str, grid: Grid) -> np.ndarray:
     """A predicted label, uint8, on the cropped native grid.
 
     Args:
         path: Of the prediction.
         digest: In the run's record.
+        grid: Of the prepared scan.
 
     Raises:
         OSError: There is none.
-        Damaged: It is not that of the run.
+        Damaged: It is not that of the run, or not on this grid.
     """
     import nibabel as nib
 
     require_digest(path, digest)
     image: Any = nib.load(path)
-    return np.asarray(image.dataobj).astype(np.uint8)
+    try:
+        return grid.cut_out(np.asarray(image.dataobj).astype(np.uint8))
+    except ValueError as error:
+        raise Damaged(f"lies on another grid than its scan: {error}", path) from error

@@ -6,9 +6,9 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,14 +102,7 @@ def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
     curves, steps = Curves(), config.training.steps
     method = create(config.method.name, config.method.parameters)
     compute.train(run, method, curves, lambda step, loss: progress(step, steps, loss))
-    about = Checkpoint(
-        id=job.id,
-        config=config,
-        validation_dice=run.validate(run.network),
-        curves=curves.logged(),
-        environment=environment.describe(device),
-    )
-    arrays.write_checkpoint(job.result, about, run.network.state_dict())
+    _keep_network(job, job.result, run, curves, run.validate(run.network))
 
 
 def _source(job: Job, device: torch.device) -> tuple[Checkpoint | None, compute.Source | None]:
@@ -147,12 +140,26 @@ def _train_method(
         note["metrics"] = compute.test(config, run, test_set, keep)
         note["predictions"] = sums
         note["slices"] = _keep_slices(job, run, method, test_set, sums)
+    if job.keep:
+        path = job.folder.network(job.id)
+        _keep_network(job, path, run, curves, note["validation_dice"])
     seconds = {"prepare": started - clock, "train": trained - started}
     return note | {
         "diagnostics": run.diagnostics,
         "seconds": seconds | {"test": time.perf_counter() - trained},
         "peak_memory_bytes": environment.peak_memory(device),
     }
+
+
+def _keep_network(job: Job, path: Path, run: Context, curves: Curves, validation: float) -> None:
+    about = Checkpoint(
+        id=job.id,
+        config=job.config,
+        validation_dice=validation,
+        curves=curves.logged(),
+        environment=environment.describe(run.device),
+    )
+    arrays.write_checkpoint(path, about, run.network.state_dict())
 
 
 def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
@@ -168,7 +175,8 @@ def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
 
 def _keep_prediction(job: Job, sums: dict[str, str], prepared: Prepared, classes: Tensor) -> None:
     path = job.folder.prediction(job.id, prepared.subject)
-    arrays.write_prediction(path, classes.numpy(), np.array(prepared.affine))
+    names = job.config.domain.classes
+    arrays.write_prediction(path, classes.numpy(), prepared.grid, names)
     sums[prepared.subject] = digest_of_file(path)
 
 
@@ -185,7 +193,7 @@ def _keep_slices(
         image, label, _ = test_set.volume(i)
         z = int((label[0] > 0).sum((0, 1)).argmax())
         path = job.folder.prediction(job.id, prepared.subject)
-        native = arrays.read_prediction(path, sums[prepared.subject])
+        native = arrays.read_prediction(path, sums[prepared.subject], prepared.grid)
         prediction = to_prepared(torch.from_numpy(native), tuple(label.shape[1:]))
         volumes = {"image": image[:, 0], "label": label, "prediction": prediction[None]}
         volumes |= method.maps(run, image, label)

@@ -10,7 +10,8 @@ results/                                what a command gets as --out
         plan.json                       which run fills which cell (transfer, method, seed)
         records/<id>.json               one per run, named by the hash of its configuration
         slices/<id>.safetensors         a few test slices with prediction and risk map
-        predictions/<id>/*.nii.gz       classes of every test subject, on its cropped native grid
+        predictions/<id>/*.nii.gz       classes of every test subject, on the grid of its files
+        networks/<id>.safetensors       trained target networks, where the protocol keeps them
         voxels/*.json                   audits of the voxel level
         sweep/tuned.yaml                the best values of each method
         sweep/trials.json               every trial, and what they took
@@ -115,6 +116,15 @@ class ProtocolFolder:
         """A run's prediction of a test subject."""
         return self.path / "predictions" / run / f"{subject}.nii.gz"
 
+    @property
+    def networks(self) -> Path:
+        """The folder of the target networks that are kept."""
+        return self.path / "networks"
+
+    def network(self, run: str) -> Path:
+        """A run's trained network."""
+        return self.networks / f"{run}.safetensors"
+
     def audit(self, transfer: str, seed: int) -> Path:
         """The voxel-level audit of a transfer."""
         return self.path / "voxels" / f"{slug(transfer)}_seed{seed}.json"
@@ -160,7 +170,7 @@ class ProtocolFolder:
     def written(self) -> list[Path]:
         """The folders that commands write to: this one's own, and those shared by protocols."""
         own = [self.path, self.records, self.path / "slices", self.path / "voxels", self.figures]
-        own += [self.sweep, self.sweep / "figures", self.path / "predictions"]
+        own += [self.sweep, self.sweep / "figures", self.networks, self.path / "predictions"]
         own += (self.path / "predictions").glob("*")
         results = self.results.path
         shared = [results, results / "sources", results / "prepared", results / "mlartifacts"]

@@ -60,18 +60,21 @@ class Health:
 def of_source(path: Path) -> Health:
     """The state of a source network, whose id is the name of its file."""
     health = Health()
-    health.look(path, partial(_require_source, path))
+    health.look(path, partial(_require_network, path))
     return health
 
 
-def _require_source(path: Path) -> None:
+def _require_network(path: Path) -> None:
     if (identity := open_checkpoint(path).id) != path.stem:
-        raise Damaged(f"is the source network {identity}", path)
+        raise Damaged(f"is the network {identity}", path)
     require_tensors(path)
 
 
 def of_run(folder: ProtocolFolder, run: str) -> Health:
-    """The state of a run's record, predictions and slices."""
+    """The state of a run's record, predictions and slices, and of its network where that is kept.
+
+    A network may be gone: a run is not done again for it.
+    """
     health, path = Health(), folder.record(run)
     try:
         health.record = open_record(path)
@@ -83,6 +86,9 @@ def of_run(folder: ProtocolFolder, run: str) -> Health:
         return health
     for file, digest in kept(folder, health.record):
         health.look(file, partial(require_digest, file, digest))
+    network = folder.network(run)
+    if network.exists() or network.is_symlink():
+        health.look(network, partial(_require_network, network))
     return health
 
 

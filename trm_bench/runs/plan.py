@@ -41,6 +41,7 @@ FREE = (
     "transfers",
     "sweep",
     "tracking",
+    "keep",
     "phantom",
     "description",
     "claim",
@@ -62,6 +63,7 @@ class Job:
         folder: Of the protocol's results.
         prepared: Subject to prepared file.
         source_prepared: Likewise, of the training subjects of the source.
+        keep: Whether the trained network of a run stays; that of a source always does.
     """
 
     config: RunConfig
@@ -69,6 +71,7 @@ class Job:
     folder: ProtocolFolder
     prepared: Mapping[str, Path]
     source_prepared: Mapping[str, Path] = field(default_factory=dict)
+    keep: bool = False
 
     @cached_property
     def id(self) -> str:
@@ -365,7 +368,8 @@ class Planner:
         if source is not None and source.cohort and isinstance(source.config, RunConfig):
             train = source.config.subjects.train
             of_source = {m.subject: source.cohort.prepared[m.subject].path for m in train}
-        return Job(config, title, self.folder, files, of_source)
+        keep = config.kind == "run" and self.tested and self.protocol.keep != "none"
+        return Job(config, title, self.folder, files, of_source, keep)
 
 
 def _members(cohort: Cohort, ids: Iterable[str]) -> tuple[Member, ...]:

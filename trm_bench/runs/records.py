@@ -274,7 +274,7 @@ class Record(Strict):
 
 
 class Checkpoint(Strict):
-    """What a network's file says of it, beside the weights.
+    """What a network's file says of it, beside the weights; of a source, or a kept target.
 
     Attributes:
         id: Of the configuration.
