@@ -62,6 +62,9 @@ class Delta(EncoderMethod):
     paper = "Li et al., ICLR 2019, arXiv:1901.09229"
     Parameters = DeltaParameters
 
+    def needs_head(self) -> bool:
+        return bool(self.p.alpha)  # the attention comes from the source's own loss
+
     def prepare(self, run: Context) -> None:
         super().prepare(run)
         assert run.source is not None

@@ -18,6 +18,9 @@ class SourceHeadMethod(Method):
     penultimate features.
     """
 
+    def needs_head(self) -> bool:
+        return True
+
     def prepare(self, run: Context) -> None:
         assert run.source is not None
         head = run.source.get_submodule(run.parts.head)

@@ -94,6 +94,7 @@ def context(
         source_patches=lambda: PatchSampler(store(3, source_map, dims), config, "source patches"),
         validate=lambda candidate: evaluation.mean_dice(candidate, validation, config, windows),
         predict=lambda candidate, image: evaluation.predict(candidate, image, config, windows),
+        outputs=lambda candidate, image: evaluation.outputs(candidate, image, config, windows),
         config=config,
         seed_axes=("test", dims),
         device=CPU,

@@ -94,16 +94,10 @@ class LeepStatistics:
         if self.scope == "brain" and brain is None:
             raise ValueError("scope='brain' needs the brain mask")
         per_class = probabilities.movedim(1, 0).flatten(1)
-        flat, inside = label.flatten(), self.inside(label, brain)
+        flat, inside = label.flatten(), in_scope(self.scope, label, brain)
         for k in range(len(self._mass)):
             chosen = flat == k if inside is None else (flat == k) & inside.flatten()
             self._mass[k] += (per_class * chosen).sum(1, dtype=torch.float64).cpu()
-
-    def inside(self, label: Tensor, brain: Tensor | None) -> Tensor | None:
-        """The voxels that count, a bool mask of the label's shape; None for all."""
-        if self.scope == "labelled":
-            return label > 0
-        return brain if self.scope == "brain" else None
 
     def joint(self) -> Tensor:
         """P(k, c), float64, shape (Kt, Ks), summing to 1.
@@ -127,7 +121,7 @@ class LeepStatistics:
 
         Under `labelled` P(0) is 1, as in `conditional`.
         """
-        return self._without_risk(self.joint().sum(1))
+        return self.without_risk(self.joint().sum(1))
 
     def conditional(self) -> Tensor:
         """P(k | c), float64, shape (Kt, Ks).
@@ -139,13 +133,23 @@ class LeepStatistics:
         joint = self.joint()
         per_source = joint.sum(0, keepdim=True)
         seen = joint / per_source.clamp(min=torch.finfo(torch.float64).tiny)
-        return self._without_risk(torch.where(per_source > 0, seen, joint.sum(1, keepdim=True)))
+        return self.without_risk(torch.where(per_source > 0, seen, joint.sum(1, keepdim=True)))
 
-    def _without_risk(self, probability: Tensor) -> Tensor:
-        """Probability of classes, in dimension 0, with 1 for a background that does not count."""
+    def without_risk(self, probability: Tensor) -> Tensor:
+        """Probability of classes, in dimension 0, with 1 for a background that does not count.
+
+        Changes its argument.
+        """
         if self.scope == "labelled":
             probability[0] = 1
         return probability
+
+
+def in_scope(scope: Scope, label: Tensor, brain: Tensor | None) -> Tensor | None:
+    """The voxels that count, a bool mask of the label's shape; None for all."""
+    if scope == "labelled":
+        return label > 0
+    return brain if scope == "brain" else None
 
 
 class RiskMap:

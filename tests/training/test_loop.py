@@ -112,6 +112,7 @@ def context(**training: Any) -> Context:
         source_patches=lambda: pytest.fail("the source is not asked for"),
         validate=lambda network: evaluation.mean_dice(network, volumes, config, windows),
         predict=lambda network, image: evaluation.predict(network, image, config, windows),
+        outputs=lambda network, image: evaluation.outputs(network, image, config, windows),
         config=config,
         seed_axes=("test",),
         device=CPU,

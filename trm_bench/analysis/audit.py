@@ -67,11 +67,18 @@ class Audit:
     def readings(self) -> dict[str, Record]:
         """The methods that are readings of TRM, whose maps are held against the lost voxels.
 
-        Empty without the reference, whose lost voxels they should find.
+        Those whose map comes from the source's classes, since that of clusters or of a probe cannot
+        be made again from the record. Empty without the reference, whose lost voxels they should
+        find.
         """
         if REFERENCE not in self.records:
             return {}
-        return {m: r for m, r in self.records.items() if r.config.method.name in READINGS}
+        return {
+            m: r
+            for m, r in self.records.items()
+            if (chosen := r.config.method).name in READINGS
+            and chosen.parameters.get("evidence", "classes") == "classes"
+        }
 
 
 def pending(results: Results, cohorts: Cohorts) -> list[Audit]:

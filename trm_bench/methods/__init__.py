@@ -4,7 +4,8 @@ A method is one class in one file: a name, its parameters, and those hooks that 
 hook does nothing by default, so that `class Finetune(Method)` is empty. It also declares what it
 uses that fine-tuning does not: validation labels, source data. The loop calls, in this order:
 
-    check        before anything is trained: can it train this network at all?
+    check, check_source    before anything is trained: can it train this network at all, and does
+                 the source have what it needs?
     prepare      once, before the optimiser exists: compute maps, freeze, wrap layers
     train        once: by default `fit(0, steps)`; override it to train in rounds or branches;
                  `fit(first, last)` calls
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trm_bench.data.patches import Batch, PatchSampler, SubjectStore
+from trm_bench.errors import UserError
 from trm_bench.networks import Parts
 from trm_bench.protocol.strict import Strict
 from trm_bench.transfer_risk import DICE, VOXELS, soft_dice
@@ -58,9 +60,13 @@ class Context:
             source.
         validate: Mean Dice of a network on the target validation subjects.
         predict: Softmax (1, K, X, Y, Z) of a network on a whole volume (1, C, X, Y, Z).
+        outputs: The same before the softmax, of any network whose output is as large as its input.
         config: The target training.
         seed_axes: Axes of this run's draws; a method adds its own name to them.
         device: Where everything lives.
+        source_has_head: Whether the source's head gives class scores; without, it is a network
+            pre-trained on no labels, say, and its logits mean nothing.
+        source_has_data: Whether `source_patches` can be called.
         step: Of the loop, from 0.
         terms: Of the last segmentation loss, each with its weight; see `Method.terms`.
         diagnostics: What the method wants in the record (JSON values).
@@ -75,9 +81,12 @@ class Context:
     source_patches: Callable[[], PatchSampler]
     validate: Callable[[nn.Module], float]
     predict: Callable[[nn.Module, Tensor], Tensor]
+    outputs: Callable[[nn.Module, Tensor], Tensor]
     config: TrainingConfig
     seed_axes: tuple[object, ...]
     device: torch.device
+    source_has_head: bool = True
+    source_has_data: bool = True
     step: int = 0
     terms: dict[str, Tensor] = field(default_factory=dict)
     diagnostics: dict[str, Any] = field(default_factory=dict)
@@ -144,6 +153,7 @@ class Method:
         uses_source_data: Whether it trains on the source's subjects: it calls `run.source_patches`.
         validation_in_training_set: Whether the validation subjects join its training set. Not in a
             sweep's trials, which they score.
+        without_head: What to do where it needs the source's head and there is none.
     """
 
     name: ClassVar[str]
@@ -154,6 +164,9 @@ class Method:
     uses_validation: ClassVar[bool] = False
     uses_source_data: ClassVar[bool] = False
     validation_in_training_set: ClassVar[bool] = False
+    without_head: ClassVar[str] = (
+        "leave it out; trm does without a head under evidence: clusters or evidence: probe"
+    )
 
     def __init__(self, parameters: BaseModel) -> None:
         self.p: Any = parameters
@@ -168,6 +181,29 @@ class Method:
 
     def check(self, network: nn.Module, parts: Parts) -> None:
         """Raises `UserError` where the method cannot train this network."""
+
+    def needs_head(self) -> bool:
+        """Whether it uses the source's class scores: the softmax of `run.source`, or its head."""
+        return False
+
+    def check_source(self, has_head: bool, has_data: bool) -> None:
+        """Whether it can transfer from a source.
+
+        Args:
+            has_head: Whether the source's head gives class scores.
+            has_data: Whether the source's own training subjects are there.
+
+        Raises:
+            UserError: It needs what is not there.
+        """
+        where = f"methods.{self.name}"
+        if self.needs_head() and not has_head:
+            what = f"{self.name} needs the source's class scores, and the source has no head"
+            raise UserError(what, where, self.without_head)
+        if self.uses_source_data and not has_data:
+            what = f"{self.name} trains on the source's subjects, which are not there"
+            fix = "leave it out, or take a source that is trained here"
+            raise UserError(what, where, fix)
 
     def prepare(self, run: Context) -> None:
         """Called once, before the optimiser is made."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from trm_bench.data.patches import Batch
 from trm_bench.errors import UserError
 from trm_bench.methods import Context, Method, Parameters, hyper
+from trm_bench.methods.evidence import Evidence, source_variable
 from trm_bench.protocol.training import LEAST_LOSS, TrainingConfig
 from trm_bench.seeds import generator
 from trm_bench.transfer_risk import (
@@ -26,6 +27,7 @@ from trm_bench.transfer_risk import (
     RiskWeightedLoss,
     Scope,
     Weight,
+    in_scope,
 )
 
 PAPER = "Duan et al., ICASSP 2025, arXiv:2502.02340"
@@ -36,9 +38,16 @@ READINGS = ("trm", "trm_paper_literal", "trm_minmax_power")  # methods whose wei
 class TrmParameters(Parameters):
     """The readings of the paper, which does not state them.
 
-    See `trm_bench.transfer_risk` for each option.
+    See `trm_bench.transfer_risk` for each option, `trm_bench.methods.evidence` for the first two.
     """
 
+    evidence: Evidence = hyper(
+        "classes",
+        "LEEP's source variable: the source's classes, or clusters or a probe of features",
+    )
+    components: int = hyper(
+        5, "of the mixture of evidence=clusters, for each target class", ge=1, le=100
+    )
     scope: Scope = hyper(
         "all", "voxels in the joint", search=["all", "brain", "labelled", "class_balanced"]
     )
@@ -89,12 +98,23 @@ class TransferRiskMap(Method):
     loss = cross_entropy * sum_v w(R_v) CE_v / |foreground| + with_dice * soft Dice, where
     cross_entropy is the protocol's weight of the voxel-wise term. Statistics and maps come from
     passes of the frozen source network over the target training set before training; the weights
-    are stored beside the label, so that a step costs what a plain step costs.
+    are stored beside the label, so that a step costs what a plain step costs. Under another
+    `evidence` than `classes` the source needs no head, and one pass more.
     """
 
     name = "trm"
     paper = PAPER
     Parameters = TrmParameters
+    without_head = "set its parameter evidence to clusters or to probe"
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """Where the source variable comes from; None without one."""
+        chosen: Evidence = self.p.evidence
+        return chosen
+
+    def needs_head(self) -> bool:
+        return self.evidence == "classes"
 
     def adjusted(self, training: TrainingConfig) -> TrainingConfig:
         """The same training, which must leave one of the two terms a weight."""
@@ -117,9 +137,16 @@ class TransferRiskMap(Method):
 
     def weights(self, run: Context) -> list[Tensor]:
         """The weight map of every target training subject, shape (1, X, Y, Z)."""
+        chosen = self.evidence
+        self.networks = (
+            source_variable(run, chosen, self.p.scope, self.p.components) if chosen else []
+        )
         self.statistics = self._statistics(run)
+        conditional = self.statistics.conditional()
+        if chosen == "probe":  # which speaks of the target classes themselves
+            conditional = self.statistics.without_risk(torch.eye(run.classes).double())
         self.risk_map = RiskMap(
-            self.statistics.conditional(),
+            conditional,
             self.p.risk,
             self.p.normalise,
             self.p.weight,
@@ -130,7 +157,7 @@ class TransferRiskMap(Method):
         risks = []
         for probabilities, label, brain in self._evidence(run):
             risk = self.risk_map(probabilities, label)
-            inside = self.statistics.inside(label, brain)
+            inside = in_scope(self.p.scope, label, brain)
             summary.update(risk, self.risk_map.transferability(probabilities, label), label, inside)
             risks.append(risk.float())
         run.diagnostics |= {
@@ -141,13 +168,12 @@ class TransferRiskMap(Method):
         return self.risk_map.weights(risks)
 
     def _evidence(self, run: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The source softmax, LEEP's source variable, with label and brain mask, one training
+        """The distribution over LEEP's source variable, with label and brain mask, one training
         subject at a time.
         """
-        assert run.source is not None
         for i in range(len(run.training_set)):
             image, label, brain = run.training_set.volume(i)
-            yield run.predict(run.source, image), label, brain
+            yield run.predict(self.networks[i % len(self.networks)], image), label, brain
 
     def _statistics(self, run: Context) -> LeepStatistics:
         statistics: LeepStatistics | None = None
@@ -163,14 +189,15 @@ class TransferRiskMap(Method):
         return self.criterion.terms(logits, batch.label, batch.fields[FIELD], batch.brain)
 
     def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        assert run.source is not None
-        probabilities = run.predict(run.source, image)
+        probabilities = run.predict(self.networks[0], image)
         return {"risk": self.risk_map(probabilities, label), "source": probabilities.argmax(1)}
 
 
 class PaperLiteralParameters(TrmParameters):
     """One reading of the paper, which is not searched."""
 
+    evidence: Literal["classes"] = hyper("classes", "LEEP's source variable")
+    components: Literal[5] = hyper(5, "of evidence=clusters: without effect")
     scope: Literal["all"] = hyper("all", "voxels in the joint")
     risk: Literal["neg_log"] = hyper("neg_log", "how p becomes a risk")
     normalise: Literal["none"] = hyper("none", "of the risks")
@@ -191,11 +218,14 @@ class PaperLiteral(TransferRiskMap):
 
     name = "trm_paper_literal"
     Parameters = PaperLiteralParameters
+    without_head = Method.without_head
 
 
 class MinmaxPowerParameters(TrmParameters):
     """Another reading of the paper, which is not searched."""
 
+    evidence: Literal["classes"] = hyper("classes", "LEEP's source variable")
+    components: Literal[5] = hyper(5, "of evidence=clusters: without effect")
     scope: Literal["all"] = hyper("all", "voxels in the joint")
     risk: Literal["neg_log"] = hyper("neg_log", "how p becomes a risk")
     normalise: Literal["minmax_per_image"] = hyper("minmax_per_image", "of the risks")
@@ -216,6 +246,7 @@ class MinmaxPower(TransferRiskMap):
 
     name = "trm_minmax_power"
     Parameters = MinmaxPowerParameters
+    without_head = Method.without_head
 
 
 class PriorRisk(TransferRiskMap):
@@ -225,6 +256,8 @@ class PriorRisk(TransferRiskMap):
     """
 
     name = "trm_prior"
+    ignores = ("evidence", "components")
+    evidence = None
 
     def _evidence(self, run: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for i in range(len(run.training_set)):
@@ -244,7 +277,8 @@ class UniformRisk(TransferRiskMap):
     """
 
     name = "trm_uniform"
-    ignores = ("scope", "risk", "normalise", "weight", "strength", "base")
+    evidence = None
+    ignores = ("evidence", "components", "scope", "risk", "normalise", "weight", "strength", "base")
 
     def weights(self, run: Context) -> list[Tensor]:
         labels = (run.training_set.volume(i)[1] for i in range(len(run.training_set)))

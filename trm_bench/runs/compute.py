@@ -130,6 +130,7 @@ def context(
         source_patches=lambda: PatchSampler(part("source"), training, "source patches", *axes),
         validate=lambda net: evaluation.mean_dice(net, validation_set, training, windows),
         predict=lambda net, image: evaluation.predict(net, image, training, windows),
+        outputs=lambda net, image: evaluation.outputs(net, image, training, windows),
         config=training,
         seed_axes=axes,
         device=device,

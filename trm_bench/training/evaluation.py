@@ -29,11 +29,18 @@ EMPTY_RULE: dict[str, tuple[float, float | str]] = {
 }
 
 
-@torch.no_grad()
 def predict(
     network: nn.Module, image: Tensor, training: TrainingConfig, evaluation: EvaluationConfig
 ) -> Tensor:
-    """Softmax of a whole volume by overlapping windows, blended with Gaussian weights.
+    """Softmax of a whole volume, float32, shape (1, K, X, Y, Z); see `outputs`."""
+    return outputs(network, image, training, evaluation).softmax(1)
+
+
+@torch.no_grad()
+def outputs(
+    network: nn.Module, image: Tensor, training: TrainingConfig, evaluation: EvaluationConfig
+) -> Tensor:
+    """A network's outputs on a whole volume by overlapping windows, blended with Gaussian weights.
 
     Args:
         network: In any mode; evaluated in eval mode and left as it was, module by module.
@@ -59,8 +66,7 @@ def predict(
             mode="gaussian",
         )
     assert isinstance(logits, Tensor)
-    probabilities = logits.float().softmax(1)
-    return probabilities.movedim(0, -1)[None] if flat else probabilities
+    return (logits.movedim(0, -1)[None] if flat else logits).float()
 
 
 def to_native(probabilities: Tensor, shape: Sequence[int]) -> Tensor:

@@ -67,9 +67,11 @@ def train(
 
     Raises:
         Diverged: The loss became NaN or infinite.
-        UserError: The method cannot train this network.
+        UserError: The method cannot train this network, or needs what the source does not have.
     """
     method.check(run.network, run.parts)
+    if run.source is not None:
+        method.check_source(run.source_has_head, run.source_has_data)
     method.prepare(run)
     method.training_mode(run)
     method.train(run, fitting(run, method, curves, progress))
