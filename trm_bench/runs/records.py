@@ -212,9 +212,12 @@ class SourceNote(Strict):
 
 
 class Loading(Strict):
-    """Which source weights were loaded: how many tensors, and the names of those left out."""
+    """Which source weights were loaded: how many tensors, and the names of those whose input
+    channels were adapted, and of those left out.
+    """
 
     loaded: int
+    adapted: tuple[str, ...] = ()
     skipped: tuple[str, ...]
 
 
