@@ -1,4 +1,4 @@
-"""MONAI networks by name.
+"""Networks of MONAI, and nnU-Net's own, by name.
 
 Built from a seed, their head and encoder named, source weights loaded under audit.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trm_bench import nnunet_networks
 from trm_bench.errors import UserError, nearest
 from trm_bench.limits import Exceeded, limits
 from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
@@ -28,6 +29,8 @@ ENCODERS = {
     "UNet": r"model(\.1\.submodule)*+\.(?!2\.)",
     "AttentionUnet": r"model\.0\.|model(\.1\.submodule)*+\.(?!\d+\.(attention|upconv|merge))",
     "BasicUNet": r"conv_0|down_",
+    "PlainConvUNet": r"encoder|decoder\.encoder",  # listed a second time in the decoder
+    "ResidualEncoderUNet": r"encoder|decoder\.encoder",
     "DynUNet": r"input_block|downsamples|bottleneck|skip_layers(\.next_layer)*+\.(?!upsample)",
     "SegResNet": r"convInit|down_layers",
     "SwinUNETR": r"swinViT|encoder",
@@ -45,7 +48,7 @@ def build(
     """Builds the network with weights drawn from `seed`.
 
     Raises:
-        UserError: MONAI has no such network, the arguments do not fit it, or it would have more
+        UserError: There is no such network, the arguments do not fit it, or it would have more
             than `MOST_NUMBERS` weights or take more than `MOST_SECONDS` to build.
     """
     kind, arguments = constructor(config, in_channels, classes, spatial_dims)
@@ -55,16 +58,16 @@ def build(
             with limits(MOST_NUMBERS, MOST_SECONDS):
                 return kind(**arguments)
         except Exceeded as error:
-            what = f"MONAI's {config.name} is too large with these arguments: {error}"
+            what = f"{config.name} is too large with these arguments: {error}"
             raise UserError(what, "network", "make it smaller") from error
         except Exception as error:  # whatever its code comes to with arguments it does not check
-            what = f"MONAI's {config.name} refuses its arguments: {_said(error)}"
+            what = f"{config.name} refuses its arguments: {_said(error)}"
             raise UserError(what, "network", "fix them") from error
 
 
 def constructor(
     config: NetworkConfig, in_channels: int, classes: int, spatial_dims: int
-) -> tuple[type[nn.Module], dict[str, Any]]:
+) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     """The class of the network and all arguments that it is built with; see `network_class`."""
     kind = network_class(config)
     arguments = {"in_channels": in_channels, "out_channels": classes, **config.arguments}
@@ -73,11 +76,16 @@ def constructor(
     return kind, arguments
 
 
-def network_class(config: NetworkConfig) -> type[nn.Module]:
-    """The MONAI class, after checking its name and the names of the arguments."""
+def network_class(config: NetworkConfig) -> Callable[..., nn.Module]:
+    """The class, after checking its name and the names of the arguments."""
     from monai.networks import nets
 
-    known = {n: c for n, c in vars(nets).items() if inspect.isclass(c) and issubclass(c, nn.Module)}
+    known: dict[str, Callable[..., nn.Module]] = {
+        n: c for n, c in vars(nets).items() if inspect.isclass(c) and issubclass(c, nn.Module)
+    }
+    if config.name in nnunet_networks.CONSTRUCTORS:
+        nnunet_networks.require_package()
+    known |= nnunet_networks.CONSTRUCTORS
     if config.name not in known:
         raise UserError(
             f"MONAI has no network '{config.name}'",
@@ -128,16 +136,27 @@ def parts(config: NetworkConfig, in_channels: int, spatial_dims: int) -> Parts:
     """Finds the head, as what changes shape with the number of classes, and the encoder by the
     network's own names.
     """
-    return _parts(
-        config.name, json.dumps(config.arguments, sort_keys=True), in_channels, spatial_dims
-    )
+    return _parts(config.name, _arguments(config), in_channels, spatial_dims)
+
+
+def _arguments(config: NetworkConfig) -> str:
+    return json.dumps(config.arguments, sort_keys=True)
+
+
+@lru_cache(maxsize=32)
+def _shapes(
+    name: str, arguments: str, in_channels: int, classes: int, spatial_dims: int
+) -> dict[str, torch.Size]:
+    """The shapes of a network's tensors, by name."""
+    config = NetworkConfig(name=name, **json.loads(arguments))
+    network = build(config, in_channels, classes, spatial_dims, seed=0)
+    return {key: tensor.shape for key, tensor in network.state_dict().items()}
 
 
 @lru_cache(maxsize=16)
 def _parts(name: str, arguments: str, in_channels: int, spatial_dims: int) -> Parts:
-    config = NetworkConfig(name=name, **json.loads(arguments))
-    two, three = (build(config, in_channels, n, spatial_dims, seed=0).state_dict() for n in (2, 3))
-    changing = [k.split(".") for k, v in two.items() if k not in three or three[k].shape != v.shape]
+    two, three = (_shapes(name, arguments, in_channels, n, spatial_dims) for n in (2, 3))
+    changing = [k.split(".") for k, v in two.items() if k not in three or three[k] != v]
     if not changing:
         raise UserError(
             f"{name} has no layer that depends on the number of classes",
@@ -152,7 +171,8 @@ def _parts(name: str, arguments: str, in_channels: int, spatial_dims: int) -> Pa
         raise UserError(
             f"{name} has several heads", "network.name", "choose a network with one output"
         )
-    pattern = ENCODERS.get(network_class(config).__name__)  # MONAI has aliases, such as Unet
+    kind = network_class(NetworkConfig(name=name))
+    pattern = ENCODERS.get(kind.__name__)  # MONAI has aliases, such as Unet
     inside = [k for k in two if pattern and re.match(pattern, k) and not k.startswith(head + ".")]
     return Parts(
         head,
@@ -161,12 +181,82 @@ def _parts(name: str, arguments: str, in_channels: int, spatial_dims: int) -> Pa
     )
 
 
+def input_layers(
+    config: NetworkConfig, source_channels: int, target_channels: int, spatial_dims: int
+) -> tuple[str, ...]:
+    """Names of the weights that the number of input channels gives their shape.
+
+    Raises:
+        UserError: One of them has no axis of its own for the channels.
+    """
+    if source_channels == target_channels:
+        return ()
+    before, after = (
+        _shapes(config.name, _arguments(config), channels, 2, spatial_dims)
+        for channels in (source_channels, target_channels)
+    )
+    changing = [k for k in before if before[k] != after.get(k)] + [k for k in after.keys() - before]
+    for name in changing:
+        one, other = before.get(name, ()), after.get(name, ())
+        if one[1:2] != (source_channels,) or other != (*one[:1], target_channels, *one[2:]):
+            raise UserError(
+                f"{config.name} cannot go from {source_channels} input channels to "
+                f"{target_channels}: the channels are no axis of '{name}'",
+                "network.name",
+                "use as many images on both sides, or another network",
+            )
+    return tuple(changing)
+
+
+def adapt_channels(
+    state: Mapping[str, Tensor],
+    source_channels: int,
+    target_channels: int,
+    config: NetworkConfig,
+    spatial_dims: int,
+    way: Literal["repeat", "mean"],
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Fits the first layers of a network's state to another number of input channels.
+
+    With Cs channels before and Ct after, channel j gets Cs / Ct times the weights of channel
+    j mod Cs (`repeat`), or times the mean over all Cs (`mean`). So where every channel shows one
+    and the same image, outputs stay as they are: with `mean` always, with `repeat` where Cs
+    divides Ct.
+
+    Args:
+        state: Of a network with `source_channels`.
+        source_channels: Cs.
+        target_channels: Ct.
+        config: The network.
+        spatial_dims: 2 or 3.
+        way: `repeat` or `mean`.
+
+    Returns:
+        The state, and the names of the tensors that are not as they were.
+
+    Raises:
+        UserError: See `input_layers`.
+    """
+    layers = input_layers(config, source_channels, target_channels, spatial_dims)
+    names = tuple(name for name in layers if name in state)
+    adapted = dict(state)
+    for name in names:
+        weights = state[name]
+        if way == "mean":
+            chosen = weights.mean(1, keepdim=True).repeat_interleave(target_channels, 1)
+        else:
+            chosen = weights[:, [j % source_channels for j in range(target_channels)]]
+        adapted[name] = chosen * (source_channels / target_channels)
+    return adapted, names
+
+
 def load_source(
     network: nn.Module,
     source: Mapping[str, Tensor],
     parts: Parts,
     with_head: bool,
     partial: bool = False,
+    adapted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Copies source weights into the network; everything but a replaced head must match.
 
@@ -176,9 +266,11 @@ def load_source(
         parts: Of the network.
         with_head: Whether the head comes along, which takes the same classes on both sides.
         partial: Whether the source may lack tensors, which then keep their initial values.
+        adapted: Names of what `adapt_channels` changed in it.
 
     Returns:
-        The audit: number of tensors loaded, and the names of those left at their initial values.
+        The audit: number of tensors loaded, those of them that were adapted, and the names of those
+        left at their initial values.
 
     Raises:
         ValueError: A tensor that is not the head's is missing, unexpected or of another shape.
@@ -198,7 +290,7 @@ def load_source(
             f"{', '.join(wrong[:5])} ({len(wrong)} in all)"
         )
     network.load_state_dict({**own, **given})
-    return {"loaded": len(given), "skipped": skipped}
+    return {"loaded": len(given), "adapted": list(adapted), "skipped": skipped}
 
 
 def training_bytes(

@@ -134,7 +134,18 @@ def context(
         config=training,
         seed_axes=axes,
         device=device,
+        source_has_head=config.source is None or config.source.has_head,
+        source_has_data=has_data(config),
     )
+
+
+def has_data(config: RunConfig) -> bool:
+    """Whether a method may train on the subjects that the source was trained on.
+
+    Not on those of a network from elsewhere, nor with another number of channels.
+    """
+    source = config.source_training
+    return source is not None and len(source.domain.images) == len(config.domain.images)
 
 
 def start(
@@ -151,9 +162,9 @@ def start(
         return run, None
     partial = config.source is not None and config.source.kind == "checkpoint"
     loading = networks.load_source(
-        run.network, source.state, run.parts, with_head=run.same_task, partial=partial
+        run.network, source.state, run.parts, run.same_task, partial, source.adapted
     )
-    return run, {**loading, "adapted": source.adapted}
+    return run, loading
 
 
 def train(

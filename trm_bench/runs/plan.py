@@ -26,7 +26,7 @@ from trm_bench.protocol.schema import (
     TrainingConfig,
     Transfer,
 )
-from trm_bench.runs import health
+from trm_bench.runs import compute, health
 from trm_bench.runs.config import Imported, Member, RunConfig, RunDomain, RunMethod, Subjects
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.health import Health
@@ -305,7 +305,10 @@ class Planner:
         start = source if arm.method.transfers else None
         cohort = self.cohorts[transfer.target.data]
         title = f"{transfer.name} {arm.label} seed {seed}"
-        return self._job(self._after(config, cohort, start), cohort, title, start)
+        config = self._after(config, cohort, start)
+        if start is not None:
+            arm.method.check_source(start.config.has_head, compute.has_data(config))
+        return self._job(config, cohort, title, start)
 
     def _config(
         self,
