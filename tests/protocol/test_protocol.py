@@ -229,3 +229,59 @@ def test_a_label_that_is_the_name_of_another_method_is_refused(tmp_path: Path) -
     borrowed = load(tmp_path, "methods=[scratch, {name: scratch, label: trm}]")
     with pytest.raises(UserError, match=r"methods\.1\.label: 'scratch' is labelled 'trm'"):
         refuse_borrowed_labels(borrowed, known)
+
+
+class TestExtends:
+    def write(self, path: Path, **files: dict[str, Any]) -> None:
+        for name, content in files.items():
+            (path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+    def test_blocks_join_and_lists_do_not(self, tmp_path: Path) -> None:
+        own = {
+            "extends": "base.yaml",
+            "name": "own",
+            "seeds": [7, 8],
+            "data": {"volume": {"spacing": [2, 2, 2]}},
+            "training": {"target": {"optimizer": {"lr": 0.5}}},
+        }
+        self.write(tmp_path, base=toy.protocol(tmp_path), own=own)
+        base, found = (load_protocol(str(tmp_path / f"{n}.yaml")) for n in ("base", "own"))
+        assert (found.name, found.seeds, base.seeds) == ("own", (7, 8), (0,))
+        assert found.data.volume.spacing == (2, 2, 2)
+        assert found.data.volume.intensity == base.data.volume.intensity == "zscore"
+        target = found.training.target
+        assert (target.optimizer.lr, target.optimizer.name, target.steps) == (0.5, "adamw", 6)
+        assert found.training.source == base.training.source and found.methods == base.methods
+
+    def test_another_network_takes_nothing_of_the_first(self, tmp_path: Path) -> None:
+        network = {"name": "SegResNet", "init_filters": 8}
+        own = {"extends": "base.yaml", "name": "own", "network": network}
+        self.write(tmp_path, base=toy.protocol(tmp_path), own=own)
+        assert load_protocol(str(tmp_path / "own.yaml")).network.arguments == {"init_filters": 8}
+
+    def test_a_bundled_one_and_one_that_extends_another(self, tmp_path: Path) -> None:
+        first = {"extends": "hippocampus_cross_task", "name": "first", "seeds": [3]}
+        self.write(tmp_path, first=first, second={"extends": "first.yaml", "name": "second"})
+        found = load_protocol(str(tmp_path / "second.yaml"), ["training.target.steps=9"])
+        assert (found.name, found.seeds, found.training.target.steps) == ("second", (3,), 9)
+
+    @pytest.mark.parametrize(
+        ("extends", "message"),
+        [
+            ("hippocampus_crosstask", "did you mean 'hippocampus_cross_task'"),
+            ("own.yaml", "extends this protocol in turn"),
+            ("mate.yaml", "extends this protocol in turn"),
+            ("../base.yaml", "lies outside the protocol's folder"),
+            ("/etc/passwd", "lies outside the protocol's folder"),
+            ("", "no protocol ''"),
+            (["a"], "is not the name of a protocol"),
+        ],
+    )
+    def test_what_cannot_be_extended(self, tmp_path: Path, extends: Any, message: str) -> None:
+        folder = tmp_path / "protocols"
+        folder.mkdir()
+        self.write(tmp_path, base=toy.protocol(tmp_path))
+        self.write(folder, own={"extends": extends}, mate={"extends": "own.yaml"})
+        with pytest.raises(UserError, match=message) as caught:
+            load_protocol(str(folder / "own.yaml"))
+        assert "extends" in str(caught.value.where)

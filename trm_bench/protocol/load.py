@@ -17,6 +17,7 @@ from trm_bench.protocol.markup import parse_yaml, read_yaml
 from trm_bench.protocol.schema import DomainConfig, Protocol, SetConfig
 
 MOST_PROBLEMS = 20  # that one message lists
+DEEPEST = 10  # protocols that extend one another
 
 
 def bundled() -> dict[str, Path]:
@@ -37,11 +38,7 @@ def load_protocol(name: str, overrides: Sequence[str] = (), phantom: bool = Fals
         UserError: The file is missing or not YAML, a key is unknown, or a value does not fit.
     """
     path = _find(name)
-    raw = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise UserError(
-            "a protocol is a YAML mapping", path, "see the bundled ones: trm-bench protocols"
-        )
+    raw = _extended(path, ())
     settings = [_parse(item) for item in overrides]
     if phantom:
         block = raw.get("phantom")
@@ -56,8 +53,56 @@ def load_protocol(name: str, overrides: Sequence[str] = (), phantom: bool = Fals
             _set(raw, key, value, f"{path} (phantom.overrides)")
     for key, value in settings:
         _set(raw, key, value, "--set")
-    raw.pop("x-shared", None)  # a place for YAML anchors
     return parse(raw, path)
+
+
+def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """What a protocol's file says, over what the one says that it extends.
+
+    Args:
+        path: The file.
+        below: Those that extend it.
+
+    Raises:
+        UserError: The file is no mapping, or what it extends is not there, lies elsewhere, or
+            extends it in turn.
+    """
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise UserError(
+            "a protocol is a YAML mapping", path, "see the bundled ones: trm-bench protocols"
+        )
+    raw.pop("x-shared", None)  # a place for YAML anchors
+    name = raw.pop("extends", None)
+    if name is None:
+        return raw
+    where, known = f"{path}: extends", bundled()
+    if not isinstance(name, str):
+        raise UserError("is not the name of a protocol", where, "give a file, or a bundled one")
+    base = known.get(name) or path.parent / name
+    if name not in known and not base.resolve().is_relative_to(path.parent.resolve()):
+        raise UserError(f"'{name}' lies outside the protocol's folder", where, "copy it there")
+    if not is_file(base):
+        raise UserError(f"no protocol '{name}'", where, nearest(name, list(known)))
+    if base.resolve() in (path.resolve(), *below) or len(below) > DEEPEST:
+        raise UserError(f"'{name}' extends this protocol in turn", where, "remove one of the two")
+    return _over(_extended(base, (*below, path.resolve())), raw)
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A mapping over another, block by block.
+
+    A block with another `name` is another thing, and takes nothing from the one below.
+    """
+    joined = dict(base)
+    for key, value in own.items():
+        below = joined.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            names = below.get("name"), value.get("name")
+            if names[1] is None or names[0] == names[1]:
+                value = _over(below, value)
+        joined[key] = value
+    return joined
 
 
 def parse(raw: Mapping[str, Any], where: object) -> Protocol:
