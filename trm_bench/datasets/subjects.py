@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from trm_bench.errors import UserError
 
 LONGEST_ID = 200
 """Bytes of a subject's id."""
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,41 @@ class LabelMap:
         if not self.regions:
             regions = {name: (index,) for index, name in enumerate(self.classes) if index > 0}
             object.__setattr__(self, "regions", regions)
+
+    @classmethod
+    def of(cls, classes: Mapping[str, Sequence[int]], known: Iterable[int]) -> LabelMap:
+        """The task that a person writes down, e.g. ``{"lesion": [1, 2]}``.
+
+        Args:
+            classes: Class to its label values, in the order of the classes. Every other value that
+                is known is background.
+            known: The label values that the files may hold.
+
+        Raises:
+            UserError: There is no class, one has no values or is called "background", a value is 0
+                (the background), is not known, or is in two classes.
+        """
+        values = dict.fromkeys(sorted({0, *known}), 0)
+        foreground = ", ".join(str(value) for value in values if value)
+        where, fix = "data.labels", f"the label values of this dataset are {foreground}"
+        if not classes:
+            raise UserError("no class is named", where, fix)
+        for index, (name, members) in enumerate(classes.items(), start=1):
+            if name == BACKGROUND:
+                what = f"no class can be called '{BACKGROUND}', which is all that no class has"
+                raise UserError(what, where, "leave it out")
+            if not members:
+                raise UserError(f"the class '{name}' has no label value", where, fix)
+            for value in members:
+                if value == 0 or value not in values:
+                    what = "is background" if value == 0 else "is unknown to this dataset"
+                    raise UserError(f"the label value {value} of '{name}' {what}", where, fix)
+                if values[value]:
+                    owner = list(classes)[values[value] - 1]
+                    what = f"the label value {value} is in '{owner}' and in '{name}'"
+                    raise UserError(what, where, "let each value be in one class, once")
+                values[value] = index
+        return cls((BACKGROUND, *classes), values)
 
 
 @dataclass(frozen=True)
@@ -60,7 +96,7 @@ class Subject:
         if not plain or self.id.startswith(".") or not 0 < len(name) <= LONGEST_ID:
             what = f"the subject id {self.id[:100]!r} is no plain file name"
             fix = f"rename its files: up to {LONGEST_ID} printable bytes, without / and \\"
-            raise UserError(what, None, f"{fix}, not beginning with a dot")
+            raise UserError(what, self.label, f"{fix}, not beginning with a dot")
         if not self.patient:
             object.__setattr__(self, "patient", self.id)
 
