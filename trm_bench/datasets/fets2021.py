@@ -37,10 +37,7 @@ class Fets2021(NiftiDataset):
 
     name = "fets2021"
     title = "FeTS2021, FeTS2022 and BraTS: multi-parametric MR of glioma"
-    licence = (
-        "On registration with the challenge's organisers, under their terms of use; "
-        "not redistributable here"
-    )
+    licence = "The organisers' terms of use; no redistribution"
     citation = (
         "S. Pati et al., The Federated Tumor Segmentation (FeTS) Challenge, arXiv:2105.05874, 2021"
     )

@@ -27,10 +27,7 @@ class Iseg2019(NiftiDataset):
 
     name = "iseg2019"
     title = "iSeg-2019: T1 and T2 MR of six-month-old infants"
-    licence = (
-        "On registration with the challenge's organisers, under their terms of use; "
-        "not redistributable here"
-    )
+    licence = "The organisers' terms of use; no redistribution"
     citation = (
         "Y. Sun et al., Multi-Site Infant Brain Segmentation Algorithms: The iSeg-2019 Challenge, "
         "IEEE Transactions on Medical Imaging 40(5):1363-1376, 2021"
