@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -48,6 +49,20 @@ def write_analyze(file: Path, array: np.ndarray, spacing: Sequence[float] = (1, 
     image.header.set_zooms((*spacing, *(1.0,) * (array.ndim - 3)))
     file.parent.mkdir(parents=True, exist_ok=True)
     nib.save(image, file)
+    return file
+
+
+def write_itk(file: Path, array: np.ndarray, affine: np.ndarray = LPS) -> Path:
+    """By SimpleITK, whose world is LPS; skips the test where it is not installed."""
+    sitk = pytest.importorskip("SimpleITK", reason="the extra sitk is not installed")
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    world = np.diag([-1.0, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(world[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((world[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(world[:3, 3].tolist())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(file), useCompression=True)
     return file
 
 
@@ -103,6 +118,39 @@ def decathlon(
     return root
 
 
+def nnunet(
+    root: Path,
+    channels: Sequence[str] = ("T1", "T2 FLAIR"),
+    labels_: Mapping[str, object] | None = None,
+    cases: Sequence[str] = ("case_001", "case_002"),
+    ending: str = ".nii.gz",
+    **more: object,
+) -> Path:
+    """The values of `labels_` are 0 to 3, and all of them are in each case."""
+    write = write_nifti if ending.startswith(".nii") else write_itk
+    for index, case in enumerate(cases):
+        for channel in range(len(channels)):
+            file = root / "imagesTr" / f"{case}_{channel:04}{ending}"
+            write(file, noise(10 * index + channel))
+        write(root / "labelsTr" / f"{case}{ending}", labels((0, 1, 2, 3)))
+    content = {
+        "channel_names": {str(i): name for i, name in enumerate(channels)},
+        "labels": labels_ or {"background": 0, "LV": 1, "Myo cardium": 2, "RV": 3},
+        "numTraining": len(cases),
+        "file_ending": ending,
+    }
+    (root / "dataset.json").write_text(json.dumps(content | more))
+    return root
+
+
+def change(root: Path, **values: Any) -> Path:
+    """Replaces keys of a folder's dataset.json; None removes one."""
+    file = root / "dataset.json"
+    content = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    return root
+
+
 def lgg(
     root: Path,
     folders: Sequence[str] = ("TCGA_CS_4941_19960909", "TCGA_DU_A5TP_19970614"),
@@ -128,5 +176,6 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
     "iseg2019": iseg,
     "decathlon": decathlon,
     "lgg": lgg,
+    "nnunet": nnunet,
 }
 """One tiny, valid folder for each built-in dataset."""

@@ -36,6 +36,7 @@ LAYERS = (
     (
         "bundle",
         "checks",
+        "download",
         "importing",
         "pipeline",
         "prediction",

@@ -468,7 +468,10 @@ def test_fets_institutions_come_from_the_csv(place: str, tmp_path: Path) -> None
         ("Partition_ID,Subject_ID\n1,A_1\n2\n", "csv:3: the row"),
         ("Partition_ID,Subject_ID\n1,A_1,9\n", "csv:2: the row"),
         ("Partition_ID,Subject_ID\n,A_1\n", "csv:2: the row"),
-        ("Partition_ID,Subject_ID\n1,A_1\n2,A_1\n", "A_1 is in the partitions 1 and 2"),
+        (
+            "Partition_ID,Subject_ID\n1,A_1\n2,A_1\n",
+            "A_1 has the Partition_ID 1 and the Partition_ID 2",
+        ),
         ('Partition_ID,Subject_ID\n1,"A_1', "no csv table"),
         ("Partition_ID,Subject_ID\n1,\udcff\n", "not text in UTF-8"),
     ],

@@ -12,7 +12,7 @@ import layouts
 import pytest
 from layouts import LAYOUTS
 
-from trm_bench.datasets import Subject, nifti, open_dataset
+from trm_bench.datasets import Subject, nifti, open_dataset, volume
 from trm_bench.errors import BadSubject, UserError
 
 
@@ -135,7 +135,7 @@ def test_a_compressed_file_that_goes_on_is_not_read_for_ever(
 def test_a_volume_is_bounded_before_memory_is_reserved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nifti, "MOST_VOXELS", 100)
+    monkeypatch.setattr(volume, "MOST_VOXELS", 100)
     root = layouts.iseg(tmp_path)
     with pytest.raises(BadSubject, match="more than 100 voxels"):
         read_first("iseg2019", root)

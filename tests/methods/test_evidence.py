@@ -89,7 +89,7 @@ def test_responsibilities_are_those_of_the_mixture_of_the_clusters() -> None:
         ]
     ).T
     expected = density / density.sum(1, keepdims=True)
-    assert 0.05 < (expected.max(1) < 0.9).mean(), "nothing between the clusters"
+    assert (expected.max(1) < 0.9).mean() > 0.05, "nothing between the clusters"
     assert len(set(own)) == 3 and len(set(members)) == 3
     np.testing.assert_allclose(theta(linear, at), expected, atol=2e-4)
 

@@ -1,4 +1,4 @@
-"""Commands that say what there is: methods, protocols, this machine."""
+"""Commands that say what there is: methods, datasets, protocols, this machine."""
 
 from __future__ import annotations
 
@@ -44,6 +44,53 @@ def _parameters(kind: Any) -> Table:
         sweep = str(searched.get(name, "-"))
         table.add_row(name, str(field.default), sweep, field.description or "")
     return table
+
+
+@app.command()
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="Show one dataset's documentation.")] = None,
+) -> None:
+    """List the datasets, or describe one: what it holds, its licence, where to get it."""
+    import inspect
+    import re
+
+    from trm_bench.datasets import REGISTRY
+
+    if name:
+        kind = REGISTRY.get(name)
+        about = re.split(
+            r"\n\n(?:Attributes|Raises|Source):", inspect.cleandoc(kind.__doc__ or "")
+        )[0]
+        for line in (f"{name}  {kind.title}", "", about, *_facts(kind)):
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
+        return
+    table = Table(
+        Column("dataset", no_wrap=True), "what", "modalities", "label maps", "licence", "access"
+    )
+    for known in REGISTRY.names():
+        kind = REGISTRY.get(known)
+        named = (_named(kind, attribute) for attribute in ("modalities", "label_maps"))
+        table.add_row(known, kind.title, *named, kind.licence, kind.access)
+    out.print(table)
+
+
+def _named(kind: Any, attribute: str) -> str:
+    """What a class lists before a folder is opened."""
+    return ", ".join(getattr(kind, attribute, ())) or "from its dataset.json"
+
+
+def _facts(kind: Any) -> list[str]:
+    get = f"{kind.url} ({kind.access})"
+    facts = {
+        "modalities": _named(kind, "modalities"),
+        "label maps": _named(kind, "label_maps"),
+        "licence": kind.licence,
+        "cite": kind.citation,
+        "where to get it": get if kind.url else "-",
+        "trm-bench data download": ", ".join(kind.archives) or "no",
+    }
+    lines = ["", *(f"{key}: {value}" for key, value in facts.items())]
+    return [*lines, "layout:", *(f"  {line}" for line in kind.layout.splitlines())]
 
 
 @app.command()

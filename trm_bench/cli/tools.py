@@ -20,7 +20,7 @@ from trm_bench.cli.options import (
 )
 from trm_bench.errors import UserError
 
-data_app = typer.Typer(no_args_is_help=True, help="Make and check data.")
+data_app = typer.Typer(no_args_is_help=True, help="Get, make and check data.")
 app.add_typer(data_app, name="data")
 
 
@@ -41,6 +41,33 @@ def data_phantom(
             layout, out_dir, subjects, spacing, seed, lambda done, total: stage.advance(done)
         )
     out.print(f"use it with --set data.root={root}", soft_wrap=True, highlight=False, markup=False)
+
+
+@data_app.command("download")
+def data_download(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An archive, such as Task04_Hippocampus.")
+    ],
+    out_dir: Annotated[
+        Path, typer.Option("--out", envvar="TRM_DATA", help="Where its folder is to lie.")
+    ] = Path("data"),
+) -> None:
+    """Download freely licensed data, or say where to register; `trm-bench datasets` lists them."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    from trm_bench import download
+
+    dataset, archive = download.find(name)
+    about = f"{name}: {dataset.title}\nlicence: {dataset.licence}\ncite: {dataset.citation}"
+    out.print(about, soft_wrap=True, highlight=False, markup=False)
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        bar = bars.add_task(name, total=None)
+        done = download.fetch(
+            name, archive, out_dir, lambda have, of: bars.update(bar, completed=have, total=of)
+        )
+    state = "" if done else " is there: nothing to do"
+    out.print(f"{out_dir / name}{state}", soft_wrap=True, highlight=False, markup=False)
 
 
 @data_app.command("check")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trm_bench.datasets.base import LabelMap, Scan
-from trm_bench.datasets.nifti import MOST_VOXELS
+from trm_bench.datasets.volume import MOST_VOXELS
 
 if TYPE_CHECKING:
     from trm_bench.protocol.schema import VolumeConfig

@@ -1,27 +1,43 @@
 """What a dataset is: its subjects, their files, and what the label values mean.
 
-A dataset says nothing about training. To add one whose subjects are NIfTI or Analyze files,
-subclass `NiftiDataset`, list its `modalities` and `label_maps`, and write `subjects`. For other
-formats subclass `Dataset` and write `files` and `read` as well; `check_image` and `check_label`
-hold the checks that every format shares.
+A dataset says nothing about training. To add one whose subjects are NIfTI, Analyze, NRRD or
+MetaImage files, subclass `NiftiDataset`, list its `modalities` and `label_maps`, and write
+`subjects`. For other formats subclass `Dataset` and write `files` and `read` as well; `check_image`
+and `check_label` hold the checks that every format shares.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from trm_bench.datasets.nifti import REPLACE, UNLIKE, Volume, parts, stated_affine
+from trm_bench.datasets.itk import READERS, ItkVolume
+from trm_bench.datasets.nifti import NiftiVolume
 from trm_bench.datasets.subjects import LabelMap, Scan, Subject
+from trm_bench.datasets.volume import REPLACE, UNLIKE, Volume, parts, stated_affine
 from trm_bench.errors import BadSubject, UserError, nearest
 from trm_bench.inputs import exists, is_file, is_folder
 
 AFFINE_TOLERANCE = 1e-3
 """How far two affines of one subject may differ, in units of the voxel size."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A tar file that anybody may download; it holds one folder, called as the archive is.
+
+    Attributes:
+        url: Where it is.
+        checksum: As it is published, with the name of the algorithm: ``md5:240a...``.
+    """
+
+    url: str
+    checksum: str
 
 
 class Dataset(ABC):
@@ -31,6 +47,17 @@ class Dataset(ABC):
         root: The folder as it comes out of the dataset's archive.
 
     Attributes:
+        name: What a protocol calls it.
+        title: What it is, in a line.
+        modalities: Of its subjects; known to some classes before a folder is opened.
+        label_maps: Name to segmentation task; likewise.
+        licence: Under which it may be used.
+        citation: What to cite.
+        access: How to get it: `free`, `registration` and such.
+        url: Where to get it.
+        layout: The folders and files that are expected, as a small tree.
+        archives: What `trm-bench data download` gets of it: the extracted folder's name to where
+            it is.
         distance_unit: What distances in a scan's affine are in: `mm`, or `voxels` where the files
             do not state the voxel size.
         allow_links: Whether a file may be a symbolic link to one outside the root.
@@ -42,9 +69,14 @@ class Dataset(ABC):
     name: ClassVar[str]
     modalities: tuple[str, ...]
     label_maps: Mapping[str, LabelMap]
+    title: ClassVar[str] = ""
     licence: ClassVar[str] = ""
     citation: ClassVar[str] = ""
-    distance_unit: ClassVar[Literal["mm", "voxels"]] = "mm"
+    access: ClassVar[str] = ""
+    url: ClassVar[str] = ""
+    layout: ClassVar[str] = ""
+    archives: ClassVar[Mapping[str, Archive]] = {}
+    distance_unit: Literal["mm", "voxels"] = "mm"
 
     allow_links = False
 
@@ -147,7 +179,7 @@ class Dataset(ABC):
                 subject.id, f"the label value {odd} is no whole number from 0 to 255", file, UNLIKE
             )
         maps = [label_map.values for label_map in self.label_maps.values()]
-        known = {value for values in maps for value in values}
+        known = self.label_values
         foreground = {value for values in maps for value, index in values.items() if index > 0}
         present = set(np.unique(label).tolist())
         if present - known:
@@ -158,25 +190,42 @@ class Dataset(ABC):
             raise BadSubject(subject.id, "no voxel is labelled: the mask is empty", file, UNLIKE)
         return label
 
-    def label_map(self, name: str) -> LabelMap:
-        """The label map of that name; raises `UserError` with the nearest name."""
-        if name not in self.label_maps:
+    def label_map(self, labels: str | Mapping[str, Sequence[int]]) -> LabelMap:
+        """A segmentation task on this dataset.
+
+        Args:
+            labels: The name of a label map, or classes with their label values; see `LabelMap.of`.
+
+        Raises:
+            UserError: There is no such label map (with the nearest name), or the classes do not fit
+                the dataset's label values.
+        """
+        if not isinstance(labels, str):
+            return LabelMap.of(labels, self.label_values)
+        if labels not in self.label_maps:
             raise UserError(
-                f"the dataset '{self.name}' has no label map '{name}'",
+                f"the dataset '{self.name}' has no label map '{labels}'",
                 "data.labels",
-                nearest(name, list(self.label_maps)),
+                nearest(labels, list(self.label_maps)),
             )
-        return self.label_maps[name]
+        return self.label_maps[labels]
+
+    @property
+    def label_values(self) -> set[int]:
+        """The values that label files may hold."""
+        return {value for label_map in self.label_maps.values() for value in label_map.values}
 
 
 class NiftiDataset(Dataset):
     """A dataset whose subjects are NIfTI (.nii, .nii.gz) or Analyze (.hdr with .img) files.
 
-    One file holds one modality, unless `channels` says that one 4D file holds all of them. Trailing
-    axes of size 1 are dropped. All files of a subject lie on one grid. A file that states no affine
-    (Analyze, or NIfTI with sform_code = qform_code = 0) is taken to lie on the grid of the
-    subject's first file that states one, and only its shape and voxel size are compared; where no
-    file states one, the voxels stay in file order and the affine is the voxel size on the diagonal.
+    NRRD (.nrrd) and MetaImage (.mha) are read as well where the extra `sitk` is installed. One file
+    holds one modality, unless `channels` says that one 4D file holds all of them. Trailing axes of
+    size 1 are dropped. All files of a subject lie on one grid. A file that states no affine
+    (Analyze, NIfTI with sform_code = qform_code = 0, NRRD and MetaImage without axes) is taken to
+    lie on the grid of the subject's first file that states one, and only its shape and voxel size
+    are compared; where no file states one, the voxels stay in file order and the affine is the
+    voxel size on the diagonal.
 
     Attributes:
         channels: Modality name to its index on the fourth axis; empty for one 3D file per modality.
@@ -236,11 +285,13 @@ class NiftiDataset(Dataset):
     ) -> Volume:
         for part in parts(path):
             self.check_file(subject, role, part, REPLACE)
-        return Volume(subject, role, path, channel, channels)
+        kind = ItkVolume if path.suffix in READERS else NiftiVolume
+        return kind(subject, role, path, channel, channels)
 
 
 __all__ = [
     "AFFINE_TOLERANCE",
+    "Archive",
     "BadSubject",
     "Dataset",
     "LabelMap",

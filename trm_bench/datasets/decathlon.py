@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
-from trm_bench.datasets.base import LabelMap, NiftiDataset, Subject
-from trm_bench.errors import UserError
-from trm_bench.inputs import is_file, read_text
+from trm_bench.datasets.base import Archive, Subject
+from trm_bench.datasets.described import DescribedDataset, label_maps
+from trm_bench.inputs import is_file
 
-MOST_NAMES_IN_ALIAS = 3
-MOST_BYTES = 2**24  # of dataset.json
-LONGEST_NAME = 100  # of a modality or a label
+# As MONAI publishes them beside its mirror of the archives.
+MIRROR = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
+CHECKSUMS = {
+    "Task01_BrainTumour": "240a19d752f0d9e9101544901065d872",
+    "Task02_Heart": "06ee59366e1e5124267b774dbd654057",
+    "Task03_Liver": "a90ec6c4aa7f6a3d087205e23d4e6397",
+    "Task04_Hippocampus": "9d24dba78a72977dbd1d2e110310f31b",
+    "Task05_Prostate": "35138f08b1efaef89d7424d2bcc928db",
+    "Task06_Lung": "8afd997733c7fc0432f71255ba4e52dc",
+    "Task07_Pancreas": "4f7080cfca169fa8066d17ce6eb061e4",
+    "Task08_HepaticVessel": "641d79e80ec66453921d997fbf12a29c",
+    "Task09_Spleen": "410d4a301da4e5b2f6f86ec3ddba524e",
+    "Task10_Colon": "bad7a188931dc2f6acf72b08eb6202d0",
+}
 
 
-class Decathlon(NiftiDataset):
+class Decathlon(DescribedDataset):
     """One task's folder: ``dataset.json``, ``imagesTr``, ``labelsTr``.
 
     Modalities are those of ``modality`` in lower case (FLAIR: flair, T1gd: t1gd). A task with
@@ -24,9 +32,8 @@ class Decathlon(NiftiDataset):
     test images have no public labels.
 
     Label maps: ``all`` (each label its class), ``whole`` (every label as one class), and a binary
-    map for each label, under its name in lower case. With at most three labels their joined names
-    (Task04: ``anterior_posterior``) are another name of ``all``. A label that is itself called
-    "all" or "whole" has no binary map.
+    map for each label, under its name in lower case; see `described.label_maps`. With at most three
+    labels their joined names (Task04: ``anterior_posterior``) are another name of ``all``.
 
     The ids are the images' names. Nothing in a task says which of them come from one person, so
     each is its own patient: the hippocampus task, whose source is 195 scans, publishes 394 volumes.
@@ -43,24 +50,37 @@ class Decathlon(NiftiDataset):
     """
 
     name = "decathlon"
+    title = "Any task of the Medical Segmentation Decathlon (MR and CT of ten organs)"
     licence = "CC-BY-SA 4.0"
     citation = (
         "M. Antonelli et al., The Medical Segmentation Decathlon, "
         "Nature Communications 13:4128, 2022"
     )
+    access = "free"
+    url = "http://medicaldecathlon.com"
+    layout = """\
+Task04_Hippocampus/          data.root
+  dataset.json
+  imagesTr/NAME.nii.gz       several modalities on the fourth axis
+  labelsTr/NAME.nii.gz"""
+    archives = {  # noqa: RUF012
+        task: Archive(f"{MIRROR}/{task}.tar", f"md5:{md5}") for task, md5 in CHECKSUMS.items()
+    }
+    fix = "use the dataset.json that comes with the task"
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._json = self.root / "dataset.json"
-        content = self._load()
-        self.task = str(content.get("name", ""))
-        modalities = self._numbered(content, "modality")
-        if [*modalities] != [*range(len(modalities))]:
-            raise self._error(f"the keys of 'modality' are {[*modalities]}, not 0, 1, 2 and so on")
-        self.modalities = tuple(modalities.values())
-        self.channels = {name: i for i, name in modalities.items()} if len(modalities) > 1 else {}
-        self.label_maps = self._label_maps(self._numbered(content, "labels"))
-        self._training = self._pairs(content)
+        if "channel_names" in self.content:
+            raise self.error("the folder is in nnU-Net's layout", "set data.dataset: nnunet")
+        self.task = str(self.content.get("name", ""))
+        self.modalities = self.channel_names("modality")
+        several = len(self.modalities) > 1
+        self.channels = {name: i for i, name in enumerate(self.modalities)} if several else {}
+        labels = self.numbered("labels")
+        if 0 not in labels or len(labels) < 2:
+            raise self.error("'labels' needs 0 (the background) and at least one more")
+        self.label_maps = label_maps(labels)
+        self._training = self._pairs()
 
     def subjects(self) -> list[Subject]:
         """Lists the training subjects, sorted by id.
@@ -68,9 +88,7 @@ class Decathlon(NiftiDataset):
         Raises:
             UserError: `dataset.json` is a symbolic link that leads outside the root.
         """
-        if self.leads_outside(self._json):
-            what = "leads outside the dataset's folder by a symbolic link"
-            raise UserError(what, self._json, "copy it, or set data.allow_links: true")
+        self.refuse_link(self._json)
         subjects = []
         for name, (image, label) in sorted(self._training.items()):
             images = {modality: image for modality in self.modalities} if is_file(image) else {}
@@ -81,93 +99,22 @@ class Decathlon(NiftiDataset):
         """The image that dataset.json lists."""
         return self._training[subject.id][0]
 
-    def _error(self, what: str) -> UserError:
-        return UserError(what, self._json, "use the dataset.json that comes with the task")
-
-    def _load(self) -> dict[str, Any]:
-        if not is_file(self._json):
-            inside = sorted(file.parent.name for file in self.root.glob("*/dataset.json"))
-            fix = f"point data.root at one task's folder{': ' if inside else ''}{', '.join(inside)}"
-            raise UserError("no dataset.json", self.root, fix)
-        text = read_text(self._json, MOST_BYTES, "use the dataset.json that comes with the task")
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise self._error(f"the file is no JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise self._error("the file holds no JSON object")
-        return content
-
-    def _numbered(self, content: dict[str, Any], key: str) -> dict[int, str]:
-        """The object under `key`, number to name, e.g. ``{"0": "FLAIR"}``, by ascending number."""
-        entries = content.get(key)
-        if not isinstance(entries, dict) or not entries:
-            raise self._error(
-                f"'{key}' is not an object that numbers names, such as {{\"0\": ...}}"
-            )
-        numbered: dict[int, str] = {}
-        for number, name in entries.items():
-            clean = _sanitised(name) if isinstance(name, str) else ""
-            shown = f"{number!r:.50}: {name!r:.150}"
-            numeral = re.fullmatch(r"\d{1,3}", number, re.ASCII) and int(number) <= 255
-            if not numeral or not 0 < len(clean) <= LONGEST_NAME:
-                what = f"'{key}' has the entry {shown}, not a number up to 255 and a name"
-                raise self._error(what)
-            if int(number) in numbered or clean in numbered.values():
-                raise self._error(f"'{key}' has {shown} twice")
-            numbered[int(number)] = clean
-        return dict(sorted(numbered.items()))
-
-    def _label_maps(self, labels: dict[int, str]) -> dict[str, LabelMap]:
-        if 0 not in labels or len(labels) < 2:
-            raise self._error("'labels' needs 0 (the background) and at least one more")
-        names = [name for value, name in labels.items() if value > 0]
-        everything = LabelMap(("background", *names), {v: i for i, v in enumerate(labels)})
-        whole = LabelMap(("background", "whole"), {v: int(v > 0) for v in labels})
-        maps = {"all": everything, "whole": whole}
-        for name in names:
-            values = {v: int(n == name) for v, n in labels.items()}
-            maps.setdefault(name, LabelMap(("background", name), values))
-        if len(names) <= MOST_NAMES_IN_ALIAS:
-            maps.setdefault("_".join(names), everything)
-        return maps
-
-    def _pairs(self, content: dict[str, Any]) -> dict[str, tuple[Path, Path]]:
+    def _pairs(self) -> dict[str, tuple[Path, Path]]:
         """Subject to image and label file."""
-        entries = content.get("training")
+        entries = self.content.get("training")
         if not isinstance(entries, list) or not entries:
-            raise self._error("'training' is not a list of images and labels")
+            raise self.error("'training' is not a list of images and labels")
         pairs: dict[str, tuple[Path, Path]] = {}
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                raise self._error(f"'training[{index}]' is not an object with image and label")
+                raise self.error(f"'training[{index}]' is not an object with image and label")
             image, label = (
-                self._path(entry.get(key), f"training[{index}].{key}") for key in ("image", "label")
+                self.file(entry.get(key), f"training[{index}].{key}") for key in ("image", "label")
             )
             if image.name.startswith("."):  # macOS' "._" companions, which some archives list
                 continue
             name = image.name.removesuffix(".gz").removesuffix(".nii")
             if name in pairs:
-                raise self._error(f"'training' lists {name} twice")
+                raise self.error(f"'training' lists {name} twice")
             pairs[name] = image, label
         return pairs
-
-    def _path(self, text: object, key: str) -> Path:
-        """A file inside the root; raises `UserError` for anything else."""
-        if not isinstance(text, str) or not PurePosixPath(text).name:
-            raise self._error(f"'{key}' is not a file name")
-        parts = [part.encode(errors="replace") for part in PurePosixPath(text).parts]
-        if not text.isprintable() or max(map(len, parts)) > 255 or len(parts) > 20:
-            raise self._error(f"'{key}' is {text[:100]!r}, which no file can be called")
-        for kind in (PurePosixPath, PureWindowsPath):
-            path = kind(text)
-            if path.is_absolute() or path.anchor or ".." in path.parts:
-                raise self._error(
-                    f"'{key}' is {text[:200]!r}, which lies outside the task's folder"
-                )
-        return self.root / text
-
-
-def _sanitised(name: str) -> str:
-    """Lower case, with each run of other characters than letters and digits as one underscore."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from trm_bench.datasets.base import LabelMap, NiftiDataset, Subject
-from trm_bench.datasets.subjects import LONGEST_ID
+from trm_bench.datasets.columns import read_column
 from trm_bench.errors import UserError
-from trm_bench.inputs import is_file, is_folder, read_text
+from trm_bench.inputs import is_file, is_folder
 
-MOST_BYTES = 2**24  # of the csv
 MOST_FILES = 50_000  # that are looked at to find the subjects
 DEPTH = 4
 """How many levels below the root subjects' folders are looked for."""
@@ -39,13 +36,18 @@ class Fets2021(NiftiDataset):
     """
 
     name = "fets2021"
-    licence = (
-        "On registration with the challenge's organisers, under their terms of use; "
-        "not redistributable here"
-    )
+    title = "FeTS2021, FeTS2022 and BraTS: multi-parametric MR of glioma"
+    licence = "The organisers' terms of use; no redistribution"
     citation = (
         "S. Pati et al., The Federated Tumor Segmentation (FeTS) Challenge, arXiv:2105.05874, 2021"
     )
+    access = "registration"
+    url = "https://www.med.upenn.edu/cbica/fets/"
+    layout = """\
+MICCAI_FeTS2021_TrainingData/  data.root
+  partitioning_1.csv           optional: Partition_ID,Subject_ID
+  NAME/NAME_t1.nii.gz          and _t1ce, _t2, _flair
+  NAME/NAME_seg.nii.gz"""
     modalities = ("t1", "t1ce", "t2", "flair")
     label_maps: Mapping[str, LabelMap] = {
         "whole_tumor": LabelMap(("background", "whole_tumor"), {0: 0, 1: 1, 2: 1, 4: 1}),
@@ -118,6 +120,7 @@ class Fets2021(NiftiDataset):
     def _institutions(self, training: set[Path]) -> dict[str, str]:
         """Subject to institution, from each csv there is."""
         institutions: dict[str, str] = {}
+        fix = "use the partitioning_1.csv of the challenge, or remove it to go without institutions"
         for folder in dict.fromkeys([self.root.resolve().parent, self.root, *sorted(training)]):
             file = folder / "partitioning_1.csv"
             if not is_file(file):
@@ -125,7 +128,7 @@ class Fets2021(NiftiDataset):
             if file.is_symlink() and self.leads_outside(file):
                 what = "leads outside the dataset's folder by a symbolic link"
                 raise UserError(what, file, "copy it, or set data.allow_links: true")
-            institutions |= _partitions(file)
+            institutions |= read_column(file, "Subject_ID", "Partition_ID", fix)
         return institutions
 
 
@@ -142,31 +145,3 @@ def _nifti(stem: Path) -> Path:
     plain = stem.with_name(f"{stem.name}.nii")
     compressed = stem.with_name(f"{stem.name}.nii.gz")
     return plain if is_file(plain) and not is_file(compressed) else compressed
-
-
-def _partitions(file: Path) -> dict[str, str]:
-    """Reads the columns Subject_ID and Partition_ID; raises `UserError` with the line."""
-    fix = "use the partitioning_1.csv of the challenge, or remove it to go without institutions"
-    partitions: dict[str, str] = {}
-    try:
-        rows = csv.DictReader(
-            io.StringIO(read_text(file, MOST_BYTES, fix), newline=""), strict=True
-        )
-        missing = {"Partition_ID", "Subject_ID"} - {*(rows.fieldnames or ())}
-        if missing:
-            raise UserError(f"no column {' and no column '.join(sorted(missing))}", file, fix)
-        for row in rows:
-            where = f"{file}:{rows.line_num}"
-            subject = (row["Subject_ID"] or "").strip()
-            partition = (row["Partition_ID"] or "").strip()
-            if not subject or not partition or None in row:
-                what = "the row is not one Partition_ID and one Subject_ID"
-                raise UserError(what, where, fix)
-            if max(len(subject), len(partition)) > LONGEST_ID:
-                raise UserError(f"a name of more than {LONGEST_ID} letters", where, fix)
-            if partitions.setdefault(subject, partition) != partition:
-                what = f"{subject} is in the partitions {partitions[subject]} and {partition}"
-                raise UserError(what, where, fix)
-    except csv.Error as error:
-        raise UserError(f"the file is no csv table ({error})", file, fix) from error
-    return partitions

@@ -26,14 +26,19 @@ class Iseg2019(NiftiDataset):
     """
 
     name = "iseg2019"
-    licence = (
-        "On registration with the challenge's organisers, under their terms of use; "
-        "not redistributable here"
-    )
+    title = "iSeg-2019: T1 and T2 MR of six-month-old infants"
+    licence = "The organisers' terms of use; no redistribution"
     citation = (
         "Y. Sun et al., Multi-Site Infant Brain Segmentation Algorithms: The iSeg-2019 Challenge, "
         "IEEE Transactions on Medical Imaging 40(5):1363-1376, 2021"
     )
+    access = "registration"
+    url = "https://iseg2019.web.unc.edu"
+    layout = """\
+iSeg-2019-Training/            data.root
+  subject-1-T1.hdr             with its .img; .nii.gz and .nii too
+  subject-1-T2.hdr
+  subject-1-label.hdr"""
     modalities = ("t1", "t2")
     label_maps: Mapping[str, LabelMap] = {
         "tissues": LabelMap(("background", "CSF", "GM", "WM"), {0: 0, 10: 1, 150: 2, 250: 3}),

@@ -38,12 +38,20 @@ class Lgg(Dataset):
     """
 
     name = "lgg"
+    title = "LGG: MR slices of lower-grade glioma from five institutions"
     licence = "CC BY-NC-SA 4.0"
     citation = (
         "M. Buda, A. Saha, M. A. Mazurowski, Association of genomic subtypes of lower-grade "
         "gliomas with shape features automatically extracted by a deep learning algorithm, "
         "Computers in Biology and Medicine 109:218-225, 2019"
     )
+    access = "free, with a Kaggle account"
+    url = "https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation"
+    layout = """\
+kaggle_3m/                     data.root
+  TCGA_CS_4941_19960909/       TCGA_<institution>_<id>_<date>
+    TCGA_CS_4941_19960909_1.tif
+    TCGA_CS_4941_19960909_1_mask.tif"""
     distance_unit = "voxels"
     modalities = ("t1", "flair", "t1ce")
     label_maps: Mapping[str, LabelMap] = {

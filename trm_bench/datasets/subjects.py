@@ -97,7 +97,7 @@ class Subject:
         if not plain or self.id.startswith(".") or not 0 < len(name) <= LONGEST_ID:
             what = f"the subject id {self.id[:100]!r} is no plain file name"
             fix = f"rename its files: up to {LONGEST_ID} printable bytes, without / and \\"
-            raise UserError(what, None, f"{fix}, not beginning with a dot")
+            raise UserError(what, self.label, f"{fix}, not beginning with a dot")
         if not self.patient:
             object.__setattr__(self, "patient", self.id)
 
