@@ -326,6 +326,67 @@ class TestLoadSource:
             networks.load_source(network, source, parts, with_head=True)
 
 
+# ----------------------------------------------------------------------------------- adapt_channels
+
+
+REPEATED = [(way, 1, 3) for way in ("repeat", "mean")] + [("repeat", 2, 4)]
+AVERAGED = [("mean", 2, 3), ("mean", 3, 1), ("mean", 3, 2)]
+
+
+@pytest.mark.parametrize("way, before, after", REPEATED + AVERAGED)
+@pytest.mark.parametrize(
+    "name", ["UNet-residual", "SegResNet", "DynUNet", "SwinUNETR", "AttentionUnet", "PlainConvUNet"]
+)
+def test_copies_of_one_image_give_the_same_output(
+    name: str, way: Any, before: int, after: int
+) -> None:
+    source, target = (networks.build(config(name), c, 2, 2, c).eval() for c in (before, after))
+    state, names = networks.adapt_channels(source.state_dict(), before, after, config(name), 2, way)
+    audit = networks.load_source(target, state, networks.parts(config(name), after, 2), True, names)
+    assert audit["adapted"] == list(names) and names and audit["loaded"] == len(state)
+    image = random(name, 2)
+    seen = [net(image.repeat(1, c, 1, 1)) for net, c in ((source, before), (target, after))]
+    assert torch.allclose(seen[0], seen[1], atol=1e-4)
+    kept = source.state_dict()
+    assert all(
+        state[k] is kept[k] or torch.equal(state[k], kept[k]) for k in kept if k not in names
+    )
+
+
+def test_channels_are_adapted_by_the_formula() -> None:
+    weights = torch.tensor([[1.0, 10.0]]).reshape(1, 2, 1, 1, 1).repeat(4, 1, 3, 3, 3)
+    state = {
+        **networks.build(config("UNet"), 2, 2, 3, 0).state_dict(),
+        "model.0.conv.weight": weights,
+    }
+
+    def first(way: Any, channels: int) -> list[float]:
+        adapted, names = networks.adapt_channels(state, 2, channels, config("UNet"), 3, way)
+        assert names == (("model.0.conv.weight",) if channels != 2 else ())
+        return adapted["model.0.conv.weight"][0, :, 0, 0, 0].tolist()
+
+    assert first("repeat", 5) == pytest.approx([0.4, 4, 0.4, 4, 0.4])
+    assert first("mean", 4) == pytest.approx([2.75] * 4)
+    assert first("repeat", 1) == pytest.approx([2]) and first("mean", 1) == pytest.approx([11])
+    assert first("repeat", 2) == first("mean", 2) == [1, 10]
+
+
+def test_channels_that_are_no_axis_are_refused() -> None:
+    """A Vision Transformer's patches mix channels and voxels in one axis."""
+    unetr = NetworkConfig(
+        name="UNETR",
+        img_size=[32, 32],
+        hidden_size=12,
+        mlp_dim=12,
+        num_heads=2,
+        proj_type="perceptron",
+        feature_size=4,
+    )
+    with pytest.raises(UserError, match=r"no axis of 'vit\.patch_embedding") as caught:
+        networks.input_layers(unetr, 1, 2, 2)
+    assert caught.value.fix
+
+
 # -------------------------------------------------------------------------------- forward, backward
 
 

@@ -6,7 +6,8 @@ turned into the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import nn
@@ -74,10 +75,15 @@ def ResidualEncoderUNet(
     conv_bias: bool = True,
     norm: Norm = "instance",
     nonlin: Activation = "leaky_relu",
+    zero_residuals: bool = True,
     deep_supervision: Literal[False] = False,
 ) -> nn.Module:
-    """nnU-Net's U-Net with a residual encoder; the defaults are its own."""
-    return _built(
+    """nnU-Net's U-Net with a residual encoder; the defaults are its own.
+
+    `zero_residuals` begins the last normalisation of every block at 0, so that blocks begin as
+    identities; without it, at 1, which is what a checkpoint means that has no such weights.
+    """
+    network = _built(
         "ResidualEncoderUNet",
         spatial_dims,
         norm,
@@ -92,9 +98,17 @@ def ResidualEncoderUNet(
         n_conv_per_stage_decoder=n_conv_per_stage_decoder,
         conv_bias=conv_bias,
     )
+    if not zero_residuals:
+        for name, parameter in network.named_parameters():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(parameter)
+    return network
 
 
-CONSTRUCTORS = {"PlainConvUNet": PlainConvUNet, "ResidualEncoderUNet": ResidualEncoderUNet}
+CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
+    "PlainConvUNet": PlainConvUNet,
+    "ResidualEncoderUNet": ResidualEncoderUNet,
+}
 
 
 def require_package() -> None:
@@ -142,6 +156,20 @@ _KEPT = (
 )
 
 
+RES_ENC_L = {
+    "features_per_stage": [32, 64, 128, 256, 320, 320],
+    "strides": [1, 2, 2, 2, 2, 2],
+    "kernel_sizes": 3,
+    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+    "n_conv_per_stage_decoder": 1,
+    "conv_bias": True,
+    "conv_op": "Conv3d",
+    "norm_op": "InstanceNorm3d",
+    "nonlin": "LeakyReLU",
+}
+"""What nnssl means by `ResEncL`; it writes the name alone."""
+
+
 def network_of_plans(plans: Any, configuration: str) -> tuple[NetworkConfig, int]:
     """The network of nnU-Net v2's plans, and its number of spatial dimensions.
 
@@ -150,31 +178,55 @@ def network_of_plans(plans: Any, configuration: str) -> tuple[NetworkConfig, int
         configuration: Such as `3d_fullres`.
 
     Raises:
-        UserError: They say no such network, or one that has other parts than those of nnU-Net.
+        UserError: They say no network, or one that has other parts than nnU-Net's own.
     """
-    try:
+    with _told():
         said = _configuration(plans["configurations"], configuration)
         architecture = said.get("architecture") or _of_early_plans(said)
-        given = architecture["arch_kwargs"]
-        name = architecture["network_class_name"].rpartition(".")[2]
-        norm = str(given["norm_op"]).rpartition(".")[2]
-        nonlin = str(given["nonlin"]).rpartition(".")[2]
-        words = {
-            "norm": {kind.__name__: word for (word, _), kind in NORMS.items()}[norm],
-            "nonlin": {kind.__name__: word for word, kind in ACTIVATIONS.items()}[nonlin],
-        }
-        dims = int(str(given["conv_op"])[-2])
-        if name not in CONSTRUCTORS or given.get("dropout_op"):
-            raise ValueError(f"{name} with dropout {given.get('dropout_op')}")
-        arguments = {key: given[key] for key in _KEPT if key in given}
-        return NetworkConfig(name=name, **words, **arguments), dims
+        return _network(architecture["network_class_name"], architecture["arch_kwargs"])
+
+
+def network_of_adaptation(plan: Any) -> tuple[NetworkConfig, int]:
+    """The network of an adaptation plan of nnssl, and its number of spatial dimensions.
+
+    Raises:
+        UserError: See `network_of_plans`.
+    """
+    with _told():
+        architecture = plan["architecture_plans"]
+        name, given = architecture["arch_class_name"], architecture.get("arch_kwargs")
+        if name == "ResEncL":
+            name, given = "ResidualEncoderUNet", RES_ENC_L
+        return _network(name, given)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tells what is odd about plans."""
+    try:
+        yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        said_by_it = " ".join(str(error).split())[:200]
         raise UserError(
-            f"nnU-Net's plans do not say a network that is known here: {said_by_it}",
-            f"configuration {str(configuration)[:40]}",
+            f"the plans say no network that is known here: {' '.join(str(error).split())[:200]}",
+            "network",
             f"known: {', '.join(CONSTRUCTORS)}, without dropout; else say `network` yourself",
         ) from error
+
+
+def _network(name: str, given: Mapping[str, Any]) -> tuple[NetworkConfig, int]:
+    """From the arguments of the class, in which others are named by their dotted paths."""
+    norm, nonlin, convolution = (
+        str(given[key]).rpartition(".")[2] for key in ("norm_op", "nonlin", "conv_op")
+    )
+    name = name.rpartition(".")[2]
+    if name not in CONSTRUCTORS or given.get("dropout_op"):
+        raise ValueError(f"{name[:60]} with dropout {str(given.get('dropout_op'))[:60]}")
+    words = {
+        "norm": {kind.__name__: word for (word, _), kind in NORMS.items()}[norm],
+        "nonlin": {kind.__name__: word for word, kind in ACTIVATIONS.items()}[nonlin],
+    }
+    arguments = {key: given[key] for key in _KEPT if key in given}
+    return NetworkConfig(name=name, **words, **arguments), {"Conv2d": 2, "Conv3d": 3}[convolution]
 
 
 def _configuration(configurations: Any, name: str) -> dict[str, Any]:

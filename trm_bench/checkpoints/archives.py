@@ -137,12 +137,19 @@ def opened(path: Path) -> Iterator[Archive]:
         if start != b"PK":
             yield _legacy(file)
             return
-        try:
-            with zipfile.ZipFile(file) as archive:
-                yield _zipped(archive, os.fstat(file.fileno()).st_size)
-        # zipfile says NotImplementedError and RuntimeError of compression and of passwords
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise Refused(f"is a damaged archive: {' '.join(str(error).split())[:200]}") from error
+        with _damage():
+            archive = zipfile.ZipFile(file)
+        yield _zipped(archive, os.fstat(file.fileno()).st_size)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Tells what zipfile meets, in many a kind of exception, where bytes are not as they should."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Refused(f"is a damaged archive: {said}") from error
 
 
 def _zipped(archive: zipfile.ZipFile, size: int) -> Archive:
@@ -162,7 +169,8 @@ def _zipped(archive: zipfile.ZipFile, size: int) -> Archive:
         left -= info.file_size  # entries may be made to share bytes
         if info.file_size > most or left < 0:
             raise Refused(f"claims {info.file_size} bytes in '{name[:60]}', which it cannot hold")
-        return bytearray(archive.read(info))
+        with _damage():
+            return bytearray(archive.read(info))
 
     def bytes_of(key: str, wanted: int) -> bytearray:
         content = entry(f"data/{key}", size)
