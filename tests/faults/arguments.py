@@ -32,6 +32,8 @@ GIVEN: dict[str, list[str]] = {
     "data download": ["fets2021"],
     "risk-map": ["--checkpoint", "{source}", "--image", "{image}", "--label", "{label}",
                  "--out", "map.nii.gz"],
+    "predict": ["--checkpoint", "{source}", "--image", "{image}", "--out", "classes.nii.gz"],
+    "export": ["--checkpoint", "{source}", "--out", "new"],
     "bench": ["--methods", "finetune", "--steps", "1", "--rounds", "3", "--patch", "16,16,16"],
 }  # fmt: skip
 
