@@ -31,6 +31,7 @@ from trm_bench.methods.evidence import (
 )
 from trm_bench.methods.registry import REGISTRY, create
 from trm_bench.methods.trm import FIELD, TransferRiskMap
+from trm_bench.networks import Parts
 from trm_bench.seeds import deterministic
 from trm_bench.training.loop import Curves, train
 from trm_bench.transfer_risk import LeepStatistics, RiskMap
@@ -66,7 +67,7 @@ def theta(linear: Linear, features: np.ndarray) -> np.ndarray:
     return linear(volume).double().softmax(1)[0].T.numpy()
 
 
-# --------------------------------------------------------------------------------------- the mixture
+# -------------------------------------------------------------------------------------- the mixture
 
 
 def test_responsibilities_are_those_of_the_mixture_of_the_clusters() -> None:
@@ -132,7 +133,7 @@ def test_the_order_of_the_clusters_does_not_matter() -> None:
     torch.testing.assert_close(risks[0], risks[1])
 
 
-# ----------------------------------------------------------------------------------------- the probe
+# ---------------------------------------------------------------------------------------- the probe
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -140,7 +141,8 @@ def test_the_probe_is_the_minimum_of_its_objective(classes: int) -> None:
     """The gradient of sum_i u_i CE_i + |w|^2 / 2 is 0 there, over the standardised features."""
     draws = np.random.default_rng(classes)
     features = draws.normal(size=(400, 5)) * [1, 10, 0.1, 3, 1] + 4
-    label = (features[:, 0] + draws.normal(size=400) > 4) + (classes > 2) * (features[:, 1] > 8)
+    label = 1 * (features[:, 0] + draws.normal(size=400) > 4)
+    label[features[:, 1] > 8] = classes - 1
     given = sample(features, label, draws.uniform(0.1, 3, 400))
     linear = probe(given, classes)
     z = (features - linear.mean.numpy()) * linear.scale.numpy()
@@ -152,8 +154,8 @@ def test_the_probe_is_the_minimum_of_its_objective(classes: int) -> None:
     residual = u[:, None] * (p - np.eye(classes)[label])
     # of two classes scikit-learn penalises the one vector of log odds, twice ours
     penalty = linear.weight.numpy() * (2 if classes == 2 else 1)
-    np.testing.assert_allclose(residual.T @ z + penalty, 0, atol=0.2)
-    np.testing.assert_allclose(residual.sum(0), 0, atol=0.2)
+    np.testing.assert_allclose(residual.T @ z + penalty, 0, atol=0.05)
+    np.testing.assert_allclose(residual.sum(0), 0, atol=0.05)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -176,7 +178,7 @@ def test_a_class_that_does_not_occur_has_no_probability() -> None:
     assert (alone == [0, 1, 0]).all()
 
 
-# ------------------------------------------------------------------------- what both are fitted on
+# -------------------------------------------------------------------------- what both are fitted on
 
 
 @settings(max_examples=30, deadline=None)
@@ -229,7 +231,7 @@ def test_voxels_are_drawn_class_by_class_and_stand_for_all_in_the_scope() -> Non
     assert np.bincount(balanced.label, balanced.weight) == pytest.approx([1, 1, 1])
 
 
-# -------------------------------------------------------------------------------- features of a volume
+# ----------------------------------------------------------------------------- features of a volume
 
 
 class Strided(nn.Module):
@@ -341,7 +343,7 @@ def without_head(**options: Any) -> Context:
 @pytest.mark.parametrize("risk", ["neg_log", "one_minus"])
 def test_maps_are_finite_and_vary_within_classes(evidence: str, scope: str, risk: str) -> None:
     run, _ = prepared(without_head(), evidence=evidence, scope=scope, risk=risk)
-    assert bool(weights(run).isfinite().all()) and run.diagnostics["leep"] <= 0
+    assert bool(weights(run).isfinite().all()) and run.diagnostics["leep"] < 1e-6
     if scope != "labelled":
         assert run.diagnostics["class_explained"] < 0.99
     else:  # one labelled class: nothing is at risk
@@ -390,16 +392,15 @@ def test_constant_features_give_the_map_of_the_prior() -> None:
     )
 
 
-def test_a_probe_of_separable_features_sees_no_risk() -> None:
-    """Features that are the label, far from each other; folds of three subjects."""
+def test_separable_features_see_no_risk() -> None:
+    """Features that are the label, far from each other."""
     run = context()
     store = run.training_set
     store.image = 50 * (store.label > 0)[None].half()
-    run.source, run.parts = nn.Sequential(nn.Identity(), nn.Identity()), run.parts
-    run.parts = type(run.parts)("1", (), ())
+    run.source, run.parts = nn.Sequential(nn.Identity(), nn.Identity()), Parts("1", (), ())
     for evidence in FITTED:
         prepared(run, evidence=evidence, risk="neg_log")
-        assert -1e-2 < run.diagnostics["leep"] <= 0
+        assert run.diagnostics["leep"] == pytest.approx(0, abs=1e-2)
 
 
 def test_a_subject_is_judged_by_a_probe_that_has_not_seen_it() -> None:
@@ -473,7 +474,7 @@ def test_the_shuffled_control_has_the_values_of_the_map() -> None:
     assert not torch.equal(weights(own), weights(mixed))
 
 
-# --------------------------------------------------------------------- who needs the source's head
+# ---------------------------------------------------------------------- who needs the source's head
 
 
 @OWN_FEATURES
@@ -501,7 +502,7 @@ def test_declares_whether_it_needs_the_head(name: str) -> None:
         assert run.source is not None
         for weight in run.source.get_submodule(run.parts.head).parameters():
             weight.data.mul_(scale)
-        run.validate = lambda network: sum(float(p.sum()) for p in network.parameters())
+        run.validate = lambda network: float(sum(p.detach().sum() for p in network.parameters()))
         run.config = create(name, {}).adjusted(run.config)
         train(run, create(name, {}), Curves())
         ends.append(state(run.network))
@@ -509,7 +510,7 @@ def test_declares_whether_it_needs_the_head(name: str) -> None:
     run = without_head(steps=2)
     run.config = method.adjusted(run.config)
     if method.needs_head():
-        with pytest.raises(UserError, match="evidence.* clusters or .*probe"):
+        with pytest.raises(UserError, match=r"evidence.* clusters or .*probe"):
             train(run, method, Curves())
     else:
         train(run, method, Curves())

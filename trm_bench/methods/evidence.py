@@ -251,7 +251,8 @@ def clusters(sample: Sample, components: int, seed: int) -> Linear:
 def probe(sample: Sample, classes: int) -> Linear:
     """Multinomial logistic regression of the target classes on the standardised features.
 
-    Minimises sum_i u_i CE_i + |w|^2 / 2 with u the weights, their mean 1.
+    Minimises sum_i u_i CE_i + |w|^2 / 2 with u the weights, their mean 1; of two classes, w is that
+    of their log odds.
 
     Args:
         sample: At least one voxel.
