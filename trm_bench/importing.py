@@ -16,13 +16,15 @@ from trm_bench.runs.config import Imported, RunDomain
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.records import Checkpoint
 
+KEYS = frozenset(CheckpointConfig.model_fields)
 CODE = ("trm_bench.checkpoints.foreign", "trm_bench.checkpoints.fitting")
 
 
-def read_all(
-    protocol: Protocol, results: ResultsFolder, display: Display
-) -> dict[CheckpointConfig, Imported]:
+def read_all(protocol: Protocol, results: ResultsFolder, display: Display) -> dict[str, Imported]:
     """Reads a protocol's checkpoints and writes those that are not among the sources yet.
+
+    Returns:
+        By the name of the domain.
 
     Raises:
         UserError: One is not there, is not what the protocol says, or does not fit its network.
@@ -31,14 +33,11 @@ def read_all(
     for name, config in protocol.domains.items():
         if isinstance(config, CheckpointConfig):
             try:
-                imported[config] = _read(protocol, name, config, results, display)
+                imported[name] = _read(protocol, name, config, results, display)
             except UserError as error:
                 where = f"domains.{name}.{error.where}" if error.where in KEYS else error.where
                 raise UserError(error.what, where, error.fix) from error
     return imported
-
-
-KEYS = frozenset(CheckpointConfig.model_fields)
 
 
 def _read(
@@ -82,11 +81,10 @@ def _read(
         environment=environment.describe(torch.device("cpu")),
         account=account.model_dump(mode="json"),
     )
-    arrays.write_checkpoint(
-        file, about, {n: t for n, t in state.items() if n not in account.initial}
-    )
+    initial = set(account.initial)
+    arrays.write_checkpoint(file, about, {n: t for n, t in state.items() if n not in initial})
     left = f", {len(account.left_out)} left out" if account.left_out else ""
-    initial = [n for n in account.initial if not parts.in_head(n)]
-    kept = f", {len(initial)} of the network keep their initial values" if initial else ""
-    display.say(f"{name}: {len(account.loaded)} tensors of {path.name} loaded{left}{kept}")
+    kept = sum(not parts.in_head(n) for n in initial)
+    rest = f", {kept} of the network keep their initial values" if kept else ""
+    display.say(f"{name}: {len(account.loaded)} tensors of {path.name} loaded{left}{rest}")
     return imported

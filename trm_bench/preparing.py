@@ -23,7 +23,7 @@ from trm_bench.display import Display
 from trm_bench.errors import BadSubject, Damaged, UserError
 from trm_bench.protocol import Protocol
 from trm_bench.protocol.load import folder_of
-from trm_bench.protocol.schema import CheckpointConfig, SetConfig
+from trm_bench.protocol.schema import SetConfig
 from trm_bench.protocol.transfers import add_label_maps, in_play, transfers_of
 from trm_bench.runs import health
 from trm_bench.runs.config import Imported
@@ -41,13 +41,13 @@ class Data:
 
     Attributes:
         cohorts: Its data sets.
-        imported: Its checkpoints, whose networks lie among the sources.
+        imported: Its checkpoints, whose networks lie among the sources, by domain.
         left_out: Subjects that cannot be used.
         kind: Whether these are real data or the stand-in.
     """
 
     cohorts: Cohorts
-    imported: dict[CheckpointConfig, Imported]
+    imported: dict[str, Imported]
     left_out: list[LeftOut]
     kind: Literal["phantom", "real"]
 

@@ -176,7 +176,7 @@ class Planner:
     Attributes:
         protocol: As the command resolved it.
         cohorts: Its data sets.
-        imported: Its checkpoints, as they were read.
+        imported: Its checkpoints, as they were read, by domain.
         folder: Of the protocol's results.
         data: Whether the subjects are real or the stand-in.
         device: Where jobs will run; its kind and what `precision: auto` means on it are part of
@@ -189,7 +189,7 @@ class Planner:
 
     protocol: Protocol
     cohorts: Cohorts
-    imported: Mapping[CheckpointConfig, Imported]
+    imported: Mapping[str, Imported]
     folder: ProtocolFolder
     data: Literal["phantom", "real"]
     device: torch.device
@@ -266,7 +266,7 @@ class Planner:
         source: _Source | None = None
         for i, domain in enumerate(transfer.sources):
             if isinstance(domain, CheckpointConfig):
-                source = _Source(self.imported[domain], None)
+                source = _Source(self.imported[transfer.way[i]], None)
                 continue
             cohort = self.cohorts[domain.data]
             train, val = divided.sources[i]
