@@ -99,6 +99,7 @@ class TestOurs:
             "trm_bench.data.patches",
             "trm_bench.data.volumes",
             "trm_bench.datasets.base",
+            "trm_bench.datasets.grid",
             "trm_bench.datasets.itk",
             "trm_bench.datasets.nifti",
             "trm_bench.datasets.subjects",

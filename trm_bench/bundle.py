@@ -85,8 +85,8 @@ Set `images` in `configs/inference.json` to the files of a subject, one per chan
 `trm-bench predict` has none of these differences.
 """
 
-LICENSE = """The weights in this folder carry no licence of their own. Whoever trained them has to say under
-which terms they may be used, and to replace this text, before they are passed on.
+LICENSE = """The weights in this folder carry no licence of their own. Whoever trained them has to
+say under which terms they may be used, and to replace this text, before they are passed on.
 
 They were trained on the data set {dataset}, whose terms are:
 
