@@ -696,6 +696,7 @@ def test_decathlon_paths_stay_inside_the_root(path: str, key: str, tmp_path: Pat
         ("labels", {"0": "background", "300": "x"}, "not a number up to 255 and a name"),
         ("labels", {"1": "x", "2": "y"}, "needs 0"),
         ("labels", {"0": "background"}, "needs 0"),
+        ("labels", {"0": "air", "1": "Background"}, "another value than 0"),
         ("training", [], "'training' is not a list"),
         ("training", ["a.nii.gz"], "training[0]"),
         ("training", [{"image": "a.nii.gz"}], "training[0].label"),
