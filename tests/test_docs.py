@@ -74,6 +74,8 @@ def test_the_recipe_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     twins = datasets.open_dataset("twins", write_twins(tmp_path))
     assert [s.id for s in twins.subjects()] == ["castor", "pollux"]
     assert twins.read(twins.subjects()[0], ("t1",)).image.shape == (1, 4, 4, 4)
+    # its one task can be written down in a protocol as well
+    assert twins.label_map({"lesion": [1]}) == twins.label_map("lesion")
 
 
 @pytest.mark.slow

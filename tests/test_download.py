@@ -38,6 +38,9 @@ class Server(ThreadingHTTPServer):
         self.status = 200
         super().__init__(("127.0.0.1", 0), Handler)
 
+    def handle_error(self, *_: Any) -> None:
+        """A client that stops reading is what some tests are about."""
+
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
@@ -115,7 +118,9 @@ def test_an_archive_is_extracted_and_then_there_is_nothing_to_do(
     assert download.fetch(NAME, archive(server), tmp_path / "new", progress)
     assert is_whole(tmp_path / "new") and server.asked == [""]
     assert told[-1] == (len(WHOLE), len(WHOLE)) and told == sorted(told)
+    (tmp_path / "new" / f".{NAME}.tar.part").write_bytes(b"of a command killed at its end")
     assert not fetch(server, tmp_path / "new") and server.asked == [""]
+    assert is_whole(tmp_path / "new")
 
 
 def test_a_connection_that_breaks_is_made_again_where_it_broke(

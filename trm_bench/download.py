@@ -71,7 +71,10 @@ def fetch(name: str, archive: Archive, folder: Path, progress: Progress) -> bool
             has another file, or the archive holds what it should not.
     """
     target, part = folder / name, folder / f".{name}.tar.part"
-    if exists(target):
+    temporary = folder / f".{name}.extracted"
+    if exists(target):  # a command that was killed at its very end may have left the others
+        part.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         return False
     ensure_writable(folder)
     # by O_NOFOLLOW a link that lies there is not written through
@@ -84,7 +87,7 @@ def fetch(name: str, archive: Archive, folder: Path, progress: Progress) -> bool
         if not exists(target):  # else that other command has just ended
             _receive(archive.url, file, part, progress)
             _verify(file, archive, part)
-            _extract(part, folder / f".{name}.extracted", target)
+            _extract(part, temporary, target)
         part.unlink(missing_ok=True)
     return True
 

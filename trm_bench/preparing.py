@@ -97,7 +97,8 @@ def open_sets(
             root = phantom_root(protocol, data.dataset, stand_in, display)
         else:
             root = folder_of(protocol, data)
-        dataset = datasets.open_dataset(data.dataset, root, protocol.data.allow_links)
+        links = protocol.data.allow_links
+        dataset = datasets.open_dataset(data.dataset, root, links, data.distance_unit)
         add_label_maps(protocol, data, dataset)
         opened[data] = dataset
     return opened

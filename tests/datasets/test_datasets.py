@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -695,6 +696,7 @@ def test_decathlon_paths_stay_inside_the_root(path: str, key: str, tmp_path: Pat
         ("labels", {"0": "background", "300": "x"}, "not a number up to 255 and a name"),
         ("labels", {"1": "x", "2": "y"}, "needs 0"),
         ("labels", {"0": "background"}, "needs 0"),
+        ("labels", {"0": "air", "1": "Background"}, "another value than 0"),
         ("training", [], "'training' is not a list"),
         ("training", ["a.nii.gz"], "training[0]"),
         ("training", [{"image": "a.nii.gz"}], "training[0].label"),
@@ -741,6 +743,46 @@ def test_decathlon_ignores_macos_companions(tmp_path: Path) -> None:
     )
     file.write_text(json.dumps(content))
     assert [subject.id for subject in Decathlon(tmp_path).subjects()] == ["BRATS_001", "BRATS_002"]
+
+
+# Label maps that a person writes down
+
+
+def test_classes_with_their_values_make_a_label_map() -> None:
+    made = LabelMap.of({"rim": [4], "core": (1, 2)}, known=[4, 2, 1, 7])
+    assert made.classes == ("background", "rim", "core")
+    assert made.values == {0: 0, 4: 1, 1: 2, 2: 2, 7: 0}
+    assert made.regions == {"rim": (1,), "core": (2,)}
+    assert list(made.values) == [0, 1, 2, 4, 7], "the order in which values are known is no matter"
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        ({}, "no class is named"),
+        ({"lesion": []}, "'lesion' has no label value"),
+        ({"lesion": [1, 3]}, "3 of 'lesion' is unknown to this dataset\n  .* are 1, 2, 4"),
+        ({"lesion": [0]}, "0 of 'lesion' is background"),
+        ({"lesion": [1], "rim": [2, 1]}, "1 is in 'lesion' and in 'rim'"),
+        ({"lesion": [1, 1]}, "1 is in 'lesion' and in 'lesion'"),
+        ({"background": [1]}, "no class can be called 'background'"),
+    ],
+)
+def test_classes_that_do_not_fit_are_told(classes: dict[str, list[int]], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        LabelMap.of(classes, [0, 1, 2, 4])
+    assert re.search(says, str(caught.value)) and caught.value.where == "data.labels"
+
+
+def test_a_dataset_takes_a_label_map_by_name_or_by_values(tmp_path: Path) -> None:
+    dataset = Fets2021(layouts.fets(tmp_path))
+    assert dataset.label_values == {0, 1, 2, 4}
+    written = dataset.label_map({"enhancing": [4]})
+    assert written == dataset.label_map("enhancing")
+    both = dataset.label_map({"core": [1, 4], "oedema": [2]})
+    assert both.classes == ("background", "core", "oedema")
+    with pytest.raises(UserError, match="are 1, 2, 4"):
+        dataset.label_map({"core": [3]})
 
 
 # LGG

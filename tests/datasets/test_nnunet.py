@@ -151,6 +151,8 @@ CONTENT: list[tuple[dict[str, Any], str]] = [
     ({"labels": {"background": 0, "a": [1, 1]}}, "twice"),
     ({"labels": {"background": 0, "a b": 1, "A-B": 2}}, "twice"),
     ({"labels": {"background": 0, "a": 1, "b": 1}}, "one value two names"),
+    ({"labels": {"bg": 0, "background": 1}}, "two values one name"),
+    ({"labels": {"background": 0, "value 2": 1, "a": [1, 2]}}, "two values one name"),
     ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "label of voxels without truth"),
     ({"file_ending": None}, "'file_ending' is 'None'"),
     ({"file_ending": ".png"}, "what is read is .nii.gz, .nii, .nrrd, .mha"),

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import layouts
 import nibabel as nib
 import numpy as np
 import pytest
@@ -122,23 +123,35 @@ def test_a_file_of_another_record_is_no_record(
     assert read_record(file) is None
 
 
+@pytest.mark.parametrize("name", ["decathlon", "nnunet"])
 @examples(150)
 @given(draw=st.data())
-def test_a_dataset_json_of_anything(place: Path, draw: st.DataObject) -> None:
-    root = place / "decathlon"
+def test_a_dataset_json_of_anything(name: str, place: Path, draw: st.DataObject) -> None:
+    root = place / name
     if not root.is_dir():
-        toy.write_dataset(root, 2)
+        if name == "nnunet":
+            case = {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}
+            labels_ = {"background": 0, "whole": [1, 2], "core": 2, "rim": [3]}
+            layouts.nnunet(
+                root, ["T1"], labels_, ["a"], regions_class_order=[1, 2, 3], dataset={"a": case}
+            )
+        else:
+            toy.write_dataset(root, 2)
     about = root / "dataset.json"
     if not (root / "whole.json").exists():
         about.rename(root / "whole.json")
     content = changed(draw, json.loads((root / "whole.json").read_text()))
     about.write_text(json.dumps(content))
     try:
-        subjects = open_dataset("decathlon", root).subjects()
+        dataset = open_dataset(name, root)
+        subjects = dataset.subjects()
     except UserError as error:
         assert str(root) in str(error)
     else:
         assert all(Path(s.id).name == s.id for s in subjects)
+        assert all(root in file.parents for s in subjects for file in dataset.files(s))
+        for label_map in dataset.label_maps.values():
+            assert {*label_map.values.values()} == {*range(len(label_map.classes))}
 
 
 FIELDS = ["1", "FeTS_000", "FeTS_001", "", "x" * 200, '"', "=1", "\0", "é"]

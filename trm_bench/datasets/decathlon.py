@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trm_bench.datasets.base import Archive, Subject
 from trm_bench.datasets.described import DescribedDataset, label_maps
+from trm_bench.datasets.subjects import BACKGROUND
 from trm_bench.inputs import is_file
 
 # As MONAI publishes them beside its mirror of the archives.
@@ -79,6 +80,8 @@ Task04_Hippocampus/          data.root
         labels = self.numbered("labels")
         if 0 not in labels or len(labels) < 2:
             raise self.error("'labels' needs 0 (the background) and at least one more")
+        if BACKGROUND in [name for value, name in labels.items() if value]:
+            raise self.error(f"'labels' calls another value than 0 '{BACKGROUND}'")
         self.label_maps = label_maps(labels)
         self._training = self._pairs()
 

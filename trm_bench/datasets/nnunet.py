@@ -10,6 +10,7 @@ from typing import Any
 from trm_bench.datasets.base import Subject
 from trm_bench.datasets.columns import read_column
 from trm_bench.datasets.described import LARGEST_VALUE, DescribedDataset, label_maps, plain_name
+from trm_bench.datasets.subjects import BACKGROUND
 from trm_bench.errors import UserError
 from trm_bench.inputs import is_file
 
@@ -190,7 +191,9 @@ Dataset101_Name/             data.root
         if len(dict(alone)) < len(alone):
             raise self.error("'labels' gives one value two names")
         every = {value: f"value_{value}" for values in named.values() for value in sorted(values)}
-        names = {0: "background"} | every | dict(alone)
+        names = {0: BACKGROUND} | every | dict(alone)
+        if len({*names.values()}) < len(names):  # a label is called background, or value_2
+            raise self.error(f"'labels' gives two values one name: {', '.join(names.values())}")
         regions = named if len(alone) < len(named) else {}
         return dict(sorted(names.items())), regions
 

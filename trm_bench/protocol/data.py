@@ -41,6 +41,7 @@ Classes = Annotated[
     Field(min_length=1, max_length=255),
 ]
 """Class to its label values; all others are background."""
+Unit = Literal["mm", "voxels"]
 Labels = Name | Classes
 """A label map: the name of one of the dataset's, or its classes."""
 
@@ -73,11 +74,13 @@ class SetConfig(Strict):
         dataset: A registered dataset.
         root: Its folder, as the protocol names it.
         volume: How its volumes are prepared.
+        distance_unit: See `DataConfig`.
     """
 
     dataset: Name
     root: PathText
     volume: VolumeConfig
+    distance_unit: Unit | None = None
 
 
 class DataConfig(Strict):
@@ -91,6 +94,8 @@ class DataConfig(Strict):
             dataset's, or its classes with their label values.
         label_maps: More label maps by name, beside those of the dataset.
         modalities: The modalities in play; all of the dataset's when null.
+        distance_unit: What distances in its files are in, where the data set does not say it itself:
+            `voxels` where published files have lost the size of their voxels.
         on_bad_subject: `stop`, or `skip` to leave unusable subjects out, visibly.
         allow_links: Whether symbolic links may lead to files outside `root`; where not, a subject
             with such a file cannot be used.
@@ -102,6 +107,7 @@ class DataConfig(Strict):
     label_maps: dict[Name, Classes] = Field(default_factory=dict, max_length=1000)
     modalities: Names | None = None
     volume: VolumeConfig = VolumeConfig()
+    distance_unit: Unit | None = None
     on_bad_subject: Literal["stop", "skip"] = "stop"
     allow_links: bool = False
 

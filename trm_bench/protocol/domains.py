@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trm_bench.protocol.data import Labels, VolumeConfig
+from trm_bench.protocol.data import Labels, Unit, VolumeConfig
 from trm_bench.protocol.strict import Name, Names, PathText, Strict, Text
 from trm_bench.protocol.training import NetworkConfig
 
@@ -34,6 +34,7 @@ class DomainConfig(Strict):
         labels: A label map's name, or classes with their label values.
         institutions: Only subjects of these; of all where null.
         volume: How its volumes are prepared.
+        distance_unit: As `data.distance_unit`.
     """
 
     dataset: Name | None = None
@@ -42,6 +43,7 @@ class DomainConfig(Strict):
     labels: Labels | None = None
     institutions: Names | None = None
     volume: VolumeConfig | None = None
+    distance_unit: Unit | None = None
 
 
 class CheckpointConfig(Strict):

@@ -175,7 +175,11 @@ class Protocol(Strict):
         """The data set of a domain."""
         dataset, root = domain.dataset or self.data.dataset, domain.root or self.data.root
         assert dataset is not None and root is not None, "which validation has seen to"
-        return SetConfig(dataset=dataset, root=root, volume=domain.volume or self.data.volume)
+        unit = domain.distance_unit
+        if unit is None and (dataset, root) == (self.data.dataset, self.data.root):
+            unit = self.data.distance_unit
+        volume = domain.volume or self.data.volume
+        return SetConfig(dataset=dataset, root=root, volume=volume, distance_unit=unit)
 
 
 class Domain(Strict):
