@@ -30,6 +30,7 @@ GIVEN: dict[str, list[str]] = {
     "data check": ["{protocol}"],
     "risk-map": ["--checkpoint", "{source}", "--image", "{image}", "--label", "{label}",
                  "--out", "map.nii.gz"],
+    "sources inspect": ["{source}"],
     "bench": ["--methods", "finetune", "--steps", "1", "--rounds", "3", "--patch", "16,16,16"],
 }  # fmt: skip
 
