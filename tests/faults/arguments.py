@@ -34,6 +34,7 @@ GIVEN: dict[str, list[str]] = {
                  "--out", "map.nii.gz"],
     "predict": ["--checkpoint", "{source}", "--image", "{image}", "--out", "classes.nii.gz"],
     "export": ["--checkpoint", "{source}", "--out", "new"],
+    "sources inspect": ["{source}"],
     "bench": ["--methods", "finetune", "--steps", "1", "--rounds", "3", "--patch", "16,16,16"],
 }  # fmt: skip
 

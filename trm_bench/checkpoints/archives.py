@@ -27,7 +27,7 @@ from trm_bench.checkpoints.pickles import MOST_BYTES, Made, Named, Persistent, R
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-MOST_DEEP, MOST_VALUES = 64, 2_000_000  # of what a file holds
+MOST_DEEP, MOST_VALUES = 64, 500_000  # of what a file holds
 OTHER_ORDER = "has its numbers in another byte order, as machines seldom do"
 KINDS = {
     "Double": torch.float64,
