@@ -118,6 +118,13 @@ def test_with_separate_class_indicators_n_leep_is_leep() -> None:
     torch.testing.assert_close(values[0], values[1], atol=1e-6, rtol=0)
 
 
+def test_where_nothing_clusters_the_seed_decides() -> None:
+    noise = np.random.default_rng(0).normal(size=(500, 4))
+    one, again, other = (clusters(sample(noise, noise[:, 0] > 0), 8, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.weight, again.weight) and torch.equal(one.bias, again.bias)
+    assert one.weight.shape != other.weight.shape or not torch.equal(one.weight, other.weight)
+
+
 def test_the_order_of_the_clusters_does_not_matter() -> None:
     given, _ = blobs()
     linear = clusters(given, 3, seed=0)
