@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trm_bench.analysis import family, power
+from trm_bench.analysis.designs import sizes_of
 from trm_bench.analysis.intervals import MIN_SEEDS, Design, overlap
 from trm_bench.analysis.power import Spread
 from trm_bench.data.cohorts import Cohort
@@ -21,7 +22,7 @@ from trm_bench.preparing import open_sets
 from trm_bench.protocol import Protocol
 from trm_bench.protocol.schema import Domain
 from trm_bench.protocol.transfers import transfers_of
-from trm_bench.report.evidence import Evidence, collect, sizes_of
+from trm_bench.report.evidence import Evidence, collect
 from trm_bench.runs.folders import protocol_folders
 from trm_bench.runs.plan import Plan
 from trm_bench.runs.store import read_results

@@ -132,9 +132,19 @@ def test_declares_what_it_uses_beyond_fine_tuning(name: str) -> None:
     assert ("validation" in used or kind.validation_in_training_set) == kind.uses_validation
 
 
-READING = {"evidence": "classes", "components": 5, "scope": "all", "risk": "one_minus", "normalise": "none", "weight": "power",
-           "strength": 1.0, "base": 3.0, "denominator": "label_foreground", "over": "all",
-           "with_dice": None}  # fmt: skip
+READING = {
+    "evidence": "classes",
+    "components": 5,
+    "scope": "all",
+    "risk": "one_minus",
+    "normalise": "none",
+    "weight": "power",
+    "strength": 1.0,
+    "base": 3.0,
+    "denominator": "label_foreground",
+    "over": "all",
+    "with_dice": None,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("scratch", "finetune", "finetune_with_validation", "frozen_encoder")},
     "finetune_longer": {"times": 2},

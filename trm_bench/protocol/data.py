@@ -94,7 +94,7 @@ class DataConfig(Strict):
             dataset's, or its classes with their label values.
         label_maps: More label maps by name, beside those of the dataset.
         modalities: The modalities in play; all of the dataset's when null.
-        distance_unit: What distances in its files are in, where the data set does not say it itself:
+        distance_unit: What distances in its files are in, where the data set does not say it:
             `voxels` where published files have lost the size of their voxels.
         on_bad_subject: `stop`, or `skip` to leave unusable subjects out, visibly.
         allow_links: Whether symbolic links may lead to files outside `root`; where not, a subject

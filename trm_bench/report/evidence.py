@@ -25,18 +25,17 @@ from trm_bench.analysis import (
     transferability,
     verdict,
 )
+from trm_bench.analysis.designs import design_of
 from trm_bench.analysis.intervals import (
     Design,
     gains,
     over_transfers,
-    overlap,
     seed_spread,
 )
 from trm_bench.analysis.power import Spread
 from trm_bench.analysis.table import OVERALL, UNITS, Grid, mean_over
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import Claim, Protocol
-from trm_bench.runs.config import Member, RunConfig
 from trm_bench.runs.records import VoxelAudit
 from trm_bench.runs.store import Results
 
@@ -361,30 +360,6 @@ def _collect(results: Results) -> Evidence:
         focus=focus,
         design=design,
     )
-
-
-def design_of(results: Results) -> Design:
-    """The design of the splits, from the runs' own subjects."""
-    name = results.plan.protocol.split.design
-    if name != "resampled":
-        return Design(name)
-    # of runs that do not transfer, the source's part is not known
-    records = (record for _, record in results.finished() if record.config.source)
-    sizes = [sizes_of(record.config) for record in records]
-    return Design(name, max((overlap(*of_run) for of_run in sizes), default=1.0))
-
-
-def sizes_of(config: RunConfig) -> tuple[int, int, int, int]:
-    """Numbers of subjects: source and target training, test, and all; see `intervals.overlap`.
-
-    A source that has patients of its own, which never are tested, counts none.
-    """
-    own, training = config.subjects, config.source_training
-    source: tuple[Member, ...] = ()
-    if training and [m.subject for m in training.subjects.val] == [m.subject for m in own.val]:
-        source = training.subjects.train
-    members = {m.subject for part in (*own.parts().values(), source) for m in part}
-    return len(source), len(own.train), len(own.test), len(members)
 
 
 def _first_trm(protocol: Protocol) -> str:
