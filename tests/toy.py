@@ -6,6 +6,7 @@ A dozen 16^3 volumes with a two-part ball, and a protocol that trains on them in
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,34 @@ def write_dataset(root: Path, subjects: int = 9, seed: int = 0) -> Path:
         ],
     }
     (root / "dataset.json").write_text(json.dumps(about))
+    return root
+
+
+def write_sites(root: Path, sites: Mapping[str, int], channels: int = 1, seed: int = 100) -> Path:
+    """The same volumes as another data set, nnU-Net's layout, with so many subjects of each site.
+
+    A site's name begins its subjects' ids; all channels show the same.
+    """
+    made = write_dataset(root / "made", sum(sites.values()), seed)
+    names = [f"{site}_{i:03d}" for site, n in sites.items() for i in range(n)]
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir()
+    for i, name in enumerate(names):
+        image, label = (made / f / f"toy_{i:03d}.nii.gz" for f in ("imagesTr", "labelsTr"))
+        for channel in range(channels):
+            noisy = np.asarray(nib.load(image).dataobj) + channel
+            file = root / "imagesTr" / f"{name}_{channel:04d}.nii.gz"
+            nib.save(nib.Nifti1Image(noisy, np.eye(4)), file)
+        label.rename(root / "labelsTr" / label.name.replace(f"toy_{i:03d}", name))
+    about = {
+        "channel_names": {str(c): f"MR{c}" for c in range(channels)},
+        "labels": {"background": 0, "lower": 1, "upper": 2},
+        "numTraining": len(names),
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(about))
+    rows = "".join(f"{name},{name.partition('_')[0]}\n" for name in names)
+    (root / "institutions.csv").write_text(f"subject,institution\n{rows}")
     return root
 
 
