@@ -18,7 +18,18 @@ from trm_bench.data.splits import split
 from trm_bench.datasets.base import Subject
 from trm_bench.protocol import bundled, load_protocol
 
-REAL = {"hippocampus_cross_task": "Task04_Hippocampus", "lgg_cross_modality": "kaggle_3m"}
+REAL = {
+    "hippocampus_cross_task": ["Task04_Hippocampus"],
+    "hippocampus_few_shot": ["Task04_Hippocampus"],
+    "hippocampus_to_cardiac": ["Task04_Hippocampus", "Dataset101_MMsED"],
+    "lgg_cross_institution": ["kaggle_3m"],
+    "lgg_cross_modality": ["kaggle_3m"],
+    "lgg_few_shot": ["kaggle_3m"],
+    "mms_cross_vendor": ["Dataset101_MMsED"],
+    "msd_brain_cross_modality": ["Task01_BrainTumour"],
+    "msd_prostate_cross_modality": ["Task05_Prostate"],
+    "neonatal_cross_modality": ["iSeg-2019-Training"],
+}
 SHORT = [
     "training.source.steps=2",
     "training.target.steps=2",
@@ -28,30 +39,44 @@ SHORT = [
 ]
 
 
-# Protocol, on the phantom?, usable subjects, and the test subjects that its comments count on.
+# Protocol, on the phantom?, usable subjects that the target may have, whether the source has the
+# same, and the test subjects that the comments count on.
 COHORTS = [
-    ("fets_cross_modality", False, 341, 91),
-    ("fets_cross_modality", True, 28, 10),
-    ("fets_cross_task", False, 341, 91),
-    ("fets_cross_task", True, 28, 10),
-    ("fets_few_shot", False, 341, 126),
-    ("fets_few_shot", True, 28, 10),
-    ("hippocampus_cross_task", False, 180, 60),
-    ("iseg_cross_modality", False, 10, 3),
-    ("iseg_cross_modality", True, 10, 3),
-    ("lgg_cross_modality", False, 24, 9),
+    ("fets_binary_institution", True, 12, True, 5),
+    ("fets_cross_institution", True, 12, False, 8),
+    ("fets_cross_institution", True, 7, False, 3),
+    ("fets_cross_modality", False, 341, True, 91),
+    ("fets_cross_modality", True, 28, True, 10),
+    ("fets_cross_task", False, 341, True, 91),
+    ("fets_cross_task", True, 28, True, 10),
+    ("fets_few_shot", False, 341, True, 126),
+    ("fets_few_shot", True, 28, True, 10),
+    ("fets_to_iseg", False, 10, False, 5),
+    ("fets_to_iseg", True, 10, False, 5),
+    ("hippocampus_cross_task", False, 180, True, 60),
+    ("hippocampus_few_shot", False, 180, True, 60),
+    ("hippocampus_to_cardiac", False, 72, False, 37),
+    ("iseg_cross_modality", False, 10, True, 3),
+    ("iseg_cross_modality", True, 10, True, 3),
+    ("iseg_cross_task", False, 10, True, 3),
+    ("iseg_few_shot", False, 10, True, 2),
+    ("lgg_cross_institution", False, 6, False, 3),
+    ("lgg_cross_modality", False, 24, True, 9),
+    ("lgg_few_shot", False, 24, True, 9),
+    ("mms_cross_vendor", False, 36, False, 16),
+    ("msd_brain_cross_modality", False, 484, True, 162),
+    ("msd_prostate_cross_modality", False, 32, True, 11),
+    ("neonatal_cross_modality", False, 10, True, 3),
 ]
 
 
-@pytest.mark.parametrize(("name", "stand_in", "number", "test"), COHORTS)
+@pytest.mark.parametrize(("name", "stand_in", "number", "shared", "test"), COHORTS)
 def test_the_design_suits_the_number_of_subjects(
-    name: str, stand_in: bool, number: int, test: int
+    name: str, stand_in: bool, number: int, shared: bool, test: int
 ) -> None:
-    loaded = load_protocol(name, ["data.root=."], phantom=stand_in)
-    if stand_in and loaded.phantom:
-        assert loaded.phantom.subjects == number
+    loaded = load_protocol(name, phantom=stand_in)
     subjects = [Subject(f"{i:03d}", {}, Path("label")) for i in range(number)]
-    divisions = [split(subjects, loaded.split, seed) for seed in loaded.seeds]
+    divisions = [split(subjects, loaded.split, seed, shared) for seed in loaded.seeds]
     assert [len(d.test) for d in divisions] == [test] * len(loaded.seeds)
     assert stand_in or loaded.seeds == (0, 1, 2, 3, 4)
     if loaded.split.design == "disjoint":
@@ -63,9 +88,13 @@ def test_the_design_suits_the_number_of_subjects(
         assert len({d.test for d in divisions}) > 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(bundled()))
-def test_runs_end_to_end(name: str, tmp_path: Path) -> None:
+def test_every_protocol_has_its_number_of_subjects() -> None:
+    """But those for institutions whose sizes are not known here."""
+    assert {name for name, *_ in COHORTS} == set(bundled())
+
+
+def cut(name: str) -> list[str]:
+    """Settings under which a protocol runs in seconds."""
     small = [
         *SHORT,
         "tracking=off",
@@ -74,21 +103,25 @@ def test_runs_end_to_end(name: str, tmp_path: Path) -> None:
         "metrics=[dice]",
     ]
     if name in REAL:
-        small += [f"data.root={real_data(REAL[name])}", "split.target.test=2"]
-        small += [
-            "data.volume.spacing=[4, 4, 2]",
-            "training.source.patch=[64, 64]",
-            "training.target.patch=[64, 64]",
-        ] * (name == "lgg_cross_modality")
-    else:
-        small += [
-            "phantom.subjects=9",
-            "phantom.spacing=6",
-            "split.source=3",
-            "split.target={train: 4, val: 1, test: 1}",
-        ]
-        small += [f"training.{part}.patch=[16, 16, 16]" for part in ("source", "target")]
-    loaded = load_protocol(name, small, phantom=name not in REAL)
+        small.append("split.target.test=2")
+        flat = ["data.volume.spacing=[4, 4, 2]"]
+        flat += [f"training.{part}.patch=[64, 64]" for part in ("source", "target")]
+        return small + flat * name.startswith("lgg")
+    small += [f"training.{part}.patch=[16, 16, 16]" for part in ("source", "target")]
+    if "institution" in name:  # 7 and 4 of 16 phantoms
+        sizes = ["phantom.subjects=16", "split.target={train: 1, val: 1, test: 1}"]
+        return [*small, *sizes, "phantom.spacing=6", "split.source=2"]
+    sizes = ["phantom.subjects=9", "split.target={train: 4, val: 1, test: 1}"]
+    return [*small, *sizes, "phantom.spacing=6", "split.source=3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(bundled()))
+def test_runs_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in REAL:
+        roots = {real_data(folder).parent for folder in REAL[name]}  # or skips the test
+        monkeypatch.setenv("TRM_DATA", str(*roots))
+    loaded = load_protocol(name, cut(name), phantom=name not in REAL)
     outcome = pipeline.run(
         loaded, tmp_path, stand_in=name not in REAL, device=torch.device("cpu"), jobs=1, pages=False
     )
