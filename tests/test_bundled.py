@@ -42,7 +42,7 @@ SHORT = [
 # Protocol, on the phantom?, usable subjects that the target may have, whether the source has the
 # same, and the test subjects that the comments count on.
 COHORTS = [
-    ("fets_binary_institution", True, 12, True, 5),
+    ("fets_binary_institution", True, 12, True, 4),
     ("fets_cross_institution", True, 12, False, 8),
     ("fets_cross_institution", True, 7, False, 3),
     ("fets_cross_modality", False, 341, True, 91),

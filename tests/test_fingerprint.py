@@ -106,6 +106,7 @@ class TestOurs:
             "trm_bench.datasets.volume",
             "trm_bench.methods",
             "trm_bench.networks",
+            "trm_bench.nnunet_networks",
             "trm_bench.runs.compute",
             "trm_bench.seeds",
             "trm_bench.training.evaluation",

@@ -98,7 +98,7 @@ def protocols() -> None:
     """List the bundled protocols."""
     from trm_bench.protocol import bundled, load_protocol
 
-    table = Table("protocol", "dataset", "what", "methods", "seeds")
+    table = Table(Column("protocol", no_wrap=True), "dataset", "what", "methods", "seeds")
     for name in bundled():
         p = load_protocol(name)
         used = ", ".join(dict.fromkeys(data.dataset for data in p.sets))
