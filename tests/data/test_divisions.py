@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,17 +38,22 @@ MODALITIES = ("t1", "t2")
 Cohorts = dict[SetConfig, Cohort]
 
 
-def cohort(data: SetConfig, people: list[tuple[int, str]], copies: int = 0) -> Cohort:
-    """Patient i with so many scans at a site; the first `copies` patients are those of `here`."""
+def cohort(
+    data: SetConfig, people: list[tuple[int, str]], copies: Collection[int] = (), name: str = ""
+) -> Cohort:
+    """Patient i with so many scans at a site; scans of `copies` are those of `here`.
+
+    Patients' names begin with `name`, or the folder's.
+    """
     folder = Path(data.root).resolve().name
     subjects = [
-        Subject(f"{k}-{i:03d}", {}, Path("label"), f"{folder}-{i:03d}", site)
+        Subject(f"{k}-{i:03d}", {}, Path("label"), f"{name or folder}-{i:03d}", site)
         for i, (scans, site) in enumerate(people)
         for k in range(scans)
     ]
     prepared: dict[str, Any] = {}
     for subject in subjects:
-        place = "here" if int(subject.id[2:]) < copies else folder
+        place = "here" if int(subject.id[2:]) in copies else folder
         voxels = tuple(f"{place} {subject.id} {m}" for m in MODALITIES)
         prepared[subject.id] = SimpleNamespace(voxels=voxels, digest=f"{place} {subject.id}")
     dataset: Any = SimpleNamespace(root=Path(data.root), name=data.dataset)
@@ -99,6 +105,7 @@ def refuse_two_sides(found: Division, way: Transfer, cohorts: Cohorts) -> None:
             assert (train, val) == (own.source, own.val)
         else:
             assert not any(patients(ours, block) & patients(theirs, val) for block in blocks)
+            assert not any(scans(ours, block) & scans(theirs, val) for block in blocks)
     for i, block in enumerate(blocks):
         assert not any(patients(ours, block) & patients(ours, other) for other in blocks[:i])
         assert {*block} <= {s.id for s in ours.of(way.target)}
@@ -126,7 +133,7 @@ settings = st.builds(
 @given(
     here=cohort_of_some,
     there=cohort_of_some,
-    copies=st.sampled_from([0, 0, 0, 3]),
+    copies=st.sampled_from([(), (), (), range(3)]),
     sources=st.lists(some_domain, min_size=1, max_size=3),
     target=some_domain,
     settings=settings,
@@ -135,7 +142,7 @@ settings = st.builds(
 def test_no_patient_is_on_two_sides(
     here: list[tuple[int, str]],
     there: list[tuple[int, str]],
-    copies: int,
+    copies: Collection[int],
     sources: list[Domain],
     target: Domain,
     settings: SplitConfig,
@@ -231,9 +238,24 @@ class TestSourceOfItsOwn:
             divide(everything, {**self.COHORTS, SPELLED: again}, config(), 0)
 
     def test_a_copy_in_another_data_set_is_refused(self) -> None:
-        copied = {**self.COHORTS, THERE: cohort(THERE, people(5, 5), copies=10)}
-        with pytest.raises(UserError, match=r"leak: .* are the same content"):
-            divide(transfer(domain(THERE), target=domain()), copied, config(source=8), 0)
+        way = transfer(domain(THERE), target=domain())
+        for copies in ({0}, {1}):  # the one trains, the other validates
+            copied = {**self.COHORTS, THERE: cohort(THERE, people(2), copies)}
+            with pytest.raises(UserError, match=r"leak: .* are the same content"):
+                divide(way, copied, config(source=1), 0)
+
+    def test_a_copy_in_the_training_set_of_another_seed_is_refused(self) -> None:
+        own = split(self.COHORTS[HERE].subjects, config(design="disjoint", sets=2), 0, False)
+        ((other,),) = {ids[:1] for ids in own.others}
+        copied = {**self.COHORTS, THERE: cohort(THERE, people(20), {int(other[2:])})}
+        settings = config(source=19, design="disjoint", sets=2)
+        with pytest.raises(UserError, match=rf"{other} \(train of other seeds, 1\)"):
+            divide(transfer(domain(THERE), target=domain()), copied, settings, 0)
+
+    def test_one_name_in_two_data_sets_is_two_patients(self) -> None:
+        named = {data: cohort(data, people(6), name="patient") for data in (HERE, THERE)}
+        found = divide(transfer(domain(THERE), target=domain()), named, config(source=5), 0)
+        assert sum(map(len, found.sources[0])) == 6
 
     def test_two_sources_may_share_patients(self) -> None:
         found = self.divided(domain(THERE), domain(THERE), target=domain())
