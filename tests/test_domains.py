@@ -178,6 +178,14 @@ class TestDatasets:
         source = config.source_training
         assert source is not None and source.subjects.val == config.subjects.val, "one split"
 
+    def test_a_label_map_of_the_same_name_is_another_task(
+        self, toy_data: Path, sites: Path, tmp_path: Path
+    ) -> None:
+        both = {"labels": "whole"}
+        raw = across(decathlon(toy_data, **both), nnunet(sites, images=["mr0"], **both))
+        made = plan({**raw, "methods": ["finetune"]}, tmp_path)
+        assert [job.config.same_task for job in made.runs] == [False]
+
     def test_classes_that_do_not_fit(self, toy_data: Path, sites: Path, tmp_path: Path) -> None:
         raw = across(decathlon(toy_data, labels="whole"), nnunet(sites, images=["mr0"]))
         with pytest.raises(UserError, match="the source has 2 classes, the target 3") as caught:
@@ -245,7 +253,8 @@ class TestCheckpoints:
     def test_part_of_a_network(self, toy_data: Path, tmp_path: Path) -> None:
         file = tmp_path / "part.pt"
         whole = torch.load(self.save(tmp_path / "net.pt"))["state_dict"]
-        torch.save({k: v for k, v in whole.items() if "model.0" in k}, file)
+        some = {k: v for k, v in whole.items() if "model.0" in k}
+        torch.save(some, file)
         raw = self.protocol(file, toy_data)
         with pytest.raises(UserError, match="checkpoint and network do not fit") as caught:
             plan(raw, tmp_path)
@@ -253,8 +262,17 @@ class TestCheckpoints:
         raw["domains"]["here"]["partial"] = True
         (record,) = run({**raw, "methods": ["finetune"]}, tmp_path)
         initial = networks.build(NetworkConfig.model_validate(NETWORK), 1, 3, 3, seed=0)
-        assert record.loading is not None
+        assert record.loading is not None and record.loading.loaded == len(some)
         assert record.loading.loaded + len(record.loading.skipped) == len(initial.state_dict())
+
+    def test_its_rules_are_part_of_its_name(self, toy_data: Path, tmp_path: Path) -> None:
+        file = self.save(tmp_path / "net.pt")
+        rules = ([], [["^model", "net"], ["^net", "model"]])
+        names = set()
+        for rename in rules:
+            raw = self.protocol(file, toy_data, rename=rename)
+            names |= {job.source for job in plan({**raw, "methods": ["finetune"]}, tmp_path).runs}
+        assert len(names) == 2
 
     def test_more_channels_than_it_saw(self, sites: Path, tmp_path: Path) -> None:
         file = self.save(tmp_path / "net.pt")

@@ -342,7 +342,9 @@ def test_copies_of_one_image_give_the_same_output(
 ) -> None:
     source, target = (networks.build(config(name), c, 2, 2, c).eval() for c in (before, after))
     state, names = networks.adapt_channels(source.state_dict(), before, after, config(name), 2, way)
-    audit = networks.load_source(target, state, networks.parts(config(name), after, 2), True, names)
+    audit = networks.load_source(
+        target, state, networks.parts(config(name), after, 2), True, adapted=names
+    )
     assert audit["adapted"] == list(names) and names and audit["loaded"] == len(state)
     image = random(name, 2)
     seen = [net(image.repeat(1, c, 1, 1)) for net, c in ((source, before), (target, after))]

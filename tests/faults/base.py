@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,35 @@ def write_protocol(path: Path, root: Path, /, **changes: Any) -> Path:
     return toy.write_protocol(path, root, **({"training": training} | changes))
 
 
+def write_network(file: Path, seed: int) -> Path:
+    """The toy protocol's network with two classes, as torch.save writes it."""
+    import torch
+
+    from trm_bench import networks
+    from trm_bench.protocol.schema import NetworkConfig
+
+    config = NetworkConfig.model_validate(toy.protocol(file)["network"])
+    torch.save({"state_dict": networks.build(config, 1, 2, 3, seed).state_dict()}, file)
+    return file
+
+
+def across(root: Path, checkpoints: Path, /, **changes: Any) -> dict[str, Any]:
+    """What makes the toy protocol one from two networks from elsewhere, which keeps its own."""
+    volume = {"crop": "none", "intensity": "zscore"}
+    classes = ["background", "whole"]
+    elsewhere = {
+        name: {"checkpoint": str(checkpoints / f"{name}.pt"), "classes": classes}
+        for name in ("one", "two")
+    }
+    return {
+        "data": {"dataset": "decathlon", "root": str(root), "labels": "whole", "volume": volume},
+        "domains": {"here": {}, **elsewhere},
+        "transfers": {"kind": "cross_dataset", "pairs": [["one", "here"], ["two", "here"]]},
+        "methods": ["finetune"],
+        "keep": "all",
+    } | changes
+
+
 @dataclass(frozen=True)
 class Base:
     """Made once; nothing in it is changed by a case.
@@ -48,16 +77,24 @@ class Base:
         folder: Where all of it lies.
         reference: Name to bytes of the files that come out the same whenever they are made.
         printed: Reader to what it prints of whole results.
+        beside: Name to what is made likewise of another protocol, in a folder of its own: of
+            networks from elsewhere (`elsewhere`).
     """
 
     folder: Path
     reference: dict[str, bytes]
     printed: dict[str, str]
+    beside: dict[str, Base] = field(default_factory=dict)
 
     @property
     def data(self) -> Path:
         """The toy dataset."""
         return self.folder / "data"
+
+    @property
+    def sites(self) -> Path:
+        """A toy dataset of two sites in nnU-Net's layout."""
+        return self.folder / "sites"
 
     @property
     def protocol(self) -> Path:
@@ -93,13 +130,13 @@ class Base:
         return {k: v for k, v in whole.items() if v is not None}
 
 
-def made(runner: Runner, folder: Path, results: Path) -> None:
-    """Runs and sweeps the base's protocol.
+def made(runner: Runner, folder: Path, results: Path, commands: Sequence[list[str]]) -> None:
+    """Runs and sweeps the protocol in a folder.
 
     Raises:
         RuntimeError: A command did not end well, so that no case could say anything.
     """
-    for command in COMMANDS:
+    for command in commands:
         answer = runner.call(folder, *command, folder / "p.yaml", "--out", results, *HERE)
         if answer.code != 0:
             raise RuntimeError(f"the base cannot be made: {answer}")
@@ -122,23 +159,44 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def build(folder: Path, runner: Runner) -> Base:
-    """Makes the base: twice, since what differs between the two holds times."""
+    """Makes the base, and what lies beside it."""
     data = toy.write_dataset(folder / "data", 8)
-    write_protocol(folder / "p.yaml", data)
+    toy.write_sites(folder / "sites", {"A": 4, "B": 4}, channels=2)
     (folder / "warm").mkdir()
     warm(runner, data, folder / "warm")
-    made(runner, folder, folder / "out")
-    made(runner, folder, folder / "again")
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for seed, name in enumerate(("one", "two")):
+        write_network(elsewhere / f"{name}.pt", seed)
+    write_protocol(folder / "p.yaml", data)
+    write_protocol(elsewhere / "p.yaml", data, **across(data, elsewhere))
+    whole = ("report", "verdict", "power", "compare")
+    beside = {"elsewhere": _twice(elsewhere, runner, COMMANDS[:1], whole)}
+    beside["elsewhere"].folder.joinpath("data").symlink_to(data)
+    return _twice(folder, runner, COMMANDS, READ, beside)
+
+
+def _twice(
+    folder: Path,
+    runner: Runner,
+    commands: Sequence[list[str]],
+    readers: Iterable[str],
+    beside: Mapping[str, Base] | None = None,
+) -> Base:
+    """Makes the results of a folder's protocol twice: what differs between the two holds times."""
+    made(runner, folder, folder / "out", commands)
+    made(runner, folder, folder / "again", commands)
     one, other = files(folder / "out"), files(folder / "again")
     if one.keys() != other.keys():
         raise RuntimeError(f"two runs leave different files: {sorted(one.keys() ^ other.keys())}")
     steady = [n for n, content in one.items() if content == other[n] and not n.endswith(TIMED)]
     reference = {name: one[name] for name in steady}
-    needed = {"toy/table.md", "toy/metrics.csv", "toy/comparisons.csv", "toy/sweep/tuned.yaml"}
+    needed = {"toy/table.md", "toy/metrics.csv"}
+    needed |= {n for n in one if n.startswith(("sources/", "toy/networks/", "toy/sweep/tuned"))}
     if gone := needed - reference.keys():
         raise RuntimeError(f"two runs differ in {sorted(gone)}")
-    base = Base(folder, reference, {})
-    for name in READ:
+    base = Base(folder, reference, {}, dict(beside or {}))
+    for name in readers:
         base.printed[name] = runner.call(folder, *reader(base, name, folder / "out")).output
     return base
 

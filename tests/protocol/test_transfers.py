@@ -193,6 +193,18 @@ def test_label_maps_of_the_protocol() -> None:
     assert next(iter(opened(inline).values())).label_map("edge")
 
 
+def test_what_data_says_is_of_its_own_data_set() -> None:
+    """Modalities of another dataset, and label maps of another folder, are none of its business."""
+    domains = {"here": {}, "there": {"root": "b"}, "other": {"dataset": "another"}}
+    maps = {"rim": {"rim": [2]}}
+    kind = {"kind": "cross_dataset"}
+    found = protocol(kind, domains, labels="whole", modalities=["t1"], label_maps=maps)
+    several = opened(found)
+    seen = [in_play(found, data, dataset) for data, dataset in several.items()]
+    assert seen == [("t1",), ("t1",), Fake.modalities]
+    assert ["rim" in dataset.label_maps for dataset in several.values()] == [True, False, False]
+
+
 def test_a_transfer_is_chosen_once() -> None:
     found = protocol({"kind": "cross_task"})
     (chosen,) = choose_transfers(found, opened(found), ["whole->parts"])

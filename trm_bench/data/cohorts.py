@@ -32,6 +32,11 @@ class Cohort:
         """Subject to the hash of its files' contents."""
         return {subject.id: self.prepared[subject.id].digest for subject in self.subjects}
 
+    @property
+    def origin(self) -> str:
+        """The folder, however it is spelled: within one, a patient's name says who it is."""
+        return str(self.dataset.root.resolve())
+
     def of(self, domain: Domain) -> list[Subject]:
         """The subjects of a domain's institutions."""
         wanted, unwanted = domain.institutions, domain.except_institutions
@@ -43,7 +48,7 @@ class Cohort:
 
     def held(self, subjects: Sequence[str]) -> list[Held]:
         """By what subjects are known again in another part of a split."""
-        by_id, origin = {s.id: s for s in self.subjects}, str(self.dataset.root)
+        by_id, origin = {s.id: s for s in self.subjects}, self.origin
         return [Held(i, origin, by_id[i].patient, tuple(self.prepared[i].voxels)) for i in subjects]
 
 

@@ -66,7 +66,7 @@ def divide(transfer: Transfer, cohorts: Cohorts, config: SplitConfig, seed: int)
 def same_patients(source: Domain, target: Domain) -> bool:
     """Whether two domains draw on the same patients."""
     ours, theirs = (
-        (d.data.dataset, d.data.root, d.institutions, d.except_institutions)
+        (d.data.dataset, d.data.root, set(d.institutions), set(d.except_institutions))
         for d in (source, target)
     )
     return ours == theirs
@@ -77,7 +77,7 @@ def _without(
 ) -> list[Subject]:
     """The subjects of a source whose patients are not the target's."""
     subjects = cohorts[source.data].of(source)
-    if cohorts[source.data].dataset.root != cohorts[target.data].dataset.root:
+    if cohorts[source.data].origin != cohorts[target.data].origin:
         return subjects
     patients = {subject.patient for subject in pool}
     return [subject for subject in subjects if subject.patient not in patients]

@@ -350,7 +350,7 @@ class Planner:
         same_task = self.protocol.transfers.same_task
         if same_task is None:
             shared = source.cohort is None or (
-                source.cohort.dataset.root == cohort.dataset.root and theirs.labels == ours.labels
+                source.cohort.origin == cohort.origin and theirs.labels == ours.labels
             )
             same_task = shared and theirs.classes == ours.classes
         if same_task and len(theirs.classes) != len(ours.classes):
