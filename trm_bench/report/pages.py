@@ -19,7 +19,7 @@ import numpy as np
 
 from trm_bench import __version__
 from trm_bench.analysis.table import HIGHER_IS_BETTER
-from trm_bench.analysis.transferability import predicts
+from trm_bench.analysis.transferability import CLASSES, predicts, variable_of
 from trm_bench.analysis.verdict import RULES
 from trm_bench.report import tables, transferability, words
 from trm_bench.report.drawing import Chart
@@ -36,6 +36,14 @@ TONES = {
     "smaller than claimed": "open",
     "contradicted": "bad",
     "not reproduced": "bad",
+}
+
+
+# what the columns of a conditional matrix are, by LEEP's source variable, and the head of one
+CONDITIONS = {
+    CLASSES: ("source class", "source"),
+    "clusters": ("cluster", "cluster"),
+    "probe": ("class of the probe", "probe"),
 }
 
 
@@ -115,7 +123,9 @@ def report(
         findings=list(words.findings(evidence)),
         diagnostics=list(_diagnostics(evidence)),
         matrices=list(_matrices(evidence)),
-        transferability=transferability.section(evidence.predicts, evidence.reference),
+        transferability=transferability.section(
+            evidence.predicts, evidence.reference, transferability.what_counts(evidence)
+        ),
         unfinished=[(c.transfer, c.method, c.seed, why) for c, why in unfinished],
         left_out=[(x.subject, x.file, x.reason) for x in plan.left_out],
         spent=list(_spent(evidence)),
@@ -196,18 +206,22 @@ def _diagnostics(evidence: Evidence) -> Iterator[tuple[object, ...]]:
         per_class = np.mean([r.get("risk_per_class", [np.nan]) for r in runs], axis=0)
         listed = ", ".join(f"{x:.4g}" for x in per_class)
         share = f"{100 * explained:.2f} %"
+        variable = variable_of(runs[0])
+        method = method if variable == CLASSES else f"{method}, {variable}"
         yield transfer, method, f"{leep:.4f}", share, f"{risk:.4g}", listed, len(runs)
 
 
-def _matrices(evidence: Evidence) -> Iterator[tuple[str, list[str], list[list[object]]]]:
+def _matrices(evidence: Evidence) -> Iterator[tuple[str, str, list[str], list[list[object]]]]:
+    """Title, what it conditions on, head and rows."""
     for (transfer, method), runs in _of_runs(evidence).items():
         several = [np.array(r["conditional"], float) for r in runs if r.get("conditional")]
         if method != evidence.focus or not several:
             continue
         matrix = np.mean([m for m in several if m.shape == several[0].shape], axis=0)
-        header = ["target class", *[f"source {c}" for c in range(matrix.shape[1])]]
+        on, noun = CONDITIONS.get(variable_of(runs[0]), CONDITIONS[CLASSES])
+        header = ["target class", *[f"{noun} {c}" for c in range(matrix.shape[1])]]
         rows = [[k, *[f"{x:.4f}" for x in row]] for k, row in enumerate(matrix)]
-        yield f"{transfer}, {method}", header, rows
+        yield f"{transfer}, {method}", on, header, rows
 
 
 def _spent(evidence: Evidence) -> Iterator[tuple[object, ...]]:
