@@ -96,7 +96,8 @@ def source_variables(results: Results, focus: str) -> dict[tuple[str, int], Meas
     known: dict[tuple[str, int], Measured] = {}
     for cell, record in results.finished():
         numbers = tuple(record.diagnostics.get(name, np.nan) for name in MEASURES)
-        key, conditional = (cell.transfer, cell.seed), record.diagnostics.get("conditional")
+        key = cell.transfer, cell.seed
+        conditional: Any = record.diagnostics.get("conditional")
         is_blind = bool(conditional) and np.shape(conditional)[-1] == 1
         chosen = cell.method == focus or key not in known
         if np.isfinite(numbers).all() and chosen and not is_blind:

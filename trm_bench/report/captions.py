@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trm_bench.analysis import family
 from trm_bench.analysis.intervals import MIN_SEEDS
 from trm_bench.analysis.table import OVERALL
-from trm_bench.report import domains
+from trm_bench.report import sides
 from trm_bench.report.evidence import PHANTOM, Evidence, Scores
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.store import read_trials, tuned_here
@@ -61,7 +61,7 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
     both, one = EMPTY_RULE[scores.metric]
     where_one = one if isinstance(one, str) else f"{one:g}"
     notes += [
-        *domains.notes(evidence.results),
+        *sides.notes(evidence.results),
         f"Weights: those of the {kept} of {target.steps} steps; test subjects were read once, at "
         "the end.",
         f"{_how_it_is_split(evidence)} "
@@ -81,15 +81,15 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
 
 def _how_it_is_split(evidence: Evidence) -> str:
     """Design and sizes, and which sources have subjects of their own."""
-    split, known = evidence.protocol.split, domains.ways(evidence.results).values()
-    each = "" if domains.is_one_data_set(evidence.results) else " of each target"
+    split, known = evidence.protocol.split, sides.ways(evidence.results).values()
+    each = "" if sides.is_one_data_set(evidence.results) else " of each target"
     drawn = DESIGNS[split.design].format(seed=split.seed, each=each)
     sizes = split.target
     parts = f"target train {sizes.train}, validation {sizes.val}, test {sizes.test}"
     trained_here = [c for way in known for c in way.configs[:-1] if isinstance(c, RunConfig)]
     if trained_here or not known:
         parts = f"source {split.source:g}, {parts}"
-    own = domains.patients_note(evidence.results)
+    own = sides.patients_note(evidence.results)
     return f"Split by patient: {drawn}. {parts[0].upper()}{parts[1:]}." + (f" {own}" if own else "")
 
 

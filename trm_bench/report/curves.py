@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from trm_bench.analysis.transferability import CLASSES, source_variables
 from trm_bench.analysis.voxels import ALL_VOXELS, FALSE_POSITIVE_RATES, REFERENCE, SCRATCH
 from trm_bench.report.drawing import (
     GREY,
@@ -250,6 +251,10 @@ def lost_voxels(evidence: Evidence) -> Drawing:
             by_map = curves.setdefault(audit.transfer, {})
             by_map.setdefault(name, []).append(np.array(curve))
     if not curves:
+        known = source_variables(evidence.results, evidence.focus).values()
+        if others := {m.variable for m in known} - {CLASSES}:
+            of = " or of a ".join(sorted(others))
+            raise DoesNotApply(f"a map of {of} cannot be made again from the records")
         raise DoesNotApply("needs runs of scratch, finetune and trm, with their predictions")
     overall = evidence.findings[evidence.findings["class"] == ALL_VOXELS]
     figure, axes = panels(len(curves), 2.75, 2.9, sharex=True, sharey=True)

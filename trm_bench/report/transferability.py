@@ -15,7 +15,7 @@ from trm_bench.analysis.transferability import (
     shared_variable,
     source_variables,
 )
-from trm_bench.report import domains, words
+from trm_bench.report import sides, words
 from trm_bench.report.drawing import (
     BLUE,
     DARK,
@@ -114,7 +114,7 @@ def what_counts(evidence: Evidence) -> list[str]:
     shared = shared_variable(known)
     headless = {
         transfer: way.names[-2]
-        for (transfer, _), way in domains.ways(evidence.results).items()
+        for (transfer, _), way in sides.ways(evidence.results).items()
         if not way.configs[-2].has_head
     }
     notes = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from trm_bench.analysis.designs import shares_split
+from trm_bench.datasets import REGISTRY
 from trm_bench.errors import Damaged, UserError
 from trm_bench.protocol.domains import DomainConfig
 from trm_bench.protocol.schema import Protocol, SetConfig
@@ -62,6 +65,20 @@ def is_one_data_set(results: Results) -> bool:
     return within and all(len(way.names) == 2 for way in ways(results).values())
 
 
+def data_sets(results: Results) -> list[dict[str, str]]:
+    """The data sets in play, each once: name (with its folder), title, licence, citation, url."""
+    stand_in = results.plan.data == "phantom"
+    found: dict[str, dict[str, str]] = {}
+    for data in results.plan.protocol.sets:
+        name = data.dataset if stand_in else set_name(data)
+        about = dict.fromkeys(("title", "licence", "citation", "url"), "")
+        with contextlib.suppress(UserError):  # of a package that is not installed here
+            kind = REGISTRY.get(data.dataset)
+            about = {key: getattr(kind, key) for key in about}
+        found[name] = {"name": name, **about}
+    return list(found.values())
+
+
 def own_patients(way: Way) -> dict[str, RunConfig]:
     """The sources of a way that learn from other patients than the target, by name."""
     *sources, target = way.configs
@@ -69,16 +86,8 @@ def own_patients(way: Way) -> dict[str, RunConfig]:
     return {
         name: source
         for name, source in zip(way.names, sources, strict=False)
-        if isinstance(source, RunConfig) and not _shares(source, target)
+        if isinstance(source, RunConfig) and not shares_split(source, target)
     }
-
-
-def _shares(source: RunConfig, target: RunConfig) -> bool:
-    """Whether a source has the split of the target: both validate on the same subjects."""
-    ours, theirs = source.subjects.val, target.subjects.val
-    if source.volume == target.volume:  # else the files' hashes may be of other modalities
-        return ours == theirs
-    return [m.subject for m in ours] == [m.subject for m in theirs]
 
 
 # --------------------------------------------------------------------------------------- sentences
