@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,16 @@ def change_plan(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 def set_split(folder: Path, **split: Any) -> None:
     """Edits the protocol that the plan holds."""
     change_plan(folder, lambda plan: plan["protocol"]["split"].update(split))
+
+
+def set_units(folder: Path, units: Mapping[str, str]) -> None:
+    """Edits the unit of each transfer's distances."""
+
+    def edit(plan: dict[str, Any]) -> None:
+        for cell in plan["cells"]:
+            cell["distance_unit"] = units[cell["transfer"]]
+
+    change_plan(folder, edit)
 
 
 def documented(heading: str, first: str = "column") -> list[str]:

@@ -155,7 +155,7 @@ class TestResults:
     ) -> None:
         monkeypatch.setattr(Decathlon, "distance_unit", unit)
         folder = run(tmp_path, toy_data, methods=["scratch"]).folder.path
-        assert read(folder).plan.distance_unit == unit
+        assert {cell.distance_unit for cell in read(folder).plan.cells} == {unit}
 
 
 class TestDisjointDesign:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -140,7 +139,6 @@ def _store_plan(
         data=data.kind,
         settings=plan.settings,
         left_out=tuple(data.left_out),
-        distance_unit=_distance_unit(plan, data),
         cells=tuple(plan.cells),
         tuned=tuned and tuned.note,
     )
@@ -149,13 +147,6 @@ def _store_plan(
     if kept or dropped:
         earlier = f"{kept} cells of earlier commands stay in the table"
         display.say(f"{earlier}, {dropped} of other settings are left out")
-
-
-def _distance_unit(plan: Plan, data: Data) -> Literal["mm", "voxels", "mm or voxels"]:
-    """Of the targets' data sets."""
-    targets = {job.config.dataset for job in plan.runs}
-    units = {d.distance_unit for d in data.datasets.values() if d.name in targets}
-    return "mm or voxels" if len(units) > 1 else units.pop()
 
 
 def planned(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import Run
-from reported import METHODS, TRANSFERS, change_plan, collected, small
+from reported import METHODS, TRANSFERS, collected, set_units, small
 
 from trm_bench import report
 from trm_bench.analysis import intervals
@@ -195,7 +195,7 @@ class TestOneValue:
         methods = ["scratch", "finetune", "trm"]
         given: dict[str, Any] = {"methods": methods, "claim": None, "subjects": 4, "seeds": (0, 1)}
         folder = small(tmp_path / "p", metrics=("hd95",), **given)
-        change_plan(folder, lambda plan: plan.update(distance_unit=unit))
+        set_units(folder, dict.fromkeys(TRANSFERS, unit))
         report.write_pages(folder)
         (other,) = {"mm", "voxels"} - {unit}
         # voxels are also what an audit counts

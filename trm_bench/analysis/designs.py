@@ -25,7 +25,15 @@ def sizes_of(config: RunConfig) -> tuple[int, int, int, int]:
     """
     own, training = config.subjects, config.source_training
     source: tuple[Member, ...] = ()
-    if training and [m.subject for m in training.subjects.val] == [m.subject for m in own.val]:
+    if training and shares_split(training, config):
         source = training.subjects.train
     members = {m.subject for part in (*own.parts().values(), source) for m in part}
     return len(source), len(own.train), len(own.test), len(members)
+
+
+def shares_split(source: RunConfig, target: RunConfig) -> bool:
+    """Whether a source's patients are the target's: both then validate on the same subjects."""
+    ours, theirs = source.subjects.val, target.subjects.val
+    if source.volume == target.volume:  # else the hashes may be of other modalities
+        return ours == theirs
+    return [m.subject for m in ours] == [m.subject for m in theirs]

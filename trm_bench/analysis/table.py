@@ -71,6 +71,18 @@ def long_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def units_of(results: Results, metric: str, transfer: str = OVERALL) -> list[str]:
+    """The unit of a metric's values in a transfer, or the units over all.
+
+    Distances are in voxels where the target's files do not state the voxel size. Two units have no
+    mean.
+    """
+    if UNITS[metric] != "mm":
+        return [UNITS[metric]]
+    cells = [c for c in results.cells if transfer in (OVERALL, c.transfer)]
+    return sorted({cell.distance_unit for cell in cells}) or [UNITS[metric]]
+
+
 def mean_over(values: NDArray[np.float64], axis: int | tuple[int, ...]) -> NDArray[np.float64]:
     """Mean over the finite values along some axes; NaN where there is none.
 

@@ -20,6 +20,10 @@ and so does tau: tables of different sizes do not compare.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +35,7 @@ from trm_bench.runs.store import Results
 Values = NDArray[np.float64]
 
 MEASURES = {"leep": 1, "risk_mean": -1}  # the sign of tau where the measure is of use
+CLASSES = "classes"
 KEYS = ["protocol", "transfer", "seed"]
 CELLS = [*KEYS, *MEASURES, "gain"]
 PREDICTS = ["measure", "n_cells", "n_transfers", "tau", "tau_plain", "low", "high", "note"]
@@ -48,7 +53,7 @@ def cells(
         reference: The method whose gain over scratch is foreseen.
         metric: Of the gain.
         focus: The method whose LEEP and risks are taken: the readings of the paper differ in both.
-            Where it has none, the first that has them.
+            Where it has none, the first that has them. Only those of the `shared_variable` count.
 
     Returns:
         protocol, transfer, seed, leep, risk_mean, gain: the mean over subjects of the mean over
@@ -58,12 +63,9 @@ def cells(
     Raises:
         UserError: The records cannot stand in one table (`table.grid`).
     """
-    measured: dict[tuple[str, int], tuple[float, ...]] = {}
-    for cell, record in results.finished():
-        numbers = tuple(record.diagnostics.get(name, np.nan) for name in MEASURES)
-        key = cell.transfer, cell.seed
-        if np.isfinite(numbers).all() and (cell.method == focus or key not in measured):
-            measured[key] = numbers
+    variables = source_variables(results, focus)
+    shared = shared_variable(variables)
+    measured = {key: m.numbers for key, m in variables.items() if m.variable == shared}
     long = long_table(results)
     long = long[long["metric"] == metric]
     if not measured or not {SCRATCH, reference} <= set(long["method"]):
@@ -77,6 +79,41 @@ def cells(
         if (transfer, seed) in measured and np.isfinite(gain)
     ]
     return pd.DataFrame(rows, columns=CELLS) if rows else empty()
+
+
+class Measured(NamedTuple):
+    """What a run knew of a transfer: LEEP's source variable, and the `MEASURES`."""
+
+    variable: str
+    numbers: tuple[float, ...]
+
+
+def source_variables(results: Results, focus: str) -> dict[tuple[str, int], Measured]:
+    """What was known by transfer and seed, of `focus` or else the first method that has a map.
+
+    The map of an uninformative source, a variable with one value, knows nothing of a transfer.
+    """
+    known: dict[tuple[str, int], Measured] = {}
+    for cell, record in results.finished():
+        numbers = tuple(record.diagnostics.get(name, np.nan) for name in MEASURES)
+        key = cell.transfer, cell.seed
+        conditional: Any = record.diagnostics.get("conditional")
+        is_blind = bool(conditional) and np.shape(conditional)[-1] == 1
+        chosen = cell.method == focus or key not in known
+        if np.isfinite(numbers).all() and chosen and not is_blind:
+            known[key] = Measured(variable_of(record.diagnostics), numbers)
+    return known
+
+
+def variable_of(diagnostics: Mapping[str, Any]) -> str:
+    """LEEP's source variable in a run: `classes` of the source, `clusters`, or a `probe`."""
+    return str(diagnostics.get("evidence", {}).get("kind", CLASSES))
+
+
+def shared_variable(known: Mapping[tuple[str, int], Measured]) -> str:
+    """The variable of most transfers and seeds: LEEP of several does not compare."""
+    counts = Counter(measured.variable for measured in known.values())
+    return max(counts, key=lambda name: (counts[name], name == CLASSES), default=CLASSES)
 
 
 def empty() -> pd.DataFrame:

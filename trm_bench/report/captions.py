@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from trm_bench.analysis import family
 from trm_bench.analysis.intervals import MIN_SEEDS
 from trm_bench.analysis.table import OVERALL
+from trm_bench.report import sides
 from trm_bench.report.evidence import PHANTOM, Evidence, Scores
+from trm_bench.runs.config import RunConfig
 from trm_bench.runs.store import read_trials, tuned_here
 from trm_bench.training.evaluation import EMPTY_RULE
 
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 BETTER, WORSE = "*", "\N{DAGGER}"
 # what seeds share by the design of the split, and so what a result holds for
 DESIGNS = {
-    "fixed": "one split (seed {seed}): the result holds for this training set",
-    "disjoint": "one test set, a training set of its own for every seed (split seed {seed})",
+    "fixed": "one split{each} (seed {seed}): the result holds for this training set",
+    "disjoint": "one test set{each}, a training set of its own for every seed (split seed {seed})",
     "resampled": "drawn again for each seed (split seed {seed})",
 }
 # what an interval over seeds is about
@@ -43,22 +45,26 @@ FEW = (
 
 def caption(evidence: Evidence, scores: Scores) -> list[str]:
     """What a reader must know of a table: data, n, seeds, spread, tests, split, what is missing."""
-    split, target = evidence.protocol.split, evidence.protocol.training.target
+    target = evidence.protocol.training.target
     notes = [PHANTOM] if evidence.phantom else []
     if scores.fault:
         notes.append(f"No numbers: {scores.fault}.")
     else:
-        notes += [_what_is_shown(evidence, scores), *_how_it_is_tested(evidence, scores)]
+        notes.append(_what_is_shown(evidence, scores))
+        if evidence.is_mixed(scores.metric):
+            notes.append(
+                "Distances are in mm in some transfers and in voxels in others, whose files do not "
+                "state the voxel size: there is no mean, gain or test over transfers."
+            )
+        notes += _how_it_is_tested(evidence, scores)
     kept = "last step" if target.select == "last" else "best validation Dice"
-    drawn = DESIGNS[split.design].format(seed=split.seed)
-    sizes = split.target
-    parts = f"target train {sizes.train}, validation {sizes.val}, test {sizes.test}"
     both, one = EMPTY_RULE[scores.metric]
     where_one = one if isinstance(one, str) else f"{one:g}"
     notes += [
+        *sides.notes(evidence.results),
         f"Weights: those of the {kept} of {target.steps} steps; test subjects were read once, at "
         "the end.",
-        f"Split by patient: {drawn}. Source {split.source:g}, {parts}. "
+        f"{_how_it_is_split(evidence)} "
         f"Empty masks: {both:g} where both are empty, {where_one} where one is.",
     ]
     if tuned := evidence.results.plan.tuned:
@@ -71,6 +77,20 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
         ]
         notes.append(f"Without numbers: {_some(cells)}.")
     return notes
+
+
+def _how_it_is_split(evidence: Evidence) -> str:
+    """Design and sizes, and which sources have subjects of their own."""
+    split, known = evidence.protocol.split, sides.ways(evidence.results).values()
+    each = "" if sides.is_one_data_set(evidence.results) else " of each target"
+    drawn = DESIGNS[split.design].format(seed=split.seed, each=each)
+    sizes = split.target
+    parts = f"target train {sizes.train}, validation {sizes.val}, test {sizes.test}"
+    trained_here = [c for way in known for c in way.configs[:-1] if isinstance(c, RunConfig)]
+    if trained_here or not known:
+        parts = f"source {split.source:g}, {parts}"
+    own = sides.patients_note(evidence.results)
+    return f"Split by patient: {drawn}. {parts[0].upper()}{parts[1:]}." + (f" {own}" if own else "")
 
 
 def _how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
@@ -92,16 +112,29 @@ def _how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
 def _what_is_shown(evidence: Evidence, scores: Scores) -> str:
     assert scores.grid is not None
     n = sorted({int(cells.any(axis=1).sum()) for cells in scores.grid.cells})
-    classes = evidence.long[evidence.long.metric == scores.metric]["class"].nunique()
+    rows = evidence.long[evidence.long.metric == scores.metric]
+    classes = sorted({*rows.groupby("transfer")["class"].nunique()})
     seeds = len(evidence.seeds)
     spread = f"{seeds} seeds; ± is the standard deviation over the seeds of the mean over subjects"
     if seeds == 1:
         spread = "one seed, so no spread is given"
-    subjects = f"{n[0]}" if len(n) == 1 else f"{n[0]}-{n[-1]}"
+    several = "class" if classes == [1] else "classes"
     return (
-        f"Mean over {subjects} test subjects and {classes} class{'' if classes == 1 else 'es'}; "
+        f"Mean over {_range(n)} test subjects and {_range(classes)} {several}; "
         f"{spread}. Bold: best of a column; underlined: second."
     )
+
+
+def _tested(scores: Scores, transfer: str) -> int:
+    """Number of subjects of a transfer."""
+    grid = scores.grid
+    if grid is None or transfer not in grid.transfers:
+        return 0
+    return int(grid.cells[grid.transfers.index(transfer)].any(axis=1).sum())
+
+
+def _range(numbers: list[int]) -> str:
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
 
 
 def _how_it_is_tested(evidence: Evidence, scores: Scores) -> list[str]:
@@ -111,7 +144,8 @@ def _how_it_is_tested(evidence: Evidence, scores: Scores) -> list[str]:
             f"No method '{reference}' beside others with numbers, so there are no gains and no "
             "tests."
         ]
-    left_out = int(scores.gains.loc[scores.gains.transfer == OVERALL, "left_out"].max())
+    at = scores.gains[scores.gains.transfer == OVERALL]
+    left_out = int(at["left_out"].max()) if len(at) else 0
     notes = [
         f"Gain: over {reference}, paired by transfer, subject and seed, positive is better. In "
         f"brackets its 95 % interval over subjects and seeds ({CHANGES[evidence.design.name]}), "
@@ -119,6 +153,11 @@ def _how_it_is_tested(evidence: Evidence, scores: Scores) -> list[str]:
     ]
     if len(evidence.seeds) < MIN_SEEDS:
         notes.append(f"Below {MIN_SEEDS} seeds nothing is said over seeds: no intervals.")
+    elif few := [t for t in evidence.transfers if _tested(scores, t) == 1]:
+        notes.append(
+            f"With one test subject ({_some(few)}) nothing is said over subjects: no interval "
+            "there, and none over all transfers."
+        )
     if scores is evidence.main and (best := evidence.best):
         ends = f"{best['low']:+.2f}, {best['high']:+.2f}"
         notes.append(

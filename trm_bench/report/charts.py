@@ -25,10 +25,11 @@ from trm_bench.report.drawing import (
     Chart,
     DoesNotApply,
     Drawing,
+    heading,
     look,
     panels,
-    plain,
     scored,
+    shortened,
     signed,
     write,
 )
@@ -36,6 +37,7 @@ from trm_bench.report.evidence import NAMES, Evidence, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 
 def draw(evidence: Evidence) -> tuple[list[Chart], list[str]]:
@@ -67,15 +69,16 @@ def gains(evidence: Evidence) -> Drawing:
     scores = scored(evidence)
     if scores.gains.empty:
         raise DoesNotApply(f"no '{evidence.reference}' beside another method with numbers")
-    methods = [m for m in evidence.methods if m != evidence.reference and scores.gain(m)]
-    several = len(evidence.transfers) > 1
+    several = len(evidence.transfers) > 1 and not evidence.is_mixed(scores.metric)
     places = [*([OVERALL] if several else []), *evidence.transfers]
+    others = [m for m in evidence.methods if m != evidence.reference]
+    methods = [m for m in others if any(scores.gain(m, place) for place in places)]
     height = 0.235 * len(methods) + 0.75
     figure, axes = panels(len(places), 3.0, height, sharex=True, sharey=True)
     for ax, place in zip(axes, places, strict=True):
         _forest(ax, evidence, scores, place, methods)
         overall = place == OVERALL
-        title = "mean over transfers" if overall else plain(place)
+        title = "mean over transfers" if overall else heading(place, 2.8)
         ax.set_title(title, weight="bold" if overall else "normal")
     axes[0].set_yticks(range(len(methods)), methods)
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
@@ -90,7 +93,7 @@ def gains(evidence: Evidence) -> Drawing:
         f"Gain of each method over {evidence.reference} with its 95 % interval over subjects and "
         "seeds, each on its own (exploratory). Right of zero is better; a filled mark has an "
         "interval that does not hold 0; none is drawn where there are too few seeds.",
-        f"Forest plot of gains in {unit}. Mean over transfers: {listed}.",
+        f"Forest plot of gains in {unit}." + (f" Mean over transfers: {listed}." if listed else ""),
     )
 
 
@@ -154,7 +157,7 @@ def subjects(evidence: Evidence) -> Drawing:
         ax.plot([0, 1], values.mean(axis=0), color="black", linewidth=2.6, marker="o", markersize=5)
         better, worse = int((change > 0).sum()), int((change < 0).sum())
         counts.append(f"{transfer}: {better} better, {worse} worse of {len(values)}")
-        ax.set_title(f"{plain(transfer)}\n{better} better, {worse} worse")
+        ax.set_title(f"{heading(transfer, 2.2)}\n{better} better, {worse} worse")
         ax.set_xticks([0, 1], [evidence.reference, evidence.focus])
         ax.set_xlim(-0.25, 1.25)
     axes[0].set_ylabel(f"{NAMES[scores.metric]} [{evidence.unit(scores.metric)}]")
@@ -229,14 +232,21 @@ class _Map(NamedTuple):
     clear: np.ndarray
 
 
+LONG_NAME = 10  # characters, from which on names below a map are slanted
+LONGEST_NAME = 24  # characters that are shown of one
+
+
 def matrix(evidence: Evidence) -> Drawing:
     """Heat maps of source by target: what transfer brings, and what the focus adds to it."""
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
     scores = scored(evidence)
-    names, maps = _maps(evidence, scores)
-    size = ((0.95 * len(names) + 1.1) * len(maps) + 1.0, 0.72 * len(names) + 1.3)
+    sources, targets, maps = _maps(evidence, scores)
+    rows, columns = ([shortened(n, LONGEST_NAME) for n in names] for names in (sources, targets))
+    long = max(map(len, [*rows, *columns])) > LONG_NAME
+    wide, high = (2.1, 2.2) if long else (1.1, 1.3)
+    size = ((0.95 * len(columns) + wide) * len(maps) + 1.0, 0.72 * len(rows) + high)
     figure = Figure(figsize=size)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
@@ -244,22 +254,10 @@ def matrix(evidence: Evidence) -> Drawing:
     for ax, shown in zip(axes, maps, strict=True):
         norm = TwoSlopeNorm(0, -most, most)
         image = ax.imshow(shown.values, cmap="PuOr", norm=norm, aspect="auto")
-        for (i, j), value in np.ndenumerate(shown.values):
-            if np.isfinite(value):
-                clear = shown.clear[i, j]
-                dark = np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.59, 0.11)) < 0.5
-                ax.text(
-                    j,
-                    i,
-                    signed(value) + ("\u2009*" if clear else ""),
-                    ha="center",
-                    va="center",
-                    fontsize=9,
-                    color="white" if dark else "black",
-                    weight="bold" if clear else "normal",
-                )
-        ax.set_xticks(range(len(names)), names)
-        ax.set_yticks(range(len(names)), names)
+        _write_gains(ax, image, shown)
+        slanted: Any = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        ax.set_xticks(range(len(columns)), columns, **slanted)
+        ax.set_yticks(range(len(rows)), rows)
         ax.set_xlabel("target")
         ax.set_title(shown.title)
         ax.tick_params(length=0)
@@ -273,46 +271,77 @@ def matrix(evidence: Evidence) -> Drawing:
         "Gains by source (row) and target (column); below 0 on the left is negative transfer. An "
         "asterisk marks a 95 % interval that does not hold 0.",
         "Heat maps of gains by source and target: "
-        f"{'; '.join(_in_words(names, shown) for shown in maps)}.",
+        f"{'; '.join(_in_words(sources, targets, shown) for shown in maps)}.",
     )
 
 
-def _maps(evidence: Evidence, scores: Scores) -> tuple[list[str], list[_Map]]:
-    """Names of the domains, and the maps: of the reference over scratch, and of the focus."""
-    pairs = [re.fullmatch(r"([^@]+)->([^@]+)", t) for t in evidence.transfers]
-    kind = evidence.results.plan.protocol.transfers.kind
-    if kind != "cross_modality" or not all(pairs):
-        raise DoesNotApply("only for cross-modality transfers without shots")
-    names = list(dict.fromkeys(name for match in pairs if match for name in match.groups()))
+def _write_gains(ax: Axes, image: AxesImage, shown: _Map) -> None:
+    """The number in every cell that has one."""
+    for (i, j), value in np.ndenumerate(shown.values):
+        if np.isfinite(value):
+            clear = shown.clear[i, j]
+            dark = np.dot(image.cmap(image.norm(value))[:3], (0.3, 0.59, 0.11)) < 0.5
+            ax.text(
+                j,
+                i,
+                signed(value) + ("\u2009*" if clear else ""),
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if dark else "black",
+                weight="bold" if clear else "normal",
+            )
+
+
+def _maps(evidence: Evidence, scores: Scores) -> tuple[list[str], list[str], list[_Map]]:
+    """Sources, targets, and the maps: of the reference over scratch, and of the focus."""
+    pairs = _pairs(evidence)
+    names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
     if len(names) < 3:
         raise DoesNotApply(f"needs 3 domains, has {len(names)}")
+    sources, targets = ([n for n in names if n in {p[i] for p in pairs.values()}] for i in (0, 1))
     kinds = [
         (f"{evidence.reference} over scratch", SCRATCH, -1),
         (f"{evidence.focus} over {evidence.reference}", evidence.focus, 1),
     ]
     maps = []
     for title, method, sign in kinds:
-        shape = (len(names), len(names))
+        shape = (len(sources), len(targets))
         shown = _Map(title, np.full(shape, np.nan), np.zeros(shape, bool))
-        for match in pairs:
-            if match and (gain := scores.gain(method, match[0])):
-                place = names.index(match[1]), names.index(match[2])
+        for transfer, (source, target) in pairs.items():
+            if gain := scores.gain(method, transfer):
+                place = sources.index(source), targets.index(target)
                 shown.values[place], shown.clear[place] = sign * gain["gain"], _clear(gain)
         if np.isfinite(shown.values).any():
             maps.append(shown)
     if not maps:
         raise DoesNotApply(f"no gains of {evidence.focus} or over scratch")
-    return names, maps
+    return sources, targets, maps
 
 
-def _in_words(names: list[str], shown: _Map) -> str:
+def _pairs(evidence: Evidence) -> dict[str, list[str]]:
+    """Transfer to its source and target.
+
+    Raises:
+        DoesNotApply: A transfer is more, or less, than a way from one domain to another.
+    """
+    transfers = evidence.protocol.transfers
+    pairs = {transfer: transfer.split("->") for transfer in evidence.transfers}
+    other = transfers.kind == "cross_task" or transfers.pairs == "leave_one_out"
+    with_shots = any(re.search(r"@\d+$", transfer) for transfer in pairs)
+    if other or with_shots or any(len(pair) != 2 for pair in pairs.values()):
+        raise DoesNotApply("only for pairs of modalities, institutions or data sets, without shots")
+    return pairs
+
+
+def _in_words(sources: list[str], targets: list[str], shown: _Map) -> str:
     values = shown.values
     lowest, highest = (
         np.unravel_index(at, values.shape) for at in (np.nanargmin(values), np.nanargmax(values))
     )
 
     def text(at: Any) -> str:
-        return f"{names[at[0]]} to {names[at[1]]} {signed(values[at])}"
+        return f"{sources[at[0]]} to {targets[at[1]]} {signed(values[at])}"
 
     return f"{shown.title}, from {text(lowest)} up to {text(highest)}"
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from trm_bench.analysis.transferability import CLASSES, source_variables
 from trm_bench.analysis.voxels import ALL_VOXELS, FALSE_POSITIVE_RATES, REFERENCE, SCRATCH
 from trm_bench.report.drawing import (
     GREY,
     PALE,
     DoesNotApply,
     Drawing,
+    heading,
     highlights,
     legend,
     look,
@@ -37,7 +39,7 @@ def shots(evidence: Evidence) -> Drawing:
     figure, axes = panels(len(pairs), 3.3, 2.9, most=3, sharey=True)
     for ax, (pair, places) in zip(axes, pairs.items(), strict=True):
         _few_shot(ax, evidence, scores, places)
-        ax.set_title(plain(pair))
+        ax.set_title(heading(pair, 3.1))
     legend(figure, axes, len(highlights(evidence)) < len(evidence.methods))
     axes[0].set_ylabel(f"{NAMES[scores.metric]} [{evidence.unit(scores.metric)}]")
     figure.supxlabel("target training subjects", fontsize=9)
@@ -106,7 +108,7 @@ def gain_by_shots(evidence: Evidence) -> Drawing:
         for offset, method in zip(offsets, methods, strict=True):
             _gains(ax, evidence, scores, places, method, offset)
         _shots_axis(ax, places)
-        ax.set_title(plain(pair))
+        ax.set_title(heading(pair, 3.1))
     legend(figure, axes, False)
     unit = evidence.gain_unit(scores.metric)
     axes[0].set_ylabel(f"gain over {evidence.reference} [{unit}]")
@@ -202,7 +204,7 @@ def training(evidence: Evidence, kind: Kind = "loss") -> Drawing:
                 )
             else:
                 ax.plot(*curve, color=PALE, linewidth=0.9, zorder=1)
-        ax.set_title(plain(transfer))
+        ax.set_title(heading(transfer, 2.8))
         if kind == "loss" and all((y > 0).all() for _, y in by_cell.values()):
             _log(ax)
     legend(figure, axes, any(m not in coloured for _, m in by_cell))
@@ -249,6 +251,10 @@ def lost_voxels(evidence: Evidence) -> Drawing:
             by_map = curves.setdefault(audit.transfer, {})
             by_map.setdefault(name, []).append(np.array(curve))
     if not curves:
+        known = source_variables(evidence.results, evidence.focus).values()
+        if others := {m.variable for m in known} - {CLASSES}:
+            of = " or of a ".join(sorted(others))
+            raise DoesNotApply(f"a map of {of} cannot be made again from the records")
         raise DoesNotApply("needs runs of scratch, finetune and trm, with their predictions")
     overall = evidence.findings[evidence.findings["class"] == ALL_VOXELS]
     figure, axes = panels(len(curves), 2.75, 2.9, sharex=True, sharey=True)
@@ -263,7 +269,7 @@ def lost_voxels(evidence: Evidence) -> Drawing:
             ax.plot(FALSE_POSITIVE_RATES, mean, label=plain(name), **style)
             listed.append(f"{transfer} {name} {areas[name]:.3f}")
         ax.set_title(
-            "\n".join([plain(transfer), *(f"{name} {areas[name]:.3f}" for name in by_map)])
+            "\n".join([heading(transfer, 2.5), *(f"{name} {areas[name]:.3f}" for name in by_map)])
         )
         ax.set_aspect("equal")
     legend(figure, axes, False)

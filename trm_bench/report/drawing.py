@@ -157,7 +157,9 @@ def legend(figure: Figure, axes: Sequence[Axes], others: bool) -> None:
             entries.setdefault(label, handle)
     if others:
         entries["other methods"] = Line2D([], [], color=PALE, linewidth=1.2)
-    columns = min(len(entries), 4, int(figure.get_figwidth() / 1.35))
+    longest = max(map(len, entries), default=0)
+    needed = max(1.35, 0.45 + 0.068 * longest)  # inches
+    columns = max(1, min(len(entries), 4, int(figure.get_figwidth() / needed)))
     figure.legend(
         entries.values(), entries.keys(), loc="outside upper left", ncols=columns, fontsize=8.5
     )
@@ -166,6 +168,28 @@ def legend(figure: Figure, axes: Sequence[Axes], others: bool) -> None:
 def plain(text: str) -> str:
     """A name as charts show it; matplotlib leaves one that begins with _ out of legends."""
     return (f" {text}" if text.startswith("_") else text).replace("->", " → ")
+
+
+def heading(transfer: str, inches: float) -> str:
+    """A transfer's name in lines that fit above a panel: broken before arrows, cut if need be."""
+    most = int(inches / 0.075)  # characters of a title
+    first, *rest = plain(transfer).split(" → ")
+    lines = [shortened(first, most)]
+    for name in rest:
+        longer = f"{lines[-1]} → {name}"
+        if len(longer) > most:
+            lines.append(f"→ {shortened(name, most - 2)}")
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of so many characters, without its middle where it has more."""
+    if len(name) <= most:
+        return name
+    end = (most - 1) // 2
+    return f"{name[: most - 1 - end]}…{name[len(name) - end :]}"
 
 
 def signed(value: float) -> str:

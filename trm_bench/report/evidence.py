@@ -204,9 +204,13 @@ class Evidence:
         """Whether the claim stands; see `verdict.Judgement`."""
         return self.judgement is not None and self.judgement.holds
 
-    def unit(self, metric: str) -> str:
-        """Of a metric's values; distances are in voxels where the voxel size is not known."""
-        return self.results.plan.distance_unit if UNITS[metric] == "mm" else UNITS[metric]
+    def unit(self, metric: str, transfer: str = OVERALL) -> str:
+        """Of a metric's values; see `table.units_of`."""
+        return " or ".join(table.units_of(self.results, metric, transfer))
+
+    def is_mixed(self, metric: str) -> bool:
+        """Whether transfers differ in the unit, so that nothing can be said over all of them."""
+        return len(table.units_of(self.results, metric)) > 1
 
     def gain_unit(self, metric: str) -> str:
         """Of differences between a metric's values."""
@@ -224,7 +228,9 @@ class Evidence:
         if not metrics:
             return pd.DataFrame(columns=negative_transfer.GAPS)
         parts = [negative_transfer.gaps(self.long, m, design=self.design) for m in metrics]
-        return pd.concat(parts, ignore_index=True)
+        joined = pd.concat(parts, ignore_index=True)
+        mixed = joined["metric"].map(self.is_mixed).astype(bool)
+        return joined[~mixed | (joined["transfer"] != OVERALL)]
 
     @cached_property
     def audits(self) -> list[VoxelAudit]:
@@ -244,7 +250,7 @@ class Evidence:
     @cached_property
     def transferability(self) -> pd.DataFrame:
         """LEEP, mean risk and gain of transfer in the main metric, a row a transfer and seed."""
-        if self.main.grid is None:
+        if self.main.grid is None or self.is_mixed(self.main.metric):
             return transferability.empty()
         given = self.reference, self.main.metric, self.focus
         return transferability.cells(self.results, *given)
@@ -268,6 +274,8 @@ class Evidence:
         rows = []
         for own in seed_spread(self._main_rows, self.main.metric).to_dict("records"):
             transfer, method = str(own["transfer"]), str(own["method"])
+            if transfer == OVERALL and self.is_mixed(self.main.metric):
+                continue
             spread, seeds = self.spread(method, transfer), int(own["n_seeds"])
             smallest = power.smallest_gain(spread, seeds, 1 - family.ALPHA)
             known = spread or Spread(np.nan, np.nan, np.nan, 0)
@@ -280,6 +288,8 @@ class Evidence:
         grid = self.main.grid
         if grid is None or self.reference not in grid.methods or method == self.reference:
             return None
+        if transfer == OVERALL and self.is_mixed(self.main.metric):
+            return None
         gain = grid.gain(method, self.reference)
         if transfer != OVERALL:
             gain = gain[[grid.transfers.index(transfer)]]
@@ -289,7 +299,8 @@ class Evidence:
     def over_transfers(self) -> tuple[float, float]:
         """Interval of the focus's gain, were the transfers a sample of transfers."""
         grid = self.main.grid
-        if grid is None or not {self.focus, self.reference} <= set(grid.methods):
+        mixed = self.is_mixed(self.main.metric)
+        if grid is None or mixed or not {self.focus, self.reference} <= set(grid.methods):
             return np.nan, np.nan
         return over_transfers(grid.gain(self.focus, self.reference))
 
@@ -347,6 +358,8 @@ def _collect(results: Results) -> Evidence:
         grid, comparisons, fault = _compared(
             long[long.metric == metric], metric, reference, focus, claim, design
         )
+        if len(comparisons) and len(table.units_of(results, metric)) > 1:
+            comparisons = comparisons[comparisons["transfer"] != OVERALL]
         incomplete = _incomplete(results, grid) if grid else {}
         scores[metric] = Scores(metric, fault, reference, grid, comparisons, incomplete)
     return Evidence(

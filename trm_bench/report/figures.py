@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trm_bench.analysis.transferability import CLASSES, source_variables
 from trm_bench.analysis.voxels import REFERENCE, SCRATCH, lost
 from trm_bench.errors import Damaged
 from trm_bench.files import write_atomically
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 RISK_METHOD = "trm"
 # dark and light, so that grey shows which is which
 WRONG, LOST, WON = "#d55e00", "#d55e00", "#f0e442"
-RISK, ACTUAL, ERRORS = "risk map", "actual transfer", "errors of "
+SOURCE, RISK, ACTUAL, ERRORS = "source", "risk map", "actual transfer", "errors of "
+# what is shown of the source, by LEEP's source variable
+SOURCES = {
+    CLASSES: "source prediction",
+    "clusters": "likeliest cluster",
+    "probe": "probe's prediction",
+}
 
 Slices = dict[str, dict[str, np.ndarray]]  # subject to name to slice, as runs keep them
 
@@ -58,18 +65,25 @@ def risk_overlays(results: Results) -> dict[str, Path]:
             title = f"{transfer}, seed {seeds[0]}"
             title += "  (phantom: stand-in data)" if results.plan.data == "phantom" else ""
             with rc_context({"text.parse_math": False}):  # a $ in a name begins no formula
-                _draw_risk(slices, title, path)
+                _draw_risk(slices, shown_of_source(results, transfer), title, path)
             pictures[transfer] = path
     return pictures
 
 
-def _draw_risk(slices: dict[str, Slices], title: str, path: Path) -> None:
+def shown_of_source(results: Results, transfer: str) -> str:
+    """What the pictures of a transfer show of its source."""
+    known = source_variables(results, RISK_METHOD)
+    variables = [m.variable for (name, _), m in known.items() if name == transfer]
+    return SOURCES.get(variables[0] if variables else CLASSES, SOURCES[CLASSES])
+
+
+def _draw_risk(slices: dict[str, Slices], of_source: str, title: str, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     ours = slices[RISK_METHOD]
     compared = SCRATCH in slices and REFERENCE in slices
-    columns = ["image and label", "source prediction", RISK, *([ACTUAL] if compared else [])]
+    columns = ["image and label", SOURCE, RISK, *([ACTUAL] if compared else [])]
     columns += [f"{ERRORS}{m}" for m in (REFERENCE, RISK_METHOD) if m in slices]
     size = (2.3 * len(columns) + 0.6, 2.5 * len(ours) + 1.0)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
@@ -80,7 +94,7 @@ def _draw_risk(slices: dict[str, Slices], title: str, path: Path) -> None:
             _panel(ax, column, slices, subject, highest)
         row[0].set_ylabel(subject, fontsize=7)
     for ax, column in zip(axes[0], columns, strict=True):
-        ax.set_title(column, fontsize=9)
+        ax.set_title(of_source if column == SOURCE else column, fontsize=9)
     below = axes[:, columns.index(RISK)]
     figure.colorbar(
         below[-1].images[-1],  # the map, which lies on the image
@@ -114,7 +128,7 @@ def _panel(ax: Axes, column: str, slices: dict[str, Slices], subject: str, highe
     ax.set_yticks([])
     if column == RISK:
         ax.imshow(_turn(maps["risk"]), cmap="magma", vmin=0, vmax=highest, alpha=0.85)
-    elif column == "source prediction":
+    elif column == SOURCE:
         _areas(ax, maps["source"], int(max(label.max(), maps["source"].max(), 1)))
     elif column == ACTUAL:
         before, after = (slices[m][subject]["prediction"] for m in (SCRATCH, REFERENCE))

@@ -19,7 +19,7 @@ from trm_bench.analysis.table import SCALE
 from trm_bench.files import TEMPORARY
 from trm_bench.protocol.schema import Protocol
 from trm_bench.report.tracking import CELL, MOST, PARENT, Store, load
-from trm_bench.runs.config import RunConfig
+from trm_bench.runs.config import Imported, RunConfig
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Cell, Record
 from trm_bench.runs.store import read_plan, read_record
@@ -266,7 +266,17 @@ def _parameters(config: RunConfig) -> dict[str, Any]:
     walk("", config.model_dump(mode="json", exclude=NOT_PARAMETERS))  # type: ignore[arg-type]
     walk("subjects", {part: len(members) for part, members in config.subjects.parts().items()})
     walk("method", {**config.method.parameters, "name": config.method.name})
+    if config.source is not None:
+        walk("source", _of_source(config.source))
     return flat
+
+
+def _of_source(source: RunConfig | Imported) -> dict[str, Any]:
+    """What a run's parameters say of its source."""
+    if isinstance(source, Imported):
+        return {"id": source.id, "sha256": source.sha256, "classes": len(source.domain.classes)}
+    seen = {"images": list(source.domain.images), "labels": source.domain.labels}
+    return {"id": source.id, "dataset": source.dataset, **seen}
 
 
 def _metrics(record: Record) -> Iterator[tuple[str, int, float]]:

@@ -19,9 +19,9 @@ import numpy as np
 
 from trm_bench import __version__
 from trm_bench.analysis.table import HIGHER_IS_BETTER
-from trm_bench.analysis.transferability import predicts
+from trm_bench.analysis.transferability import CLASSES, predicts, variable_of
 from trm_bench.analysis.verdict import RULES
-from trm_bench.report import tables, transferability, words
+from trm_bench.report import figures, sides, tables, transferability, words
 from trm_bench.report.drawing import Chart
 from trm_bench.report.evidence import PHANTOM, Evidence
 
@@ -36,6 +36,14 @@ TONES = {
     "smaller than claimed": "open",
     "contradicted": "bad",
     "not reproduced": "bad",
+}
+
+
+# what the columns of a conditional matrix are, by LEEP's source variable, and the head of one
+CONDITIONS = {
+    CLASSES: ("source class", "source"),
+    "clusters": ("cluster", "cluster"),
+    "probe": ("class of the probe", "probe"),
 }
 
 
@@ -102,7 +110,7 @@ def report(
         gone=words.gone(evidence),
         judge_notes=words.notes(evidence),
         tables=[(tables.build(evidence, m), not HIGHER_IS_BETTER[m]) for m in evidence.scores],
-        pictures=[*map(picture, charts), *(_overlay(*overlay) for overlay in overlays.items())],
+        pictures=[*map(picture, charts), *(_overlay(evidence, *o) for o in overlays.items())],
         absent=absent,
         sensitivity=list(words.sensitivity(evidence)),
         over_transfers=words.over_transfers(evidence),
@@ -115,12 +123,16 @@ def report(
         findings=list(words.findings(evidence)),
         diagnostics=list(_diagnostics(evidence)),
         matrices=list(_matrices(evidence)),
-        transferability=transferability.section(evidence.predicts, evidence.reference),
+        transferability=transferability.section(
+            evidence.predicts, evidence.reference, transferability.what_counts(evidence)
+        ),
         unfinished=[(c.transfer, c.method, c.seed, why) for c, why in unfinished],
         left_out=[(x.subject, x.file, x.reason) for x in plan.left_out],
         spent=list(_spent(evidence)),
         balance=list(_balance(evidence)),
         data=list(_data(evidence)),
+        data_sets=list(_data_sets(evidence)),
+        networks=list(_networks(evidence)),
         environments=list(_environments(evidence)),
         config=yaml.safe_dump(protocol, sort_keys=False, allow_unicode=True),
     )
@@ -158,13 +170,15 @@ def picture(chart: Chart) -> dict[str, str]:
     }
 
 
-def _overlay(transfer: str, path: Path) -> dict[str, str]:
+def _overlay(evidence: Evidence, transfer: str, path: Path) -> dict[str, str]:
+    of_source = figures.shown_of_source(evidence.results, transfer)
+    said = of_source.replace("source prediction", "prediction of the source network")
     return {
         "title": f"Transfer risk map, {transfer}",
-        "caption": "Test subjects of the first seed: image with its label (outline), prediction of "
-        "the source network, risk map, the voxels that fine-tuning lost and won against training "
+        "caption": "Test subjects of the first seed: image with its label (outline), "
+        f"{said}, risk map, the voxels that fine-tuning lost and won against training "
         "from scratch, and errors.",
-        "alt": f"Slices of test subjects of {transfer}: image, source prediction, risk map, lost "
+        "alt": f"Slices of test subjects of {transfer}: image, {of_source}, risk map, lost "
         "and won voxels",
         "source": _embedded(path),
     }
@@ -196,18 +210,22 @@ def _diagnostics(evidence: Evidence) -> Iterator[tuple[object, ...]]:
         per_class = np.mean([r.get("risk_per_class", [np.nan]) for r in runs], axis=0)
         listed = ", ".join(f"{x:.4g}" for x in per_class)
         share = f"{100 * explained:.2f} %"
+        variable = variable_of(runs[0])
+        method = method if variable == CLASSES else f"{method}, {variable}"
         yield transfer, method, f"{leep:.4f}", share, f"{risk:.4g}", listed, len(runs)
 
 
-def _matrices(evidence: Evidence) -> Iterator[tuple[str, list[str], list[list[object]]]]:
+def _matrices(evidence: Evidence) -> Iterator[tuple[str, str, list[str], list[list[object]]]]:
+    """Title, what it conditions on, head and rows."""
     for (transfer, method), runs in _of_runs(evidence).items():
         several = [np.array(r["conditional"], float) for r in runs if r.get("conditional")]
         if method != evidence.focus or not several:
             continue
         matrix = np.mean([m for m in several if m.shape == several[0].shape], axis=0)
-        header = ["target class", *[f"source {c}" for c in range(matrix.shape[1])]]
+        on, noun = CONDITIONS.get(variable_of(runs[0]), CONDITIONS[CLASSES])
+        header = ["target class", *[f"{noun} {c}" for c in range(matrix.shape[1])]]
         rows = [[k, *[f"{x:.4f}" for x in row]] for k, row in enumerate(matrix)]
-        yield f"{transfer}, {method}", header, rows
+        yield f"{transfer}, {method}", on, header, rows
 
 
 def _spent(evidence: Evidence) -> Iterator[tuple[object, ...]]:
@@ -249,14 +267,27 @@ def _data(evidence: Evidence) -> Iterator[tuple[object, ...]]:
         for part, subjects in record.manifest.items():
             parts.setdefault(part, {}).update(subjects)
     for transfer, parts in by_transfer.items():
-        files = {
-            name: size
+        files = {  # files of two data sets may have one name
+            (name, digest): size
             for part in parts.values()
             for of_subject in part.values()
-            for name, (size, _) in of_subject.items()
+            for name, (size, digest) in of_subject.items()
         }
         counts = [len(parts.get(part, ())) for part in ("train", "val", "test")]
         yield transfer, *counts, len(files), f"{sum(files.values()) / 2**20:.1f} MiB"
+
+
+def _data_sets(evidence: Evidence) -> Iterator[tuple[object, ...]]:
+    for about in sides.data_sets(evidence.results):
+        yield tuple(about[key] or DASH for key in ("name", "title", "licence", "citation"))
+
+
+def _networks(evidence: Evidence) -> Iterator[tuple[object, ...]]:
+    results = evidence.results
+    for name, config in sides.imported(results).items():
+        channels = ", ".join(config.domain.images)
+        head, took = sides.classes_of(config), sides.account(results, config)
+        yield name, config.sha256, config.network.name, channels, head, took
 
 
 def _environments(evidence: Evidence) -> Iterator[tuple[object, ...]]:

@@ -166,11 +166,11 @@ def build(evidence: Evidence, metric: str = "") -> Table:
     for names in (["gain", "low", "high"], RELATIVE):
         ranked.append([_gain(scores.gain(m), names) for m in evidence.methods])
     ranked.append(_costs(evidence))
-    unit = evidence.gain_unit(metric)
+    unit, mixed = evidence.gain_unit(metric), evidence.is_mixed(metric)
     return Table(
         title=f"{evidence.name}: {NAMES[metric]} [{evidence.unit(metric)}]",
         columns=[
-            *evidence.transfers,
+            *(f"{t} [{evidence.unit(metric, t)}]" if mixed else t for t in evidence.transfers),
             "mean",
             f"gain [{unit}]",
             "gain [% rel.]",
@@ -223,8 +223,13 @@ def _costs(evidence: Evidence) -> list[Cell]:
 
 
 def overall(evidence: Evidence, scores: Scores, method: str) -> Cell:
-    """Over transfers, of methods that have all of them: else it would compare different things."""
+    """Over transfers, of methods that have all of them: else it would compare different things.
+
+    None where transfers differ in their unit.
+    """
     if scores.grid is None or any((t, method) in scores.incomplete for t in evidence.transfers):
+        return Cell(None)
+    if evidence.is_mixed(scores.metric):
         return Cell(None)
     return over_seeds(np.mean([scores.by_seed(t, method) for t in evidence.transfers], axis=0))
 

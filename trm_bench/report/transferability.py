@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from trm_bench.analysis.transferability import FEWEST_TRANSFERS, MEASURES
-from trm_bench.report import words
+from trm_bench.analysis.transferability import (
+    CLASSES,
+    FEWEST_TRANSFERS,
+    MEASURES,
+    shared_variable,
+    source_variables,
+)
+from trm_bench.report import sides, words
 from trm_bench.report.drawing import (
     BLUE,
     DARK,
@@ -33,6 +39,11 @@ if TYPE_CHECKING:
 FEWEST_CELLS = 3  # for a chart
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, DARK)
 MARKERS = ("o", "^")
+VARIABLES = {
+    CLASSES: "the source's classes",
+    "clusters": "clusters of the source's features",
+    "probe": "a probe of the source's features",
+}
 TITLES = {"leep": "LEEP", "risk_mean": "mean risk"}
 
 
@@ -49,12 +60,13 @@ class Section:
     notes: list[str]
 
 
-def section(found: pd.DataFrame, reference: str) -> Section:
+def section(found: pd.DataFrame, reference: str, also: Sequence[str] = ()) -> Section:
     """The table and its notes.
 
     Args:
         found: Of `predicts`.
         reference: The method whose gain over scratch is foreseen.
+        also: What else is to be noted.
     """
     rows = found.to_dict("records")
     notes = [
@@ -69,7 +81,8 @@ def section(found: pd.DataFrame, reference: str) -> Section:
         f"Rank correlation with the gain of {reference} over scratch",
         ["measure", "of use if", "weighted tau", "95 % interval", "tau", "cells", "transfers"],
         [_row(row) for row in rows if row["n_cells"]],
-        notes + [f"{TITLES[row['measure']]}: {row['note']}." for row in rows if row["note"]],
+        [*notes, *also]
+        + [f"{TITLES[row['measure']]}: {row['note']}." for row in rows if row["note"]],
     )
 
 
@@ -95,6 +108,33 @@ def pooled(several: Mapping[str, Evidence]) -> pd.DataFrame:
     return rows[["results", *rows.columns.drop("results")]]
 
 
+def what_counts(evidence: Evidence) -> list[str]:
+    """Of which source variable LEEP is, where it is not the source's classes, and what has none."""
+    known = source_variables(evidence.results, evidence.focus)
+    shared = shared_variable(known)
+    headless = {
+        transfer: way.names[-2]
+        for (transfer, _), way in sides.ways(evidence.results).items()
+        if not way.configs[-2].has_head
+    }
+    notes = []
+    if shared != CLASSES:
+        notes.append(f"LEEP and risks are of {_named(shared)}, not of the source's classes.")
+    if others := {t: m.variable for (t, _), m in known.items() if m.variable != shared}:
+        listed = ", ".join(f"{t} ({_named(v)})" for t, v in others.items())
+        notes.append(f"Left out, since LEEP of another source variable does not compare: {listed}.")
+    if absent := [t for t in headless if not any(key[0] == t for key in known)]:
+        notes.append(
+            f"Left out, since the source has no head and no method made a map without one: "
+            f"{', '.join(absent)}."
+        )
+    return notes
+
+
+def _named(variable: str) -> str:
+    return VARIABLES.get(variable, variable)
+
+
 # ------------------------------------------------------------------------------------------- chart
 
 
@@ -105,6 +145,7 @@ def chart(evidence: Evidence) -> Drawing:
         raise DoesNotApply(
             f"needs {FEWEST_CELLS} transfers or seeds with scratch, {evidence.reference} and a "
             f"risk map, has {len(cells)}"
+            + "".join(f". {note.removesuffix('.')}" for note in what_counts(evidence))
         )
     figure, axes = panels(len(MEASURES), 3.6, 3.6, sharey=True)
     listed = []
@@ -125,7 +166,8 @@ def chart(evidence: Evidence) -> Drawing:
         f"A mark a transfer and seed: the gain of {evidence.reference} in "
         f"{NAMES[evidence.main.metric]} over scratch against what was known before training on "
         "the target. Below 0 is negative transfer. Titles: weighted Kendall's tau, and its 95 % "
-        f"interval from {FEWEST_TRANSFERS} transfers on, of a bootstrap of whole transfers.",
+        f"interval from {FEWEST_TRANSFERS} transfers on, of a bootstrap of whole transfers."
+        + "".join(f" {note}" for note in what_counts(evidence)),
         f"Gain of {evidence.reference} over scratch in {len(cells)} cells against two measures. "
         f"{'; '.join(listed)}.",
     )

@@ -216,6 +216,7 @@ class Planner:
             divided = divide(transfer, self.cohorts, self.protocol.split, seed)
             jobs, source = self._sources(transfer, seed, divided)
             parts = self._parts(transfer, divided.target)
+            unit = self.cohorts[transfer.target.data].dataset.distance_unit
             for arm, subjects in product(arms[transfer.name], parts):
                 job = self._run(transfer, seed, subjects, source, arm)
                 needed = jobs if job.source else []
@@ -223,7 +224,13 @@ class Planner:
                 if job.id not in known:
                     plan.runs.append(job)
                 known |= {job.id, *(j.id for j in needed)}
-                cell = Cell(transfer=transfer.name, method=arm.label, seed=seed, run=job.id)
+                cell = Cell(
+                    transfer=transfer.name,
+                    method=arm.label,
+                    seed=seed,
+                    run=job.id,
+                    distance_unit=unit,
+                )
                 plan.cells.append(cell)
         return plan
 

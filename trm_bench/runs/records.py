@@ -16,12 +16,21 @@ Curve = list[tuple[int, float]]
 
 
 class Cell(Strict):
-    """A cell of the table, and the run that fills it."""
+    """A cell of the table, and the run that fills it.
+
+    Attributes:
+        transfer: Its name.
+        method: Its label.
+        seed: Of the training.
+        run: The id of its record.
+        distance_unit: Of distances between surfaces; see `datasets.base.Dataset`.
+    """
 
     transfer: str
     method: str
     seed: int
     run: str
+    distance_unit: Literal["mm", "voxels"] = "mm"
 
 
 class LeftOut(Strict):
@@ -189,7 +198,6 @@ class StoredPlan(Strict):
         data: Whether the subjects are real or the stand-in.
         settings: Hash of what all runs of the table share.
         left_out: Subjects that cannot be used.
-        distance_unit: Of distances between surfaces; see `datasets.base.Dataset`.
         cells: By transfer, method and seed.
         tuned: Where the methods' values come from, if they are tuned.
     """
@@ -199,7 +207,6 @@ class StoredPlan(Strict):
     data: Literal["phantom", "real"]
     settings: str
     left_out: tuple[LeftOut, ...] = ()
-    distance_unit: Literal["mm", "voxels", "mm or voxels"] = "mm"
     cells: tuple[Cell, ...]
     tuned: TunedNote | None = None
 
