@@ -35,7 +35,9 @@ def read_all(protocol: Protocol, results: ResultsFolder, display: Display) -> di
             try:
                 imported[name] = _read(protocol, name, config, results, display)
             except UserError as error:
-                where = f"domains.{name}.{error.where}" if error.where in KEYS else error.where
+                where, key = error.where, error.where
+                if isinstance(key, str) and key.partition(".")[0] in KEYS:
+                    where = f"domains.{name}.{key}"
                 raise UserError(error.what, where, error.fix) from error
     return imported
 
@@ -85,6 +87,7 @@ def _read(
     arrays.write_checkpoint(file, about, {n: t for n, t in state.items() if n not in initial})
     left = f", {len(account.left_out)} left out" if account.left_out else ""
     kept = sum(not parts.in_head(n) for n in initial)
-    rest = f", {kept} of the network keep their initial values" if kept else ""
+    without = "keep their initial values, and its features and scores mean little"
+    rest = f", {kept} of the network {without}" if kept else ""
     display.say(f"{name}: {len(account.loaded)} tensors of {path.name} loaded{left}{rest}")
     return imported
