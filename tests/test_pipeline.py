@@ -18,7 +18,6 @@ import toy
 from trm_bench import methods, pipeline, preparing, seeds
 from trm_bench.analysis.table import COLUMNS
 from trm_bench.data import patches
-from trm_bench.datasets.decathlon import Decathlon
 from trm_bench.errors import UserError
 from trm_bench.methods import Method
 from trm_bench.methods.registry import REGISTRY
@@ -151,10 +150,10 @@ class TestResults:
 
     @pytest.mark.parametrize("unit", ["mm", "voxels"])
     def test_the_plan_names_the_unit_of_distances(
-        self, unit: str, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+        self, unit: str, tmp_path: Path, toy_data: Path
     ) -> None:
-        monkeypatch.setattr(Decathlon, "distance_unit", unit)
-        folder = run(tmp_path, toy_data, methods=["scratch"]).folder.path
+        data = {**toy.protocol(toy_data)["data"], "distance_unit": unit}
+        folder = run(tmp_path, toy_data, methods=["scratch"], data=data).folder.path
         assert {cell.distance_unit for cell in read(folder).plan.cells} == {unit}
 
 

@@ -260,7 +260,7 @@ class TestNames:
         assert heading("t1->t2", 2.2) == "t1 → t2"
         wide = heading("brain_extraction_net->hippocampus->anterior_and_posterior_part@5", 2.2)
         assert wide.splitlines()[0] == "brain_extraction_net" and wide.count("→") == 2
-        assert max(map(len, wide.splitlines())) <= int(2.2 / 0.075)
+        assert max(map(len, wide.splitlines())) <= int(2.2 / 0.085)
         assert shortened("a" * 40 + "z", 11) == "aaaaa…aaaaz"
 
     def test_a_legend_of_long_names_stays_inside(self, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def plain(text: str) -> str:
 
 def heading(transfer: str, inches: float) -> str:
     """A transfer's name in lines that fit above a panel: broken before arrows, cut if need be."""
-    most = int(inches / 0.075)  # characters of a title
+    most = int(inches / 0.085)  # characters of a title
     first, *rest = plain(transfer).split(" → ")
     lines = [shortened(first, most)]
     for name in rest:
