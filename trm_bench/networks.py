@@ -31,6 +31,7 @@ ENCODERS = {
     "BasicUNet": r"conv_0|down_",
     "PlainConvUNet": r"encoder|decoder\.encoder",  # listed a second time in the decoder
     "ResidualEncoderUNet": r"encoder|decoder\.encoder",
+    "FlexibleUNet": r"encoder",
     "DynUNet": r"input_block|downsamples|bottleneck|skip_layers(\.next_layer)*+\.(?!upsample)",
     "SegResNet": r"convInit|down_layers",
     "SwinUNETR": r"swinViT|encoder",

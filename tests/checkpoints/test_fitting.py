@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,3 +155,30 @@ def test_rules_that_are_none(
     monkeypatch.setattr(fitting, "MOST_SECONDS", 0.3)
     with pytest.raises(UserError, match=message):
         fitting.renamed(["a", "b", 60 * "a" + "!"], rules)
+
+
+def test_an_encoder_like_medicalnets_loads_whole(tmp_path: Path) -> None:
+    """A ResNet under `state_dict`, with the `module.` of parallel training, without a decoder."""
+    from monai.networks.nets import resnet10
+
+    resnet = resnet10(
+        spatial_dims=3,
+        n_input_channels=1,
+        feed_forward=False,
+        shortcut_type="B",
+        bias_downsample=False,
+    )
+    state = {f"module.{name}": tensor for name, tensor in resnet.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state, "optimizer": {}}, tmp_path / "resnet_10.pth")
+    foreign = checkpoints.read(tmp_path / "resnet_10.pth")
+    config = NetworkConfig.model_validate(
+        {"name": "FlexibleUNet", "backbone": "resnet10", "decoder_channels": [64, 32, 16, 8, 8]}
+    )
+    unet, parts = networks.build(config, 1, 2, 3, seed=0), networks.parts(config, 1, 3)
+    encoder = [("^", "encoder.")]
+    fitted, account = checkpoints.fit(foreign.tensors, unet, parts, encoder, partial=True)
+    assert set(account.loaded.values()) == set(parts.encoder) and not account.left_out
+    assert set(account.initial) == set(unet.state_dict()) - set(parts.encoder)
+    assert torch.equal(
+        fitted["encoder.layer4.0.conv2.weight"], state["module.layer4.0.conv2.weight"]
+    )

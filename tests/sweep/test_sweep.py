@@ -337,7 +337,7 @@ class TestFailures:
             raise RuntimeError("no luck")
 
         monkeypatch.setattr(execute, "_train_source", fail)
-        with pytest.raises(UserError, match=r"source mri:whole seed 0: .*no luck"):
+        with pytest.raises(UserError, match=r"source whole seed 0: .*no luck"):
             sweep(tmp_path, toy_data)
 
 
@@ -393,18 +393,18 @@ class TestBudgets:
     ) -> None:
         given: list[Job] = []
         opened: set[str] = set()
-        run, opening = LocalPool.run, execute._open
+        run, opening = LocalPool.run, execute.open_expected
 
         def seen(self: LocalPool, tasks: Any, listen: Any) -> None:
             given.extend(a for t in tasks for a in t.arguments if isinstance(a, Job))
             run(self, tasks, listen)
 
-        def noted(job: Job, subject: str, digest: str) -> Any:
+        def noted(path: Path, subject: str, digest: str) -> Any:
             opened.add(subject)
-            return opening(job, subject, digest)
+            return opening(path, subject, digest)
 
         monkeypatch.setattr(LocalPool, "run", seen)
-        monkeypatch.setattr(execute, "_open", noted)
+        monkeypatch.setattr(execute, "open_expected", noted)
         outcome = sweep(tmp_path, toy_data)
         whole = parse(toy.protocol(toy_data, methods=["finetune"]), "test")
         quiet = pipeline.Display(quiet=True)
