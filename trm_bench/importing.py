@@ -35,7 +35,8 @@ def read_all(protocol: Protocol, results: ResultsFolder, display: Display) -> di
             try:
                 imported[name] = _read(protocol, name, config, results, display)
             except UserError as error:
-                where = f"domains.{name}.{error.where}" if error.where in KEYS else error.where
+                mine = str(error.where).partition(".")[0] in KEYS
+                where = f"domains.{name}.{error.where}" if mine else error.where
                 raise UserError(error.what, where, error.fix) from error
     return imported
 

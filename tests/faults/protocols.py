@@ -331,7 +331,7 @@ ACROSS = {
 def of_domains(scene: Scene, name: str, command: str) -> None:
     (scene.folder / "p.yaml").write_text(dumped(domains(scene.base)))
     key, value = ACROSS[name]
-    names = [*key.split(".")[1:], key, "--set"]
+    names = [*key.split("."), value]
     call(scene, command, "--set", f"{key}={value}", names=names, refused=True)
 
 
@@ -414,6 +414,7 @@ def chosen(scene: Scene, name: str, command: str) -> None:
 def cases(base: Base, seed: int) -> Iterator[Case]:
     """All of them: every key with every value through the file, a part of them through --set."""
     draws = random.Random(seed)
+
     def case(kind: str, name: str, play: Callable[..., None], *given: Any) -> Case:
         is_choice = play is chosen and CHOICES[given[0]][0] != "--set"
         command = draws.choice(("check", "run") if is_choice else tuple(COMMANDS))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from faults import arguments, disks, kills, protocols, results, scans, tracking
+from faults import arguments, checkpoints, disks, kills, protocols, results, scans, tracking
 from faults.base import Base, build
 from faults.case import (
     CODE,
@@ -31,6 +31,7 @@ QUICK = {
     "results": (results.cases, 6),
     "tracking": (tracking.cases, 6),
     "scans": (scans.cases, 20),
+    "checkpoints": (checkpoints.cases, 20),
     "arguments": (arguments.cases, 40),
 }
 """Kind to what makes its cases, and how many of each of its kinds are played here."""
