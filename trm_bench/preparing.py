@@ -68,13 +68,13 @@ def open_data(
             `stop`, or a checkpoint does not fit.
     """
     opened = open_sets(protocol, results if stand_in else None, display)
-    transfers_of(protocol, opened)  # names are checked before the long work
+    transfers_of(protocol, opened)  # names and networks are checked before the long work
+    imported = importing.read_all(protocol, results, display)
     cohorts, left_out, phantoms = {}, list[LeftOut](), stand_in
     for data, dataset in opened.items():
         cohorts[data], unusable = _prepared(protocol, data, dataset, results, jobs, display)
         left_out += unusable
         phantoms |= phantom.is_phantom(dataset.root)
-    imported = importing.read_all(protocol, results, display)
     return Data(cohorts, imported, left_out, "phantom" if phantoms else "real")
 
 

@@ -124,7 +124,7 @@ def test_one_name_of_a_module_that_is_listed_twice_is_enough() -> None:
     own.load_state_dict(state)
     assert all(torch.equal(own.state_dict()[name], tensor) for name, tensor in once.items())
     twice = {**once, "skip_layers.downsample.conv1.conv.weight": torch.zeros(2, 1, 3, 3)}
-    with pytest.raises(UserError, match="two values"):
+    with pytest.raises(UserError, match="is another value for"):
         checkpoints.fit(twice, own, parts)
 
 

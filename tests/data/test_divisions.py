@@ -159,6 +159,16 @@ def test_no_patient_is_on_two_sides(
     refuse_two_sides(found, way, cohorts)
 
 
+def test_the_subjects_of_a_domain() -> None:
+    own = cohort(HERE, people(2, 3, 4))
+
+    def number(**sites: tuple[str, ...]) -> int:
+        return len(own.of(domain(**sites)))
+
+    assert [number(), number(institutions=("a", "c"))] == [9, 6]
+    assert number(except_institutions=("c",)) == 5
+
+
 class TestSharedPool:
     """A source of the same patients, as between modalities: what results so far were made with."""
 
@@ -179,7 +189,9 @@ class TestSharedPool:
     def test_the_order_of_sites_does_not_matter(self) -> None:
         one, other = (domain(institutions=s) for s in (("a", "b"), ("b", "a")))
         assert same_patients(one, other)
-        assert not same_patients(one, domain()) and not same_patients(one, domain(THERE))
+        for other in (domain(), domain(THERE), domain(except_institutions=("c",))):
+            assert not same_patients(one, other)
+            assert other == domain() or not same_patients(domain(), other)
 
     def test_what_one_preparation_lacks_is_in_no_part(self) -> None:
         finer = self.COHORTS[FINER]

@@ -87,6 +87,7 @@ def test_tables_say_institution_and_patient(tmp_path: Path) -> None:
         ("name,x\n", "no column"),
         ("subject,{}\ncase_001\n", "csv:2: the row is not one"),
         ("subject,{}\ncase_001,A\ncase_001,B\n", "csv:3: case_001 has the"),
+        ('subject,{}\ncase_001,"A\nB"\n', "csv:3: a name holds a control character"),
         ("subject,{}\ncase_9,A\n", "no training case is called case_9"),
         ('subject,{}\n"case_001', "no csv table"),
     ],

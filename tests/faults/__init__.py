@@ -6,7 +6,7 @@ them take minutes and none can take the suite along. `make faults` runs every ca
 docs/faults.md; `test_faults.py` runs a few of every kind.
 """
 
-from faults import arguments, disks, kills, protocols, results, scans, tracking
+from faults import arguments, checkpoints, disks, kills, nnunet, protocols, results, scans, tracking
 
 EVERY = (
     kills.cases,
@@ -15,6 +15,8 @@ EVERY = (
     results.cases,
     tracking.cases,
     scans.cases,
+    nnunet.cases,
+    checkpoints.cases,
     arguments.cases,
 )
 """What makes cases, each from the base and a seed."""

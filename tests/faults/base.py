@@ -170,8 +170,7 @@ def build(folder: Path, runner: Runner) -> Base:
         write_network(elsewhere / f"{name}.pt", seed)
     write_protocol(folder / "p.yaml", data)
     write_protocol(elsewhere / "p.yaml", data, **across(data, elsewhere))
-    whole = ("report", "verdict", "power", "compare")
-    beside = {"elsewhere": _twice(elsewhere, runner, COMMANDS[:1], whole)}
+    beside = {"elsewhere": _twice(elsewhere, runner, COMMANDS[:1], ("report", "compare"))}
     beside["elsewhere"].folder.joinpath("data").symlink_to(data)
     return _twice(folder, runner, COMMANDS, READ, beside)
 

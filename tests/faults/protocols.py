@@ -6,13 +6,15 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import yaml
 
-from faults.base import Base
+from faults.base import Base, dumped
 from faults.case import CODE, Case, Scene, shown
+from trm_bench.seals import digest_of_file
 
 HOLE = "HERE_A_BAD_VALUE"  # a word that YAML writes without quotes
 
@@ -101,18 +103,37 @@ def call(scene: Scene, command: str, *rest: str, names: list[str], refused: bool
         scene.fault(CODE, f"executed code of a protocol: {shown(answer)}")
 
 
-def in_file(scene: Scene, path: tuple[str | int, ...], value: str, command: str) -> None:
+def domains(base: Base) -> dict[str, Any]:
+    """A protocol of domains, with every key that they and what goes with them can have."""
+    raw = base.beside["elsewhere"].raw()
+    one = raw["domains"]["one"]
+    one |= {"sha256": digest_of_file(Path(one["checkpoint"])), "network": raw["network"]}
+    one |= {"rename": [["^net", "model"]], "partial": False}
+    volume = raw["data"]["volume"]
+    sites = {"dataset": "nnunet", "root": str(base.sites), "images": ["mr1"], "volume": volume}
+    sites |= {"institutions": ["A", "B"], "labels": {"ball": [1, 2]}, "distance_unit": "voxels"}
+    raw["domains"] = {"here": {}, "one": one, "sites": sites}
+    raw["data"] |= {"label_maps": {"low": {"low": [1]}}, "distance_unit": "mm"}
+    raw["transfers"] |= {"pairs": [["one", "here"], ["one", "sites", "here"]], "same_task": True}
+    return raw
+
+
+def in_file(
+    scene: Scene, of: Callable[[Base], Any], path: tuple[str | int, ...], value: str, command: str
+) -> None:
     """A bad value in the file."""
-    raw = scene.base.raw()
+    raw = of(scene.base)
     text = holed(raw, path, VALUES[value])
     (scene.folder / "p.yaml").write_text(text, encoding="utf-8")
     refused = is_refused(path, value_at(raw, path), value)
     call(scene, command, names=[*keys(path), "p.yaml"], refused=refused)
 
 
-def in_option(scene: Scene, path: tuple[str | int, ...], value: str, command: str) -> None:
+def in_option(
+    scene: Scene, of: Callable[[Base], Any], path: tuple[str | int, ...], value: str, command: str
+) -> None:
     """The same through --set."""
-    raw = scene.base.raw()
+    raw = of(scene.base)
     (scene.folder / "p.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     where = ".".join(map(str, path))
     refused = is_refused(path, value_at(raw, path), value)
@@ -125,7 +146,7 @@ def is_refused(path: tuple[str | int, ...], now: Any, value: str) -> bool:
 
     A network's own arguments mean something to the network alone, which not all commands build.
     """
-    is_number = isinstance(now, int | float) and not isinstance(now, bool) and path[0] != "network"
+    is_number = isinstance(now, int | float) and not isinstance(now, bool) and "network" not in path
     return value in (NO_NUMBER if is_number else NEVER)
 
 
@@ -246,6 +267,118 @@ def senseless(scene: Scene, name: str, command: str) -> None:
     call(scene, command, "--set", TWICE[name], names=names, refused=True)
 
 
+OF_DOMAINS = ("data", "domains", "transfers", "keep")
+ACROSS = {
+    "a pair of one": ("transfers.pairs", "[[here]]"),
+    "a chain of eleven": ("transfers.pairs", f"[[{', '.join(f'd{i}' for i in range(11))}]]"),
+    "a pair of an unknown domain": ("transfers.pairs", "[[one, their]]"),
+    "a domain to itself": ("transfers.pairs", "[[here, here]]"),
+    "a checkpoint as target": ("transfers.pairs", "[[here, one]]"),
+    "a checkpoint in between": ("transfers.pairs", "[[sites, one, here]]"),
+    "leave one out of domains": ("transfers.pairs", "leave_one_out"),
+    "domains of another kind": ("transfers.kind", "cross_task"),
+    "a single domain": ("domains", "{here: {}}"),
+    "an unknown way of channels": ("transfers.channels", "median"),
+    "an unknown image": ("domains.sites.images", "[mr2]"),
+    "an image twice": ("domains.sites.images", "[mr1, mr1]"),
+    "an unknown institution": ("domains.sites.institutions", "[A, C]"),
+    "institutions of a set without": ("domains.here.institutions", "[A]"),
+    "an unknown label map": ("domains.sites.labels", "wohle"),
+    "an unknown label value": ("domains.sites.labels", "{ball: [3]}"),
+    "the background as class": ("domains.sites.labels", "{ball: [0]}"),
+    "a class called background": ("domains.sites.labels", "{background: [1]}"),
+    "a label value in two classes": ("domains.sites.labels", "{a: [1], b: [1]}"),
+    "a class without values": ("domains.sites.labels", "{a: []}"),
+    "a class of the dataset's name": ("data.label_maps", "{whole: {x: [1]}}"),
+    "an unknown dataset": ("domains.sites.dataset", "nnunett"),
+    "another layout": ("domains.sites.dataset", "decathlon"),
+    "no such folder": ("domains.sites.root", "nowhere"),
+    "a variable that is not set": ("domains.sites.root", "${NOT_SET_ANYWHERE}/x"),
+    "no such checkpoint": ("domains.one.checkpoint", "nowhere.pt"),
+    "a variable in a checkpoint": ("domains.one.checkpoint", "${NOT_SET_ANYWHERE}.pt"),
+    "a device as checkpoint": ("domains.one.checkpoint", "/dev/zero"),
+    "a folder as checkpoint": ("domains.one.checkpoint", "/etc"),
+    "the protocol as checkpoint": ("domains.one.checkpoint", "p.yaml"),
+    "another sha256": ("domains.one.sha256", "0" * 63 + "1"),
+    "a sha256 in capitals": ("domains.one.sha256", "F" * 64),
+    "a short sha256": ("domains.one.sha256", "abc"),
+    "another network": ("domains.one.network.channels", "[8, 8]"),
+    "an unknown network": ("domains.one.network.name", "UNett"),
+    "a class alone": ("domains.one.classes", "[background]"),
+    "classes of another head": ("domains.one.classes", "[background, a, b]"),
+    "a class twice": ("domains.one.classes", "[a, a]"),
+    "more channels": ("domains.one.channels", "[a, b]"),
+    "no channels": ("domains.one.channels", "[]"),
+    "an open bracket": ("domains.one.rename", '[["(", ""]]'),
+    "a rule of one": ("domains.one.rename", '[["a"]]'),
+    "a group that is not there": ("domains.one.rename", r"[['model', '\9']]"),
+    "a group of no name": ("domains.one.rename", r"[['model', '\g<x>']]"),
+    "a rule that takes for ever": ("domains.one.rename", "[['((\\w*)*)*$', '']]"),
+    "a rule of deep brackets": ("domains.one.rename", f"[['{'(' * 140}a{')' * 140}', '']]"),
+    "a huge repetition": ("domains.one.rename", "[['a{4294967296}', '']]"),
+    "a rule that spoils all names": ("domains.one.rename", "[['.*', '']]"),
+    "a rule that makes names grow": ("domains.one.rename", f"[['.', '{'x' * 300}']]"),
+    "a thousand rules": ("domains.one.rename", f"[{', '.join(['[a, b]'] * 1000)}]"),
+    "both a checkpoint and a dataset": ("domains.one.dataset", "decathlon"),
+    "a name like a path": ("domains", "{../a: {}, /etc/passwd: {}, here: {}}"),
+    "the head of other classes": ("domains.here.labels", "lower_upper"),
+    "an unknown unit": ("domains.sites.distance_unit", "inches"),
+    "an unknown way to keep": ("keep", "some"),
+}  # fmt: skip
+"""A key of `domains` and a value that makes no sense there."""
+
+
+def of_domains(scene: Scene, name: str, command: str) -> None:
+    (scene.folder / "p.yaml").write_text(dumped(domains(scene.base)))
+    key, value = ACROSS[name]
+    names = [*key.split("."), value]
+    call(scene, command, "--set", f"{key}={value}", names=names, refused=True)
+
+
+EXTENDS: dict[str, tuple[str, dict[str, str]]] = {
+    "itself": ("p.yaml", {}),
+    "itself by a way": ("./../case/p.yaml", {}),
+    "in turn": ("b.yaml", {"b.yaml": "extends: p.yaml\n"}),
+    "a long chain": ("b0.yaml", {f"b{i}.yaml": f"extends: b{i + 1}.yaml\n" for i in range(2000)}),
+    "nothing there": ("none.yaml", {}),
+    "nothing": ('""', {}),
+    "the folder": (".", {}),
+    "the folder above": ("..", {}),
+    "outside": ("../p.yaml", {}),
+    "/etc/passwd": ("/etc/passwd", {}),
+    "/dev/zero": ("/dev/zero", {}),
+    "a home": ("~/p.yaml", {}),
+    "a variable": ("${HOME}/p.yaml", {}),
+    "a link out": ("link.yaml", {"link.yaml": "-> /etc/passwd"}),
+    "a link to itself": ("link.yaml", {"link.yaml": "-> link.yaml"}),
+    "a link back": ("link.yaml", {"link.yaml": "-> p.yaml"}),
+    "a list": ("[b.yaml]", {"b.yaml": "{}"}),
+    "a number": ("3", {}),
+    "NUL": ('"a\\0b"', {}),
+    "long text": ("x" * 5000, {}),
+    "a list in it": ("b.yaml", {"b.yaml": "- 1\n"}),
+    "no YAML in it": ("b.yaml", {"b.yaml": "{"}),
+    "an unknown key in it": ("b.yaml", {"b.yaml": "sedes: [0]\n"}),
+    "a wrong value in it": ("b.yaml", {"b.yaml": "keep: some\n"}),
+    "code in it": ("b.yaml", {"b.yaml": '!!python/object/apply:os.system ["touch owned"]'}),
+    "a bomb in it": ("b.yaml", {"b.yaml": f"x-shared:\n{indent(BOMB, '  ')}"}),
+    "deep mappings in both": ("b.yaml", {"b.yaml": f"description: {'{a: ' * 900}1{'}' * 900}\n"}),
+}
+"""What the protocol extends, and the files beside it."""
+
+
+def extended(scene: Scene, name: str, command: str) -> None:
+    below, beside = EXTENDS[name]
+    for file, text in beside.items():
+        if text.startswith("-> "):
+            (scene.folder / file).symlink_to(text.removeprefix("-> "))
+        else:
+            (scene.folder / file).write_text(text)
+    own = scene.base.text.replace("seeds:", "description: x\nseeds:")
+    (scene.folder / "p.yaml").write_text(f"{own}extends: {below}\n")
+    call(scene, command, names=["extends", "p.yaml", *beside], refused=True)
+
+
 CHOICES = {
     "a seed twice": ("--seeds", "0,00"),
     "a superscript seed": ("--seeds", "²"),
@@ -281,24 +414,31 @@ def chosen(scene: Scene, name: str, command: str) -> None:
 def cases(base: Base, seed: int) -> Iterator[Case]:
     """All of them: every key with every value through the file, a part of them through --set."""
     draws = random.Random(seed)
-    every = list(paths(base.raw()))
 
     def case(kind: str, name: str, play: Callable[..., None], *given: Any) -> Case:
         is_choice = play is chosen and CHOICES[given[0]][0] != "--set"
         command = draws.choice(("check", "run") if is_choice else tuple(COMMANDS))
-        if play is senseless:  # a network is built by these alone
+        if play in (senseless, of_domains):  # a network is built by these alone
             command = draws.choice(("check", "run"))
+        if play is senseless:
             command = "check" if "network" in TWICE[given[0]] else command
         return Case(
             f"protocol: {kind}", f"{name} ({command})", partial(_play, play, given, command)
         )
 
-    for path in every:
-        where = ".".join(map(str, path))
-        for value in VALUES:
-            yield case("values", f"{where} is {value}", in_file, path, value)
-        for value in draws.sample(sorted(VALUES), 6):
-            yield case("--set", f"{where}={value}", in_option, path, value)
+    for kind, of, blocks in (("values", Base.raw, None), ("domains", domains, OF_DOMAINS)):
+        for path in paths(of(base)):
+            if blocks and path[0] not in blocks:
+                continue
+            where = ".".join(map(str, path))
+            for value in VALUES:
+                yield case(kind, f"{where} is {value}", in_file, of, path, value)
+            for value in draws.sample(sorted(VALUES), 6):
+                yield case("--set", f"{kind}: {where}={value}", in_option, of, path, value)
+    for name in ACROSS:
+        yield case("domains", name, of_domains, name)
+    for name in EXTENDS:
+        yield case("extends", name, extended, name)
     for name in TEXTS:
         yield case("files", name, odd_text, name)
     for i in range(60):

@@ -293,7 +293,8 @@ def used(kind: str, damage: Damage, seed: str, scene: Scene) -> None:
     path, others = chosen(base, out, kind, draws)
     before = path.read_bytes()
     damage(path, draws, others)
-    codes = (0, 2) if is_same(path, before) else (2,)
+    is_whole = is_same(path, before) or (kind in ELSEWHERE and damage in (exchange, another))
+    codes = (0, 2) if is_whole else (2,)  # a network may be copied, under any name
     if kind == "tuned":
         tail = ("--out", scene.folder / "new", "--dry-run")
         scene.call("run", base.protocol, "--tuned", path, *tail, codes=codes, names=[path.name])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from faults import arguments, disks, kills, protocols, results, scans, tracking
+from faults import arguments, checkpoints, disks, kills, nnunet, protocols, results, scans, tracking
 from faults.base import Base, build
 from faults.case import (
     CODE,
@@ -27,10 +27,12 @@ from faults.runner import Runner
 
 SEED = 0
 QUICK = {
-    "protocols": (protocols.cases, 25),
-    "results": (results.cases, 6),
+    "protocols": (protocols.cases, 18),
+    "results": (results.cases, 5),
     "tracking": (tracking.cases, 6),
     "scans": (scans.cases, 20),
+    "checkpoints": (checkpoints.cases, 10),
+    "nnunet": (nnunet.cases, 12),
     "arguments": (arguments.cases, 40),
 }
 """Kind to what makes its cases, and how many of each of its kinds are played here."""

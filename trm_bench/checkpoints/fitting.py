@@ -118,8 +118,8 @@ def fit(
         value = tensor.to(own[now].dtype)
         for alias in places[_place(own[now])]:
             if alias in reached and not torch.equal(state[alias], value):
-                what = f"has two values for '{now}', which the network lists twice"
-                raise UserError(what, f"tensor {name}", "correct `rename`")
+                what = f"'{name}' is another value for '{now}', which the network lists twice"
+                raise UserError(what, "rename", "correct it")
             state[alias] = value.clone()
             reached.add(alias)
         loaded[name] = now
@@ -152,7 +152,7 @@ def _reason(tensor: Tensor, place: Tensor | None, now: str, parts: Parts, with_h
     if tensor.is_floating_point() != place.is_floating_point():
         return f"of {tensor.dtype} where {place.dtype} is wanted"
     if not bool(tensor.isfinite().all()):
-        raise UserError("holds NaN or infinity", f"tensor {now}", "get another checkpoint")
+        raise UserError(f"'{now}' holds NaN or infinity", "checkpoint", "get another one")
     return ""
 
 

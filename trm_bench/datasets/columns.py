@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 from trm_bench.datasets.subjects import LONGEST_ID
@@ -11,6 +12,7 @@ from trm_bench.errors import UserError
 from trm_bench.inputs import read_text
 
 MOST_BYTES = 2**24
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def read_column(file: Path, subject: str, column: str, fix: str) -> dict[str, str]:
@@ -23,8 +25,8 @@ def read_column(file: Path, subject: str, column: str, fix: str) -> dict[str, st
         fix: What the person can do about a malformed file.
 
     Raises:
-        UserError: A column is missing, a row is not one value of each, or a subject has two values;
-            with the line.
+        UserError: A column is missing, a row is not one value of each, a name is too long or
+            holds control characters, or a subject has two values; with the line.
     """
     found: dict[str, str] = {}
     try:
@@ -41,6 +43,8 @@ def read_column(file: Path, subject: str, column: str, fix: str) -> dict[str, st
                 raise UserError(f"the row is not one {column} and one {subject}", where, fix)
             if max(len(name), len(value)) > LONGEST_ID:
                 raise UserError(f"a name of more than {LONGEST_ID} letters", where, fix)
+            if CONTROL.search(name + value):
+                raise UserError("a name holds a control character", where, fix)
             if found.setdefault(name, value) != value:
                 what = f"{name} has the {column} {found[name]} and the {column} {value}"
                 raise UserError(what, where, fix)

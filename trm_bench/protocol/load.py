@@ -80,10 +80,10 @@ def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(name, str):
         raise UserError("is not the name of a protocol", where, "give a file, or a bundled one")
     base = known.get(name) or path.parent / name
+    if not is_file(base):  # so that it can be resolved
+        raise UserError(f"no protocol '{name}'", where, nearest(name, list(known)))
     if name not in known and not base.resolve().is_relative_to(path.parent.resolve()):
         raise UserError(f"'{name}' lies outside the protocol's folder", where, "copy it there")
-    if not is_file(base):
-        raise UserError(f"no protocol '{name}'", where, nearest(name, list(known)))
     if base.resolve() in (path.resolve(), *below) or len(below) > DEEPEST:
         raise UserError(f"'{name}' extends this protocol in turn", where, "remove one of the two")
     return _over(_extended(base, (*below, path.resolve())), raw)
