@@ -131,3 +131,18 @@ def test_runs_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     summary = json.loads((outcome.folder.path / "summary.json").read_text())
     assert summary["data"] == ("real" if name in REAL else "phantom")
     assert list((outcome.folder.path / "figures").glob("risk_*.png"))
+
+
+@pytest.mark.slow
+def test_fets_runs_on_real_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's setting on scans of its kind: BraTS patients in the layout of FeTS2021."""
+    monkeypatch.setenv("TRM_DATA", str(real_data("MICCAI_FeTS2021_TrainingData").parent))
+    small = [f"training.{part}.patch=[32, 32, 32]" for part in ("source", "target")]
+    small += ["data.volume.spacing=[6, 6, 6]", "transfers.pairs=[[flair, t1]]"]
+    small += ["split={source: 4, target: {train: 2, val: 1, test: 2}, design: fixed}"]
+    small += ["tracking=off", "methods=[scratch, trm]", "metrics=[dice]", *SHORT, "seeds=[0]"]
+    loaded = load_protocol("fets_cross_modality", small)
+    outcome = pipeline.run(loaded, tmp_path, device=torch.device("cpu"), jobs=1, pages=False)
+    assert set(outcome.states) == {"finished"}
+    table = pd.read_csv(outcome.folder.path / "metrics.csv")
+    assert table.subject.str.startswith("Brats18").all() and table.subject.nunique() == 2
