@@ -126,7 +126,8 @@ def in_file(
     text = holed(raw, path, VALUES[value])
     (scene.folder / "p.yaml").write_text(text, encoding="utf-8")
     refused = is_refused(path, value_at(raw, path), value)
-    call(scene, command, names=[*keys(path), "p.yaml"], refused=refused)
+    names = [*keys(path), "p.yaml", VALUES[value].strip('"') or "p.yaml"]  # it may name a file
+    call(scene, command, names=names, refused=refused)
 
 
 def in_option(
