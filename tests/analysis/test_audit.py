@@ -117,7 +117,7 @@ def pending(folder: Path, toy_data: Path) -> list[audit.Audit]:
     results = read(folder)
     quiet = Display(quiet=True)
     data = pipeline.open_data(results.plan.protocol, results.folder.results, False, 1, quiet)
-    return audit.pending(results, data.prepared)
+    return audit.pending(results, data.cohorts)
 
 
 @pytest.fixture
