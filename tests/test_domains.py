@@ -341,3 +341,17 @@ def test_verify_knows_all_of_it(
     again = run(raw, tmp_path / "out")
     assert [r.started for r in again] == [r.started for r in records], "nothing was done twice"
     assert read_record(folder.record(records[0].id)) == records[0]
+
+
+def test_a_damaged_import_is_told_by_the_report(
+    toy_data: Path, tmp_path: Path, trm_bench: Run
+) -> None:
+    """Whose table says what became of its tensors."""
+    checkpoints = TestCheckpoints()
+    raw = checkpoints.protocol(checkpoints.save(tmp_path / "net.pt"), toy_data)
+    (record,) = run({**raw, "methods": ["finetune"]}, tmp_path / "out")
+    assert record.source is not None
+    file = tmp_path / "out/sources" / f"{record.source.id}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, said = trm_bench("report", tmp_path / "out")
+    assert code == 0 and "warning" in said and file.name in said

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trm_bench.errors import Damaged
 from trm_bench.runs.arrays import open_checkpoint
+from trm_bench.runs.config import Imported
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Cell, Record, StoredPlan, Trials
 from trm_bench.runs.store import open_audit, open_model, open_record, read_model, read_tuned
@@ -121,11 +122,16 @@ def of_report(folder: ProtocolFolder) -> Health:
     """
     plan = read_model(StoredPlan, folder.plan)
     cells = plan.cells if plan else ()
-    all_of_it = Health(damaged=of_sweep(folder).damaged)
+    all_of_it, imported = Health(damaged=of_sweep(folder).damaged), set[str]()
     for run in dict.fromkeys(cell.run for cell in cells):
         found = of_run(folder, run)
         all_of_it.damaged += found.damaged
         all_of_it.missing += [path for path in found.missing if path == folder.record(run)]
+        source = found.record.config.source if found.record else None
+        if isinstance(source, Imported):
+            imported.add(source.id)
+    for identity in sorted(imported):  # whose accounts a report tells
+        all_of_it.damaged += of_source(folder.results.source(identity)).damaged
     all_of_it.damaged += of_audits(folder, cells).damaged
     return all_of_it
 
