@@ -59,7 +59,7 @@ def play(
 ) -> None:
     """Plays cases, as many at a time as there are runners.
 
-    The first runner begins with the slow ones, so that no one waits for them at the end.
+    All runners but the last begin with the slow ones, so that no one waits for them at the end.
     """
     waiting = deque(sorted(cases, key=lambda case: not case.slow))
     lock = threading.Lock()
@@ -70,7 +70,8 @@ def play(
             with lock:
                 if not waiting:
                     return
-                case = waiting.popleft() if number == 0 else waiting.pop()
+                slow_first = number < max(1, len(runners) - 1)
+                case = waiting.popleft() if slow_first else waiting.pop()
             start = time.monotonic()
             scene = case.run(base, runner, scratch)
             played.add(case, scene, time.monotonic() - start, len(cases))
