@@ -63,9 +63,8 @@ def test_formats_may_be_mixed_on_one_grid(ending: str, tmp_path: Path) -> None:
     scan = of.read(of.subjects()[0], ("ct",))
     np.testing.assert_array_equal(scan.image[0], noise(0)[::-1, ::-1])
     np.testing.assert_array_equal(scan.label, labels((0, 1, 2, 3))[::-1, ::-1])
-    disk = of.as_on_disk(of.subjects()[0], ("ct",), scan.image[0])
-    np.testing.assert_array_equal(disk.get_fdata(), noise(0))
-    np.testing.assert_allclose(disk.affine, layouts.LPS)
+    np.testing.assert_array_equal(scan.grid.put_back(scan.image[0]), noise(0))
+    np.testing.assert_allclose(scan.grid.affine, layouts.LPS)
 
 
 @pytest.mark.parametrize("kind", ["i2", "u2", "f8"])
