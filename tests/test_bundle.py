@@ -65,7 +65,7 @@ def test_the_readme_gives_what_predict_gives(
     np.testing.assert_array_equal(inside["case"]["pred"][0].numpy(), wanted)
     assert 0 < wanted.mean() < 1
     given = torch.rand(1, len(images), *config(**changes).training.patch)
-    own = compute.source_network(config(**changes), weights(**changes), CPU)
+    own = compute.frozen(config(**changes), weights(**changes), CPU)
     with torch.no_grad():
         torch.testing.assert_close(inside["network"](given), own(given), rtol=0, atol=0)
 
