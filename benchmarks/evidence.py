@@ -53,7 +53,7 @@ def compared(job: Job, trained: bool) -> Iterator[tuple[Any, ...]]:
         state = compute.build(about.config, CPU).state_dict()
     maps: dict[str, np.ndarray] = {}
     for evidence in get_args(Evidence):
-        source = compute.source_network(about.config, state, CPU)
+        source = compute.frozen(about.config, state, CPU)
         run, _ = compute.start(job.config, source, partial(execute.load_part, job, CPU), CPU)
         method = create("trm", {"risk": "neg_log", "weight": "risk", "evidence": evidence})
         start = time.perf_counter()
