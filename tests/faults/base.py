@@ -22,7 +22,7 @@ TRAINING = {
     "optimizer": {"name": "adamw", "lr": 0.01},
 }
 HERE = ("--jobs", "1", "--device", "cpu")
-TIMED = (".html", "sweep/trials.csv", "sweep/summary.md")
+TIMED = (".html", "provenance.json", "sweep/trials.csv", "sweep/summary.md")
 """Files that say when they were made or what it took; two are equal by chance alone."""
 COMMANDS = (["run"], ["sweep", "--trials", "1", "--methods", "finetune,trm"])
 READ = {  # readers of results, each with what follows its name; {out} is the results folder
