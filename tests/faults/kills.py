@@ -23,6 +23,11 @@ from faults.runner import Answer, environment
 FOLDERS, KILLS = 14, 10  # so many folders, and at most so many kills in each before it may end
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 LONGEST = 300.0  # seconds of a command in processes of its own, on a busy machine
+
+# below nohup, or in the background of a script, some are ignored, which children inherit
+for _number in SIGNALS:
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 COMMANDS: dict[str, tuple[str, ...]] = {"run": (), "sweep": ("--trials", "2")}
 STEADY = (".csv", ".md", ".tex", ".nii.gz", "tuned.yaml")
 """Ends of the names of files that come out the same, with tracking and without."""
