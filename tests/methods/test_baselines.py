@@ -132,7 +132,8 @@ def test_declares_what_it_uses_beyond_fine_tuning(name: str) -> None:
     assert ("validation" in used or kind.validation_in_training_set) == kind.uses_validation
 
 
-READING = {"evidence": "classes", "components": 5, "scope": "all", "risk": "one_minus", "normalise": "none", "weight": "power",
+READING = {"evidence": "classes", "components": 5,
+           "scope": "all", "risk": "one_minus", "normalise": "none", "weight": "power",
            "strength": 1.0, "base": 3.0, "denominator": "label_foreground", "over": "all",
            "with_dice": None}  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
