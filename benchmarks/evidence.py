@@ -62,9 +62,9 @@ def compared(job: Job, trained: bool) -> Iterator[tuple[Any, ...]]:
         maps[evidence] = run.training_set.fields[FIELD].numpy()
         labelled = run.training_set.label.numpy() > 0
         places = (np.ones_like(labelled), labelled)
-        tau = [spearmanr(maps["classes"][at], maps[evidence][at]).statistic for at in places]
+        ranks = [spearmanr(maps["classes"][at], maps[evidence][at]).statistic for at in places]
         d = run.diagnostics
-        yield evidence, d["leep"], d["class_explained"], *tau, took, d.get("evidence", "")
+        yield evidence, d["leep"], d["class_explained"], *ranks, took, d.get("evidence", "")
 
 
 if __name__ == "__main__":

@@ -160,3 +160,18 @@ def test_runs_without_predictions_are_left_out(copy: Path, toy_data: Path) -> No
     assert set(work.records) == {"scratch", "finetune"}, "nor those with another run's prediction"
     shutil.rmtree(copy / "predictions" / runs["scratch"])
     assert pending(copy, toy_data) == [], "without scratch nothing can be lost or won"
+
+
+def test_maps_of_features_are_left_out_and_the_rest_is_not(tmp_path: Path, toy_data: Path) -> None:
+    """Their readout is not in the record, so that the map could only be another one."""
+    fitted = [{"name": "trm", "label": e, "evidence": e} for e in ("clusters", "probe")]
+    methods = ["scratch", "finetune", "trm", *fitted]
+    path = toy.write_protocol(tmp_path / "toy.yaml", toy_data, methods=methods)
+    folder = pipeline.run(pipeline.load(str(path)), tmp_path / "out", jobs=1).folder.path
+    assert len(list(read(folder).finished())) == 5
+    found = only(folder)
+    assert set(found["outcomes"]) == {"finetune", "trm", "clusters", "probe"}
+    assert {"trm", "trm_prior"} >= set(found["auroc"]) > set()
+    for cell, record in read(folder).finished():
+        if cell.method in ("clusters", "probe"):
+            assert record.diagnostics["evidence"]["kind"] == cell.method
