@@ -14,6 +14,7 @@ from trm_bench.data.patches import PatchSampler, SubjectStore
 from trm_bench.datasets.base import LabelMap
 from trm_bench.methods import Context
 from trm_bench.methods.registry import REGISTRY, create
+from trm_bench.methods.trm import TransferRiskMap
 from trm_bench.protocol.schema import EvaluationConfig, NetworkConfig, TrainingConfig
 from trm_bench.training import evaluation
 from trm_bench.training.loop import Curves, train
@@ -99,6 +100,17 @@ def context(
         seed_axes=("test", dims),
         device=CPU,
     )
+
+
+def prepared(
+    name: str, run: Context | None = None, **parameters: Any
+) -> tuple[Context, TransferRiskMap]:
+    """A method of TRM's family and its run, after `prepare`."""
+    run = run or context()
+    method = create(name, parameters)
+    method.prepare(run)
+    assert isinstance(method, TransferRiskMap)
+    return run, method
 
 
 @dataclass

@@ -83,7 +83,7 @@ def _store_bytes(plan: Plan, data: pipeline.Data) -> int:
     for config in (job.config for job in plan.runs):
         per_voxel = 2 * len(config.domain.images) + 2 + 4
         members = (m for part in config.subjects.parts().values() for m in part)
-        volumes = (find(data.cohorts, config.dataset, config.volume, m.digest) for m in members)
+        volumes = (find(data.cohorts, config.dataset, config.volume, *m) for m in members)
         voxels = sum(math.prod(volume.shape) for volume in volumes if volume)
         largest = max(largest, voxels * per_voxel)
     return largest

@@ -70,8 +70,7 @@ def _read(
     found = health.of_source(file)
     if found.done:
         return imported
-    for line in health.set_aside(found.damaged):
-        display.warn(line)
+    health.set_aside(found.damaged, display.warn)
     network = compute.frozen(imported, {}, torch.device("cpu"))
     parts = networks.parts(protocol.network, len(config.channels), protocol.spatial_dims)
     state, account = checkpoints.fit(

@@ -49,12 +49,11 @@ def PlainConvUNet(
     return _built(
         "PlainConvUNet",
         spatial_dims,
+        in_channels,
+        out_channels,
+        features_per_stage,
         norm,
         nonlin,
-        input_channels=in_channels,
-        num_classes=out_channels,
-        n_stages=len(features_per_stage),
-        features_per_stage=features_per_stage,
         strides=strides,
         kernel_sizes=kernel_sizes,
         n_conv_per_stage=n_conv_per_stage,
@@ -86,12 +85,11 @@ def ResidualEncoderUNet(
     network = _built(
         "ResidualEncoderUNet",
         spatial_dims,
+        in_channels,
+        out_channels,
+        features_per_stage,
         norm,
         nonlin,
-        input_channels=in_channels,
-        num_classes=out_channels,
-        n_stages=len(features_per_stage),
-        features_per_stage=features_per_stage,
         strides=strides,
         kernel_sizes=kernel_sizes,
         n_blocks_per_stage=n_blocks_per_stage,
@@ -123,7 +121,16 @@ def require_package() -> None:
         ) from error
 
 
-def _built(name: str, spatial_dims: int, norm: str, nonlin: str, **arguments: Any) -> nn.Module:
+def _built(
+    name: str,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    features_per_stage: Sequence[int],
+    norm: str,
+    nonlin: str,
+    **arguments: Any,
+) -> nn.Module:
     """The network with nnU-Net's initial weights (He et al. 2015, of slope 0.01).
 
     The package makes heads at every resolution, for deep supervision; here the finest alone is
@@ -134,6 +141,10 @@ def _built(name: str, spatial_dims: int, norm: str, nonlin: str, **arguments: An
     if (norm, spatial_dims) not in NORMS or nonlin not in ACTIVATIONS:
         raise ValueError(f"norm is instance or batch, nonlin is {' or '.join(ACTIVATIONS)}")
     network = getattr(unet, name)(
+        input_channels=in_channels,
+        num_classes=out_channels,
+        n_stages=len(features_per_stage),
+        features_per_stage=features_per_stage,
         conv_op=nn.Conv2d if spatial_dims == 2 else nn.Conv3d,
         norm_op=NORMS[norm, spatial_dims],
         norm_op_kwargs={"eps": 1e-5, "affine": True},

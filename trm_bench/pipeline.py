@@ -21,7 +21,7 @@ from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.files import remove_leftovers
 from trm_bench.methods.registry import REGISTRY, create, trainable
-from trm_bench.preparing import Data, mend, open_data
+from trm_bench.preparing import Data, open_data
 from trm_bench.protocol import Protocol, load_protocol
 from trm_bench.protocol.choices import choose_methods, choose_seeds, refuse_borrowed_labels
 from trm_bench.protocol.transfers import choose_transfers
@@ -142,7 +142,7 @@ def _store_plan(
         cells=tuple(plan.cells),
         tuned=tuned and tuned.note,
     )
-    mend(health.of_plan(folder).damaged, display)
+    health.set_aside(health.of_plan(folder).damaged, display.warn)
     kept, dropped = write_plan(folder, stored)
     if kept or dropped:
         earlier = f"{kept} cells of earlier commands stay in the table"
@@ -225,7 +225,7 @@ def train(
     jobs_by_id = {job.id: job for jobs in missing.values() for job in jobs}
     if not jobs_by_id:
         return
-    mend((error for job in jobs_by_id for error in found[job].damaged), display)
+    health.set_aside((error for job in jobs_by_id for error in found[job].damaged), display.warn)
     # sources come first in the dictionary, so that a task stands after the one it depends on
     tasks = [
         Task(i, execute.do, (job,), after=(job.source,) if job.source in jobs_by_id else ())
@@ -261,7 +261,7 @@ def _audit(folder: ProtocolFolder, data: Data, executor: Executor, display: Disp
     results = read_results(folder)
     for error in results.damaged.values():  # of an earlier command's methods, which stay its own
         display.warn(str(error))
-    mend(health.of_audits(folder, results.cells).damaged, display)
+    health.set_aside(health.of_audits(folder, results.cells).damaged, display.warn)
     missing = audit.pending(results, data.cohorts)
     if not missing:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +141,7 @@ def _whole(paths: Mapping[str, Path], display: Display) -> dict[str, Prepared]:
                 damaged.append(found)
             elif found is not None:
                 prepared[subject] = found
-    mend(damaged, display)
+    health.set_aside(damaged, display.warn)
     return prepared
 
 
@@ -155,12 +155,6 @@ def _opened(subject: str, path: Path) -> Prepared | Damaged | None:
     except Damaged as error:
         return error
     return found
-
-
-def mend(damaged: Iterable[Damaged], display: Display) -> None:
-    """Sets damaged files aside, so that they are made again, and says so once."""
-    for line in health.set_aside(damaged):
-        display.warn(line)
 
 
 def _prepare_all(

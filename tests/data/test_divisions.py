@@ -12,7 +12,7 @@ from helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trm_bench.data.cohorts import Cohort
+from trm_bench.data.cohorts import Cohort, find
 from trm_bench.data.divisions import Division, divide, same_patients
 from trm_bench.data.splits import split
 from trm_bench.datasets.base import Subject
@@ -272,3 +272,18 @@ class TestSourceOfItsOwn:
     def test_two_sources_may_share_patients(self) -> None:
         found = self.divided(domain(THERE), domain(THERE), target=domain())
         assert found.sources[0] == found.sources[1]
+
+
+def test_a_volume_is_found_by_its_subject_and_its_files() -> None:
+    """Two subjects of one part may be copies: each has a volume of its own."""
+    made = cohort(HERE, [(1, "a"), (1, "a")])
+    twins: Any = made.prepared
+    first, second = twins
+    twins[second].digest = twins[first].digest
+    cohorts, digest = {HERE: made}, twins[first].digest
+    for subject in (first, second):
+        assert find(cohorts, "fake", HERE.volume, subject, digest) is twins[subject]
+    assert find(cohorts, "fake", HERE.volume, first, "other files") is None
+    assert find(cohorts, "fake", HERE.volume, "nobody", digest) is None
+    assert find(cohorts, "fake", FINER.volume, first, digest) is None
+    assert find(cohorts, "other", HERE.volume, first, digest) is None

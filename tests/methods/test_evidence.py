@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import CPU, context, positions, random, same, state, trained
+from harness import CPU, context, positions, prepared, random, same, state, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
@@ -30,7 +30,7 @@ from trm_bench.methods.evidence import (
     source_variable,
 )
 from trm_bench.methods.registry import REGISTRY, create
-from trm_bench.methods.trm import FIELD, TransferRiskMap
+from trm_bench.methods.trm import FIELD
 from trm_bench.networks import Parts
 from trm_bench.seeds import deterministic
 from trm_bench.training.loop import Curves, train
@@ -320,16 +320,6 @@ def test_a_readout_is_the_map_of_the_features_of_every_voxel(dims: int) -> None:
 # ------------------------------------------------------------------------------------ maps of a run
 
 
-def prepared(
-    run: Context | None = None, name: str = "trm", **parameters: Any
-) -> tuple[Context, TransferRiskMap]:
-    run = run or context()
-    method = create(name, parameters)
-    method.prepare(run)
-    assert isinstance(method, TransferRiskMap)
-    return run, method
-
-
 def weights(run: Context) -> Tensor:
     return run.training_set.fields[FIELD]
 
@@ -349,7 +339,7 @@ def without_head(**options: Any) -> Context:
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("risk", ["neg_log", "one_minus"])
 def test_maps_are_finite_and_vary_within_classes(evidence: str, scope: str, risk: str) -> None:
-    run, _ = prepared(without_head(), evidence=evidence, scope=scope, risk=risk)
+    run, _ = prepared("trm", without_head(), evidence=evidence, scope=scope, risk=risk)
     assert bool(weights(run).isfinite().all()) and run.diagnostics["leep"] < 1e-6
     if scope != "labelled":
         assert run.diagnostics["class_explained"] < 0.99
@@ -365,10 +355,10 @@ def test_informative_features_under_a_head_that_tells_nothing() -> None:
         assert run.source is not None
         for weight in run.source.get_submodule(run.parts.head).parameters():
             weight.data.zero_()
-        prepared(run, evidence=evidence, risk="neg_log")
+        prepared("trm", run, evidence=evidence, risk="neg_log")
         leep[evidence] = run.diagnostics["leep"]
         explained[evidence] = run.diagnostics["class_explained"]
-    prior = prepared(context(), "trm_prior", risk="neg_log")[0].diagnostics["leep"]
+    prior = prepared("trm_prior", context(), risk="neg_log")[0].diagnostics["leep"]
     assert leep["classes"] == pytest.approx(prior, rel=1e-6)
     assert explained["classes"] > 0.999
     for evidence in FITTED:
@@ -382,7 +372,7 @@ def test_constant_features_give_the_map_of_the_prior() -> None:
         assert run.source is not None
         for weight in run.source.parameters():
             weight.data.zero_()
-        prepared(run, name, evidence=evidence, risk="neg_log")
+        prepared(name, run, evidence=evidence, risk="neg_log")
         runs.append(run)
     by_clusters, by_probe, prior = map(weights, runs)
     torch.testing.assert_close(by_clusters, prior)
@@ -406,7 +396,7 @@ def test_separable_features_see_no_risk() -> None:
     store.image = 50 * (store.label > 0)[None].half()
     run.source, run.parts = nn.Sequential(nn.Identity(), nn.Identity()), Parts("1", (), ())
     for evidence in FITTED:
-        prepared(run, evidence=evidence, risk="neg_log")
+        prepared("trm", run, evidence=evidence, risk="neg_log")
         assert run.diagnostics["leep"] == pytest.approx(0, abs=1e-2)
 
 
@@ -435,7 +425,7 @@ def test_a_class_that_one_subject_lacks(evidence: str, scope: str) -> None:
     run = context()
     size = run.training_set.volume(0)[1].numel()
     run.training_set.label[:size] = 0
-    prepared(run, evidence=evidence, scope=scope, risk="neg_log")
+    prepared("trm", run, evidence=evidence, scope=scope, risk="neg_log")
     assert bool(weights(run).isfinite().all())
     assert weights(run).max() < 3.0**20, "no risk of a class that a probe never saw"
     if evidence == "probe":
@@ -450,13 +440,13 @@ def test_one_subject_without_any_label(evidence: str) -> None:
         setattr(run.training_set, name, getattr(run.training_set, name)[:1])
     for name in ("image", "label", "brain"):
         setattr(run.training_set, name, getattr(run.training_set, name)[..., :size])
-    prepared(run, evidence=evidence)
+    prepared("trm", run, evidence=evidence)
     assert weights(run).shape == (size,) and bool(weights(run).isfinite().all())
     run.training_set.label.zero_()
-    prepared(run, evidence=evidence)
+    prepared("trm", run, evidence=evidence)
     assert run.diagnostics["leep"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="no voxel in scope='labelled'"):
-        prepared(run, evidence=evidence, scope="labelled")
+        prepared("trm", run, evidence=evidence, scope="labelled")
 
 
 @OWN_FEATURES
@@ -468,15 +458,15 @@ def test_a_map_depends_on_the_seed_of_the_run_and_on_nothing_before(
     runs[2].seed_axes = ("another seed",)
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
-    prepared(runs[0], evidence="probe" if evidence == "clusters" else "clusters")
+    prepared("trm", runs[0], evidence="probe" if evidence == "clusters" else "clusters")
     for run in runs:
-        prepared(run, evidence=evidence)
+        prepared("trm", run, evidence=evidence)
     one, again, other = map(weights, runs)
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 def test_the_shuffled_control_has_the_values_of_the_map() -> None:
-    own, mixed = (prepared(name=n, evidence="clusters")[0] for n in ("trm", "trm_shuffled"))
+    own, mixed = (prepared(n, evidence="clusters")[0] for n in ("trm", "trm_shuffled"))
     assert torch.equal(weights(own).sort().values, weights(mixed).sort().values)
     assert not torch.equal(weights(own), weights(mixed))
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from harness import CPU, context, trained
+from harness import CPU, context, prepared, trained
 from torch.nn import functional
 
 from trm_bench.errors import UserError
 from trm_bench.methods import Context
 from trm_bench.methods.registry import create
-from trm_bench.methods.trm import FIELD, TransferRiskMap
+from trm_bench.methods.trm import FIELD
 from trm_bench.protocol.schema import LossConfig, MethodTraining
 from trm_bench.seeds import deterministic
 from trm_bench.transfer_risk import LeepStatistics, RiskMap, soft_dice
@@ -23,16 +23,6 @@ FAMILY = ["trm", "trm_prior", "trm_uniform", "trm_shuffled"]
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     deterministic(CPU)
-
-
-def prepared(
-    name: str, run: Context | None = None, **parameters: Any
-) -> tuple[Context, TransferRiskMap]:
-    run = run or context()
-    method = create(name, parameters)
-    method.prepare(run)
-    assert isinstance(method, TransferRiskMap)
-    return run, method
 
 
 def weights(run: Context) -> list[torch.Tensor]:

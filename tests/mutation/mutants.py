@@ -381,7 +381,7 @@ MUTANTS = [
         ("another label map of the same name passes", "if dataset.label_maps.get(name, found) != found:", "if False:"),
         ("data.label_maps are every data set's", "if not domains or (data.dataset, data.root) == (shared.dataset, shared.root):", "if True:"),
         ("labels of a domain are the protocol's", "domain.labels if domain.labels is not None else data.labels", "data.labels"),
-        ("an institution need not exist", '_require("institution", institutions, sites,', '_require("institution", (), sites,'),
+        ("an institution need not exist", '_require("institution", institutions, known,', '_require("institution", (), known,'),
     ),
     # ----------------------------------------------------------------------------------- elsewhere
     *_of(
@@ -549,7 +549,7 @@ MUTANTS = [
     *_of(
         "runs.config",
         "runs/test_config",
-        ("a name ignores data.volume", 'self.model_dump(mode="json"))[:16]\n\n    @property\n    def spatial', 'self.model_dump(mode="json", exclude={"volume"}))[:16]\n\n    @property\n    def spatial'),
+        ("a name ignores data.volume", 'digest_of(self.model_dump(mode="json"))', 'digest_of(self.model_dump(mode="json", exclude={"volume"}))'),
     ),
     *_of(
         "runs.plan",

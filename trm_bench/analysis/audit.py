@@ -108,7 +108,7 @@ def pending(results: Results, cohorts: Cohorts) -> list[Audit]:
         test = {
             member.subject: volume.path
             for member in config.subjects.test
-            if (volume := find(cohorts, config.dataset, config.volume, member.digest))
+            if (volume := find(cohorts, config.dataset, config.volume, *member))
         }
         audits.append(Audit(results.folder, transfer, seed, records, code, test))
     return audits

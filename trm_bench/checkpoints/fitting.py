@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from trm_bench.errors import UserError
 from trm_bench.limits import Exceeded, limits
 from trm_bench.networks import Parts
+from trm_bench.protocol.domains import LONGEST_RULE
 from trm_bench.protocol.strict import Strict
 
 Rename = Sequence[tuple[str, str]]
 """Pairs of a regular expression and what takes its place."""
 
-LONGEST_PATTERN, MOST_RULES, LONGEST_NAME = 300, 1000, 500
+MOST_RULES, LONGEST_NAME = 1000, 500
 MOST_SECONDS = 10.0  # for renaming: some patterns take for ever on some names
 
 COARSE_HEADS = re.compile(r"(.*\.)?(deep_supervision_heads|super_head|seg_layers)\.")
@@ -54,8 +55,8 @@ def renamed(names: Sequence[str], rename: Rename) -> dict[str, str]:
     new = {name: name for name in names}
     for at, (pattern, replacement) in enumerate(rename):
         where = f"rename.{at}"
-        if max(len(pattern), len(replacement)) > LONGEST_PATTERN:
-            what = f"is longer than {LONGEST_PATTERN} characters"
+        if max(len(pattern), len(replacement)) > LONGEST_RULE:
+            what = f"is longer than {LONGEST_RULE} characters"
             raise UserError(what, where, "use a shorter expression")
         try:
             with limits(0, MOST_SECONDS):

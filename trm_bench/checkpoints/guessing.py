@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from trm_bench import networks
-from trm_bench.checkpoints.fitting import COARSE_HEADS, LONGEST_PATTERN, MOST_RULES, renamed
+from trm_bench.checkpoints.fitting import COARSE_HEADS, MOST_RULES, renamed
 from trm_bench.checkpoints.foreign import Foreign
 from trm_bench.errors import UserError
+from trm_bench.protocol.domains import LONGEST_RULE
 from trm_bench.protocol.schema import NetworkConfig
 
 Rules = list[tuple[str, str]]
@@ -162,7 +163,7 @@ def _by_order(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> Rules:
             old, new = _modules(left[block.a + k], right[block.b + k])
             if old != new:
                 rules.setdefault("^" + re.escape(old), new)
-    short = [(p, r) for p, r in rules.items() if max(len(p), len(r)) <= LONGEST_PATTERN]
+    short = [(p, r) for p, r in rules.items() if max(len(p), len(r)) <= LONGEST_RULE]
     return short[:MOST_RULES]
 
 

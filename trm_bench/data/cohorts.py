@@ -55,11 +55,13 @@ class Cohort:
 Cohorts = Mapping[SetConfig, Cohort]
 
 
-def find(cohorts: Cohorts, dataset: str, volume: VolumeConfig, digest: str) -> Prepared | None:
+def find(
+    cohorts: Cohorts, dataset: str, volume: VolumeConfig, subject: str, digest: str
+) -> Prepared | None:
     """A prepared volume by what a configuration says of it; None where it is no longer there."""
     for cohort in cohorts.values():
         if (cohort.dataset.name, cohort.data.volume) == (dataset, volume):
-            for prepared in cohort.prepared.values():
-                if prepared.digest == digest:
-                    return prepared
+            prepared = cohort.prepared.get(subject)
+            if prepared is not None and prepared.digest == digest:
+                return prepared
     return None

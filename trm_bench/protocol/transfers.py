@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import permutations
 from typing import TYPE_CHECKING
 
-from trm_bench.datasets.subjects import LabelMap
 from trm_bench.errors import UserError, nearest
 from trm_bench.protocol.choices import refuse_twice
 from trm_bench.protocol.data import Labels, name_of
@@ -107,30 +107,43 @@ def _others(domain: Source) -> Source:
 def _domains(protocol: Protocol, datasets: Datasets) -> dict[str, Source]:
     """What pairs can name."""
     data, kind = protocol.data, protocol.transfers.kind
+
+    @cache  # each time it is asked, a data set looks through its folder
+    def sites(of: SetConfig) -> list[str]:
+        return institutions_of(datasets[of])
+
     if kind == "cross_dataset":
         return {
-            name: _spelled_out(protocol, name, domain, datasets)
+            name: _spelled_out(protocol, name, domain, datasets, sites)
             if isinstance(domain, DomainConfig)
             else domain
             for name, domain in protocol.domains.items()
         }
-    dataset = datasets[protocol.set_of(DomainConfig())]
-    choices = {
-        "cross_modality": [
-            (name, DomainConfig(images=(name,))) for name in data.modalities or dataset.modalities
-        ],
-        "cross_task": [(name, DomainConfig(labels=name)) for name in dataset.label_maps],
-        "cross_institution": [
-            (name, DomainConfig(institutions=(name,))) for name in institutions_of(dataset)
-        ],
-    }[kind]
-    if kind == "cross_institution" and len(choices) < 2:
-        what = f"'{dataset.name}' tells {len(choices)} institutions apart"
-        raise UserError(what, "transfers.kind", "cross_institution takes two or more")
-    return {name: _spelled_out(protocol, name, domain, datasets) for name, domain in choices}
+    (own,) = protocol.sets
+    dataset = datasets[own]
+    if kind == "cross_modality":
+        names = data.modalities or dataset.modalities
+        choices = {name: DomainConfig(images=(name,)) for name in names}
+    elif kind == "cross_task":
+        choices = {name: DomainConfig(labels=name) for name in dataset.label_maps}
+    else:
+        choices = {name: DomainConfig(institutions=(name,)) for name in sites(own)}
+        if len(choices) < 2:
+            what = f"'{dataset.name}' tells {len(choices)} institutions apart"
+            raise UserError(what, "transfers.kind", "cross_institution takes two or more")
+    return {
+        name: _spelled_out(protocol, name, domain, datasets, sites)
+        for name, domain in choices.items()
+    }
 
 
-def _spelled_out(protocol: Protocol, name: str, domain: DomainConfig, datasets: Datasets) -> Domain:
+def _spelled_out(
+    protocol: Protocol,
+    name: str,
+    domain: DomainConfig,
+    datasets: Datasets,
+    sites: Callable[[SetConfig], list[str]],
+) -> Domain:
     """A domain with what it takes from `data`, every name in it known to its data set."""
     data, where = protocol.data, f"domains.{name}" if name in protocol.domains else "data"
     own = protocol.set_of(domain)
@@ -140,10 +153,10 @@ def _spelled_out(protocol: Protocol, name: str, domain: DomainConfig, datasets: 
     assert labels is not None, "which validation has seen to"
     institutions = domain.institutions or ()
     key = "images" if name in protocol.domains and domain.images else "modalities"
-    sites = institutions_of(dataset) if institutions else []
+    known = sites(own) if institutions else []
     _require("modality", images, dataset.modalities, f"{where}.{key}", dataset)
     _require("label map", [name_of(labels)], [*dataset.label_maps], f"{where}.labels", dataset)
-    _require("institution", institutions, sites, f"{where}.institutions", dataset)
+    _require("institution", institutions, known, f"{where}.institutions", dataset)
     return Domain(
         name=name, data=own, images=images, labels=name_of(labels), institutions=institutions
     )
@@ -193,12 +206,11 @@ def add_label_maps(protocol: Protocol, data: SetConfig, dataset: Dataset) -> Non
     described = [(where, name_of(labels), labels) for where, labels in own if labels is not None]
     if not domains or (data.dataset, data.root) == (shared.dataset, shared.root):
         described += [(f"data.label_maps.{n}", n, c) for n, c in shared.label_maps.items()]
-    known = {value for m in dataset.label_maps.values() for value in m.values}
     for where, name, classes in described:
         if isinstance(classes, str):
             continue
         try:
-            found = LabelMap.of(classes, known)
+            found = dataset.label_map(classes)
         except UserError as error:
             raise UserError(error.what, where, error.fix) from error
         if dataset.label_maps.get(name, found) != found:

@@ -81,13 +81,22 @@ class RunMethod(Strict):
     parameters: dict[str, Plain] = Field(default_factory=dict)
 
 
-class Imported(Strict):
+class Identified(Strict):
+    """What is named by all that it says."""
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of the hash of everything here."""
+        return digest_of(self.model_dump(mode="json"))[:16]
+
+
+class Imported(Identified):
     """A network that was trained elsewhere, resolved; no path.
 
     Attributes:
         schema_version: Of this class.
         kind: `checkpoint`.
-        sha256: Of its file, or of all files of a bundle.
+        sha256: Of the file with its weights.
         network: Name and arguments.
         spatial_dims: 2 for networks that see slices, 3 for volumes.
         domain: Names of the channels that it sees, and of its classes; none where it has no head.
@@ -107,17 +116,12 @@ class Imported(Strict):
     code: str
 
     @property
-    def id(self) -> str:
-        """16 hex digits of the hash of everything here."""
-        return digest_of(self.model_dump(mode="json"))[:16]
-
-    @property
     def has_head(self) -> bool:
         """Whether its class scores mean something."""
         return bool(self.domain.classes)
 
 
-class RunConfig(Strict):
+class RunConfig(Identified):
     """All that can change the numbers of a training, resolved; no path, label or date.
 
     A source network is a training like any other, with `kind` "source", the method `scratch` (or
@@ -170,11 +174,6 @@ class RunConfig(Strict):
         if self.training.precision == "auto":
             raise ValueError("training.precision: 'auto' must be resolved before a run is named")
         return self
-
-    @property
-    def id(self) -> str:
-        """16 hex digits of the hash of everything here."""
-        return digest_of(self.model_dump(mode="json"))[:16]
 
     @property
     def spatial_dims(self) -> int:

@@ -154,13 +154,13 @@ def kept(folder: ProtocolFolder, record: Record) -> Iterator[tuple[Path, str]]:
         yield folder.slices(record.id), record.slices
 
 
-def set_aside(damaged: Iterable[Damaged]) -> list[str]:
+def set_aside(damaged: Iterable[Damaged], tell: Callable[[str], None]) -> None:
     """Renames damaged files, so that they are made again and can still be looked at.
 
-    Returns:
-        A sentence on each.
+    Args:
+        damaged: What is to be said of each.
+        tell: Called with a sentence on each that is there.
     """
-    told = []
     for error in damaged:
         path = Path(error.where or "")
         aside = path.with_name(path.name + SUFFIX)
@@ -170,5 +170,4 @@ def set_aside(damaged: Iterable[Damaged]) -> list[str]:
             aside = path.with_name(f"{path.name}{SUFFIX}{number}")
         if path.exists() or path.is_symlink():
             path.rename(aside)
-            told.append(f"{path} {error.what}; set aside as {aside.name}, and made again")
-    return told
+            tell(f"{path} {error.what}; set aside as {aside.name}, and made again")

@@ -11,7 +11,7 @@ import torch
 from trm_bench import pipeline
 from trm_bench.display import Display
 from trm_bench.errors import UserError
-from trm_bench.preparing import mend, open_data
+from trm_bench.preparing import open_data
 from trm_bench.protocol.choices import choose_seeds, refuse_twice
 from trm_bench.protocol.schema import MethodConfig, Protocol, Transfer
 from trm_bench.protocol.sweep import SweepConfig
@@ -167,7 +167,7 @@ def sweep(
         transfers = choose_transfers(protocol, data.datasets, config.transfers or ())
         planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device)
         pipeline.check_networks(protocol, replace(planner, tested=False).plan(transfers))
-        mend(health.of_sweep(folder).damaged, display)
+        health.set_aside(health.of_sweep(folder).damaged, display.warn)
         groups = [(t.name, (t,)) for t in transfers]
         studies = [
             Study(chosen, of_study, space, name)
