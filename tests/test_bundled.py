@@ -42,6 +42,7 @@ SHORT = [
 # Protocol, on the phantom?, usable subjects that the target may have, whether the source has the
 # same, and the test subjects that the comments count on.
 COHORTS = [
+    ("demo", True, 20, True, 8),
     ("fets_binary_institution", True, 12, True, 4),
     ("fets_cross_institution", True, 12, False, 8),
     ("fets_cross_institution", True, 7, False, 3),
@@ -112,7 +113,7 @@ def cut(name: str) -> list[str]:
         sizes = ["phantom.subjects=16", "split.target={train: 1, val: 1, test: 1}"]
         return [*small, *sizes, "phantom.spacing=6", "split.source=2"]
     sizes = ["phantom.subjects=9", "split.target={train: 4, val: 1, test: 1}"]
-    return [*small, *sizes, "phantom.spacing=6", "split.source=3"]
+    return [*small, *sizes, "phantom.spacing=6", "split.source=3", "split.sets=1"]
 
 
 @pytest.mark.slow

@@ -53,8 +53,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _forget() -> None:
-    code_fingerprint.cache_clear()
-    fingerprint._is_uninstalled.cache_clear()
+    for kept in (code_fingerprint, fingerprint._is_uninstalled, fingerprint._read):
+        kept.cache_clear()
 
 
 def change(file: Path, text: str) -> bool:

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import site
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -56,6 +56,14 @@ def code_fingerprint(*modules: str) -> str:
     return digest_of([[name, code] for name, code in sorted(closure(*modules).items())])
 
 
+@cache
+def package_digest() -> str:
+    """sha256 of all files of this package: of what reports are written with, too."""
+    root = Path(__file__).parent
+    files = [p for p in sorted(root.rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
+    return digest_of({p.relative_to(root).as_posix(): p.read_bytes().hex() for p in files})
+
+
 def closure(*modules: str) -> dict[str, str]:
     """The modules whose code counts, and that code without comments and docstrings."""
     own = _own_packages(modules)
@@ -69,10 +77,17 @@ def closure(*modules: str) -> dict[str, str]:
             # a method from a prompt has no file, so that nothing tells its versions apart
             known |= {module: ""} if module in modules else {}
             continue
-        tree = _Stripped().visit(ast.parse(origin.read_text(encoding="utf-8")))
-        known[module] = ast.unparse(tree)
-        waiting += _imported(tree, module, is_package=origin.name == "__init__.py")
+        known[module], imported = _read(module, origin)
+        waiting += imported
     return known
+
+
+@cache
+def _read(module: str, origin: Path) -> tuple[str, tuple[str, ...]]:
+    """The code of a module, stripped, and what it imports; methods share most of theirs."""
+    tree = _Stripped().visit(ast.parse(origin.read_text(encoding="utf-8")))
+    imported = _imported(tree, module, is_package=origin.name == "__init__.py")
+    return ast.unparse(tree), tuple(imported)
 
 
 def _is_outside(module: str) -> bool:
@@ -86,9 +101,14 @@ def _is_own(package: str, own: set[str]) -> bool:
 def _own_packages(modules: tuple[str, ...]) -> set[str]:
     """Top-level packages of the modules, and the others of the distributions they came in."""
     own = {module.partition(".")[0] for module in modules}
-    by_package = packages_distributions()
+    by_package = _distributions()
     distributions = {d for package in own for d in by_package.get(package, ())}
     return own | {package for package, of in by_package.items() if distributions & set(of)}
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()  # reads the files of every distribution there is
 
 
 @cache

@@ -25,7 +25,8 @@ from trm_bench.preparing import Data, open_data
 from trm_bench.protocol import Protocol, load_protocol
 from trm_bench.protocol.choices import choose_methods, choose_seeds, refuse_borrowed_labels
 from trm_bench.protocol.transfers import choose_transfers
-from trm_bench.report import mlflow
+from trm_bench.report import mlflow, settled
+from trm_bench.report.tracking import Store
 from trm_bench.runs import execute, health, keeping
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
@@ -108,8 +109,14 @@ def run(
     executor = LocalPool(device, jobs)
     with only_one(folder), display:
         data, plan = planned(protocol, folder, stand_in, transfers, device, jobs, display, tuned)
-        check_networks(protocol, plan)
+        done = all(job.is_done() for job in (*plan.sources, *plan.runs))
+        if not done:
+            with display.phase("checking networks"):
+                check_networks(protocol, plan)
         _store_plan(protocol, folder, data, plan, display, tuned)
+        if done and pages and settled.is_settled(folder, _tracked(protocol, folder)):
+            display.say("nothing to do: all runs are finished, and their report is written")
+            return Outcome(folder, _states(plan))
         with mlflow.tracker(protocol, folder, display) as track:
             for job in plan.runs:
                 if job.is_done():
@@ -117,13 +124,24 @@ def run(
             train(plan, executor, device, display, track)
             if said := keeping.settle(folder, protocol.keep):
                 display.warn(said)
-            _audit(folder, data, executor, display)
-            if pages:
-                report.write_pages(folder.path)
-            else:
-                report.write(folder)
+            judged = _audit(folder, data, executor, display)
+            with display.phase("writing tables, figures and pages"):
+                if pages:
+                    report.write_pages(folder.path)
+                else:
+                    report.write(folder)
         states = _states(plan)
+        if pages and judged and "failed" not in states:
+            settled.settle(folder, _tracked(protocol, folder))
     return Outcome(folder, states)
+
+
+def _tracked(protocol: Protocol, folder: ProtocolFolder) -> str:
+    """Where the runs of a protocol are tracked, and whether our own store is there."""
+    if protocol.tracking == "off":
+        return ""
+    store = Store(folder.results)
+    return store.shown if not store.own or store.path.is_file() else "nowhere"
 
 
 def _store_plan(
@@ -234,7 +252,7 @@ def train(
     failures: dict[str, str] = {}
     with (
         display.stage("source networks", len(missing["source networks"])) as of_sources,
-        display.stage(runs, len(missing[runs])) as of_runs,
+        display.stage(runs, len(missing[runs]), then="testing") as of_runs,
     ):
 
         def listen(event: Event) -> None:
@@ -256,19 +274,30 @@ def train(
         executor.run(tasks, listen)
 
 
-def _audit(folder: ProtocolFolder, data: Data, executor: Executor, display: Display) -> None:
-    """Judges voxel by voxel what is finished; one that fails is a warning, as the runs stand."""
+def _audit(folder: ProtocolFolder, data: Data, executor: Executor, display: Display) -> bool:
+    """Judges voxel by voxel what is finished; one that fails is a warning, as the runs stand.
+
+    Returns:
+        Whether none failed.
+    """
     results = read_results(folder)
     for error in results.damaged.values():  # of an earlier command's methods, which stay its own
         display.warn(str(error))
     health.set_aside(health.of_audits(folder, results.cells).damaged, display.warn)
     missing = audit.pending(results, data.cohorts)
     if not missing:
-        return
+        return True
     titles = {str(work.result): work.title for work in missing}
+    ends: list[Event] = []
     with display.stage("voxel-level audits", len(missing)) as stage:
         tasks = [Task(str(work.result), audit.audit, (work,)) for work in missing]
-        executor.run(tasks, lambda event: stage.hear(event, titles[event.task]))
+
+        def listen(event: Event) -> None:
+            stage.hear(event, titles[event.task])
+            ends.append(event)
+
+        executor.run(tasks, listen)
+    return not any(event.kind == "failed" for event in ends)
 
 
 def _states(plan: Plan) -> dict[str, int]:

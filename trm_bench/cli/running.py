@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from trm_bench.cli.options import (
     Device,
@@ -21,6 +23,8 @@ from trm_bench.cli.options import (
     out,
     split,
 )
+
+MOST_TRANSFERS = 4  # that have a column of their own on a terminal
 
 
 @app.command()
@@ -86,21 +90,55 @@ def _print_plan(plan: Any) -> None:
 
 def _print_outcome(outcome: Any, protocol: Any) -> None:
     folder = outcome.folder
-    table = folder.report("table.md").read_text(encoding="utf-8")
-    out.print(table, markup=False, highlight=False, soft_wrap=True)
+    summary = json.loads(folder.report("summary.json").read_text(encoding="utf-8"))
+    out.print(_scores(summary, protocol.metrics[0]))
     states = ", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items()))
     out.print(states, highlight=False)
-    _print_places(
-        protocol,
-        folder,
-        {
-            "report": folder.report("report.html"),
-            "table": folder.report("table.md"),
-            "figures": folder.figures,
-            "records": folder.records,
-            "all numbers": folder.report("metrics.csv"),
-        },
+    places = {
+        "report": folder.report("report.html"),
+        "table": folder.report("table.md"),
+        "figures": folder.figures,
+        "records": folder.records,
+        "all numbers": folder.report("metrics.csv"),
+    }
+    there = {name: place for name, place in places.items() if place.exists()}
+    _print_places(protocol, folder, there)
+
+
+def _scores(summary: dict[str, Any], metric: str) -> Table:
+    """The main table as a terminal shows it; table.md and the report have all of it."""
+    methods = summary["metrics"][metric]
+    transfers = list(next(iter(methods.values()))["per_transfer"])
+    shown = transfers if 1 < len(transfers) <= MOST_TRANSFERS else []
+    numbers = [*shown, "mean", "gain [95 % interval]"]
+    title = f"{summary['protocol']}: {metric} [{summary['units'][metric]}]"
+    if summary["data"] == "phantom":
+        title += " of a phantom"
+    table = Table(
+        Column("method", overflow="fold"),
+        *(Column(escape(name), justify="right", overflow="fold") for name in numbers),
+        title=escape(title),
     )
+    for method, row in methods.items():
+        values = [_number(row["per_transfer"][t]) for t in shown]
+        mean = _number(row["mean"])
+        if row["sd_over_seeds"] is not None:
+            mean += f" ± {row['sd_over_seeds']:.2f}"
+        table.add_row(escape(method), *values, mean, _gain(row))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _gain(row: dict[str, Any]) -> str:
+    """A gain over the reference, which has none itself."""
+    if not row["gain"]:
+        return "-"
+    low, high = row["gain_interval"]
+    interval = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
+    return f"{row['gain']:+.2f}{interval}"
 
 
 def _print_places(protocol: Any, folder: Any, places: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from trm_bench.seeds import deterministic
 from trm_bench.training.evaluation import to_prepared
 from trm_bench.training.loop import Curves, Diverged
 
-Progress = Callable[[int, int, float], None]
+Progress = Callable[[int, int, float | None], None]
 SLICED_SUBJECTS = 3  # test subjects of which a slice is kept for pictures
 
 
@@ -35,7 +35,8 @@ def do(job: Job, device: torch.device, progress: Progress) -> str:
     Args:
         job: From a plan.
         device: Where to train.
-        progress: Called with step, number of steps and loss.
+        progress: Called with step, number of steps and loss; then, of the test, with subjects,
+            their number and None.
 
     Returns:
         `finished`, `diverged` or `failed`. A source that fails raises instead, since it has no
@@ -136,7 +137,8 @@ def _train_method(
     if config.subjects.test:
         test_set = part("test")
         sums: dict[str, str] = {}
-        keep = partial(_keep_prediction, job, sums)
+        progress(0, len(config.subjects.test), None)
+        keep = partial(_keep_prediction, job, sums, progress)
         note["metrics"] = compute.test(config, run, test_set, keep)
         note["predictions"] = sums
         note["slices"] = _keep_slices(job, run, method, test_set, sums)
@@ -173,11 +175,14 @@ def _manifest(job: Job) -> dict[str, dict[str, dict[str, list[Any]]]]:
     }
 
 
-def _keep_prediction(job: Job, sums: dict[str, str], prepared: Prepared, classes: Tensor) -> None:
+def _keep_prediction(
+    job: Job, sums: dict[str, str], progress: Progress, prepared: Prepared, classes: Tensor
+) -> None:
     path = job.folder.prediction(job.id, prepared.subject)
     names = job.config.domain.classes
     arrays.write_prediction(path, classes.numpy(), prepared.grid, names)
     sums[prepared.subject] = digest_of_file(path)
+    progress(len(sums), len(job.config.subjects.test), None)
 
 
 def _keep_slices(

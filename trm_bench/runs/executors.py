@@ -50,8 +50,9 @@ class Event:
     Attributes:
         task: Its id.
         kind: `started`; `progress`; and one of `done`, `failed`, `skipped` as the last one.
-        value: Of `progress` (step, steps, loss), of `done` the result, of `failed` the reason, of
-            `skipped` the id of the task before it that was not done.
+        value: Of `progress` (step, steps, loss), of a test (subjects, of all, None); of `done` the
+            result, of `failed` the reason, of `skipped` the id of the task before it that was not
+            done.
     """
 
     task: str

@@ -100,6 +100,11 @@ class ProtocolFolder:
         return self.path / ".lock"
 
     @property
+    def settled(self) -> Path:
+        """What the folder was like when all was done; see `report.settled`."""
+        return self.path / ".settled"
+
+    @property
     def records(self) -> Path:
         """The folder of the records."""
         return self.path / "records"
