@@ -26,7 +26,11 @@ def results(tmp_path: Path) -> Path:
     few = {"methods": METHODS, "seeds": (0, 1), "subjects": 7}
     folder = small(tmp_path / "results" / "first", **few)
     small(tmp_path / "results" / "second", **few, seed=1)
-    failed = {"state": "failed", "reason": "ValueError: [red]no", "traceback": "Traceback\n  here"}
+    failed = {
+        "state": "failed",
+        "reason": "ValueError: [red]no\x1b[2J",
+        "traceback": "Traceback\n  here",
+    }
     change(folder, 0, lambda record: record.update(failed, metrics={}, predictions={}))
     lost = {"state": "diverged", "reason": "the loss became nan"}
     change(folder, 1, lambda record: record.update(lost, metrics={}, predictions={}))
@@ -53,7 +57,7 @@ def test_all_runs_are_listed_in_the_order_of_the_plans(trm_bench: Run, results: 
     by_hand = plans[1].records[rows[-1]["run"]].metrics
     values = [m["dice"] for regions in by_hand.values() for m in regions.values()]
     assert rows[-1]["dice"] == pytest.approx(100 * sum(values) / len(values))
-    assert rows[0]["reason"] == "ValueError: [red]no" and rows[0]["dice"] is None
+    assert rows[0]["reason"] == "ValueError: [red]no\x1b[2J" and rows[0]["dice"] is None
     code, text = trm_bench("list", results)
     assert code == 0 and max(map(len, text.splitlines())) <= 80
     assert text.count("finished") == 20 and text.endswith("24 runs\n")
@@ -137,7 +141,8 @@ def test_a_run_is_shown_by_id_prefix_and_path(trm_bench: Run, results: Path) -> 
 def test_a_failed_run_shows_its_traceback(trm_bench: Run, results: Path) -> None:
     run = listed(trm_bench, results, "--state", "failed")[0]["run"]
     code, text = trm_bench("show", run, "--results", results)
-    assert code == 0 and "ValueError: [red]no" in text and "Traceback\n  here" in text
+    assert "\x1b" not in text, "what would clear the terminal is shown, not sent"
+    assert code == 0 and "ValueError: [red]no\\x1b[2J" in text and "Traceback\n  here" in text
 
 
 def test_a_folder_is_shown(trm_bench: Run, results: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trm_bench.errors import UserError, nearest
+from trm_bench.inputs import is_file
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ProtocolFolder, protocol_folders
 from trm_bench.runs.records import Cell, Record, StoredPlan
@@ -194,7 +195,7 @@ def find(name: str, results: Path) -> Run:
     """
     fix = f"trm-bench list {results} shows the runs"
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return _run(path)
     if not re.fullmatch("[0-9a-f]{1,16}", name):
         what = "neither a folder, a record nor the id of a run"

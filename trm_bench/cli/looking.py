@@ -87,9 +87,10 @@ def show(
 ) -> None:
     """Show what a run was and what came of it, or what a results folder holds."""
     from trm_bench import contents
+    from trm_bench.inputs import is_folder
     from trm_bench.runs.folders import protocol_folders
 
-    if Path(name).is_dir():
+    if is_folder(Path(name)):
         several = [contents.about_protocol(folder) for folder in protocol_folders(Path(name))]
         if as_json:
             out.print_json(json.dumps(several), ensure_ascii=True)
@@ -204,7 +205,6 @@ def tell_failures(folder: ProtocolFolder) -> None:
         ]
         if switches.debug and trace:
             lines.append(trace.rstrip())
-        err.print("\n".join(lines), style="red", markup=False, highlight=False, soft_wrap=True)
+        written("\n".join(lines), err, "red")
     if len(failed) > len(told):
-        text = f"all that failed: trm-bench list {folder.path} --state failed"
-        err.print(text, markup=False, highlight=False, soft_wrap=True)
+        written(f"all that failed: trm-bench list {folder.path} --state failed", err)

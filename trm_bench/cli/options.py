@@ -68,9 +68,13 @@ out = Output()
 err = Console(stderr=True)
 
 
-def written(text: str) -> None:
-    """Prints text as it is, without markup and without line breaks of its own."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+def written(text: str, console: Console = out, style: str | None = None) -> None:
+    """Prints text as it is, without markup and without line breaks of its own.
+
+    What could steer a terminal is shown instead of sent.
+    """
+    shown = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    console.print(shown, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def example(*commands: str) -> str:
