@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import toy
 from helpers import Run
 
-from trm_bench import methods, step_time
+from trm_bench import environment, estimates, methods, step_time
 from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol import bundled
 from trm_bench.protocol.schema import TrainingConfig
@@ -35,8 +36,8 @@ def test_run_report_and_resume(trm_bench: Run, file: Path, tmp_path: Path) -> No
     assert code == 0
     folder = tmp_path / "out" / "toy"
     for said in (
-        "| finetune |",
-        "| trm |",
+        " finetune ",
+        " trm ",
         str(folder / "records"),
         "2 runs finished",
     ):
@@ -51,7 +52,7 @@ def test_run_report_and_resume(trm_bench: Run, file: Path, tmp_path: Path) -> No
     code, text = trm_bench("report", tmp_path / "out")
     assert code == 0 and (folder / "table.md").read_text() == table
     code, text = trm_bench("run", file, "--out", tmp_path / "out", "--methods", "finetune,trm")
-    assert code == 0 and "2 of 2 runs are done already" in text
+    assert code == 0 and "nothing to do: all runs are finished" in text
 
 
 def test_dry_run_trains_nothing(trm_bench: Run, file: Path, tmp_path: Path) -> None:
@@ -69,8 +70,10 @@ def test_check(trm_bench: Run, file: Path, tmp_path: Path) -> None:
         "methods",
         "9 subjects",
         "train 2, val 1, test 3",
-        "1 source networks and 3 runs",
-        "memory",
+        "1 source network and 3 runs, 0 of them done",
+        "at a time, of",
+        "steps timed at",
+        "of prepared volumes",
         "1 seed: nothing is said over seeds",
     ):
         assert said in text
@@ -211,12 +214,26 @@ def test_a_failed_run_gives_exit_code_1(
 
     monkeypatch.setattr(REGISTRY.get("topk"), "prepare", broken)
     code, text = trm_bench("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "topk")
-    assert code == 1 and "1 runs failed" in text and "Traceback" not in text
+    assert code == 1 and "1 run failed" in text and "Traceback" not in text
+    (record,) = (tmp_path / "out" / "toy" / "records").glob("*.json")
+    for said in (
+        "failed: whole->lower_upper topk seed 0: RuntimeError: out of luck",
+        f"record: {record}",
+        f"trm-bench show {record.stem} --results {tmp_path / 'out'}",
+    ):
+        assert said in text
+    code, shown = trm_bench("show", record.stem[:12], "--results", tmp_path / "out")
+    assert code == 0 and "failed" in shown
+    assert "Traceback" in shown and "in broken" in shown and "RuntimeError: out of luck" in shown
+    again = ("run", file, "--out", tmp_path / "out", "--jobs", 1, "--methods", "topk", "--debug")
+    code, text = trm_bench(*again)
+    assert code == 1 and "Traceback" in text and "in broken" in text
 
 
 def test_lists(trm_bench: Run) -> None:
     code, text = trm_bench("methods")
-    assert code == 0 and all(name in text for name in REGISTRY.names())
+    assert code == 0 and all(f"  {name} " in text for name in REGISTRY.names())
+    assert max(map(len, text.splitlines())) <= 80 and "arXiv:1708.02002" in text
     code, text = trm_bench("methods", "trm")
     assert (
         code == 0
@@ -230,9 +247,73 @@ def test_lists(trm_bench: Run) -> None:
     assert code == 0 and text.strip()
 
 
-def test_doctor(trm_bench: Run) -> None:
+def test_doctor(trm_bench: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRM_DATA", str(tmp_path))
+    (tmp_path / "Task04_Hippocampus").mkdir()
+    here = environment.package_version
+    monkeypatch.setattr(
+        environment, "package_version", lambda n: here(n) if n != "SimpleITK" else ""
+    )
     code, text = trm_bench("doctor")
-    assert code == 0 and "torch" in text and "memory" in text
+    assert code == 0, "what is optional is no fault"
+    for said in ("torch", "memory", "optuna-dashboard", "hippocampus_cross_task"):
+        assert said in text
+    assert "pip install 'trm-bench[sitk]'" in text and "kaggle_3m" not in text
+    monkeypatch.setattr(environment, "package_version", lambda n: here(n) if n != "monai" else "")
+    code, text = trm_bench("doctor")
+    assert code == 1 and "missing" in text
+
+
+@pytest.mark.parametrize("command", ["run", "run --dry-run", "check", "sweep"])
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (("--transfers", "t1->flai"), "did you mean 't1->flair'"),
+        (("--transfers", "t1->flair,t1->flair"), "named twice"),
+        (("--methods", "finetun"), "did you mean 'finetune"),
+        (("--seeds", "-1"), "whole numbers"),
+        (("--set", "methods.2.bass=3"), "did you mean 'base'"),
+        (("--set", "transfers.pairs=[[t1, flairr]]"), "did you mean 'flair'"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_a_typing_error_is_told_before_any_data_are_made(
+    trm_bench: Run, tmp_path: Path, command: str, choice: tuple[str, str], said: str
+) -> None:
+    out = tmp_path / "out"
+    code, text = trm_bench(
+        *command.split(), "fets_cross_modality", "--phantom", "--out", out, *choice
+    )
+    assert code == 2 and said in text, text
+    assert not out.exists()
+
+
+def test_a_transfer_that_only_the_data_know_is_refused_before_they_are_prepared(
+    trm_bench: Run, tmp_path: Path, toy_data: Path
+) -> None:
+    file = toy.write_protocol(tmp_path / "p.yaml", toy_data, transfers={"kind": "cross_task"})
+    given = ("check", file, "--out", tmp_path / "out", "--transfers", "whole->lowerupper")
+    code, text = trm_bench(*given)
+    assert code == 2 and "did you mean 'whole->lower_upper'" in text
+    assert not list(tmp_path.rglob("prepared"))
+
+
+def test_check_warns_where_memory_or_disk_do_not_suffice(
+    trm_bench: Run, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ("--out", tmp_path / "out", "--device", "cpu")
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(estimates, "memory_of", lambda device: 2**30)
+    code, text = trm_bench("check", file, *out, "--jobs", 1)
+    lines = {line.split()[1]: line for line in text.splitlines() if line[:2] in ("ok", "wa")}
+    assert code == 0 and lines["memory"].startswith("ok") and lines["disk"].startswith("warn")
+    code, text = trm_bench("check", file, *out, "--jobs", 4)
+    lines = {line.split()[1]: line for line in text.splitlines() if line[:2] in ("ok", "wa")}
+    assert lines["memory"].startswith("warn") and "lower --jobs" in lines["memory"]
+    monkeypatch.setattr(estimates, "memory_of", lambda device: 2**10)
+    code, text = trm_bench("check", file, *out)
+    assert code == 2 and "memory does not suffice" in text
 
 
 def test_data_check_reports_every_bad_subject(trm_bench: Run, tmp_path: Path) -> None:

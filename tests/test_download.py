@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import Run
 from typer.testing import CliRunner
 
 from trm_bench import cli, datasets, download
@@ -304,15 +305,20 @@ def test_the_checksums_are_those_that_monai_publishes() -> None:
     assert {name: one.url for name, one in ours.items()} == DecathlonDataset.resource
 
 
-def test_the_list_of_datasets_and_each_by_its_name() -> None:
+def test_the_list_of_datasets_and_each_by_its_name(trm_bench: Run) -> None:
     runner = CliRunner()
-    table = runner.invoke(cli.app, ["datasets"], env={"COLUMNS": "250"}).output
+    table = trm_bench("datasets")[1]
+    assert max(map(len, table.splitlines())) <= 80
+    words = table.split()
     for name in datasets.REGISTRY.names():
         kind = datasets.REGISTRY.get(name)
-        assert f" {name} " in table and kind.licence in table and kind.access in table
+        assert name in words
+        for said in (kind.title, kind.licence, kind.access):
+            assert set(said.split()) <= set(words)
         shown = runner.invoke(cli.app, ["datasets", name]).output
         for fact in (kind.title, kind.licence, kind.citation, kind.url, *kind.archives):
             assert fact and fact in shown
         assert all(line in shown for line in kind.layout.splitlines()) and kind.layout
-    assert "from its dataset.json" in table and "t1, t1ce, t2, flair" in table
+    described, fixed = (trm_bench("datasets", name)[1] for name in ("nnunet", "fets2021"))
+    assert "from its dataset.json" in described and "t1, t1ce, t2, flair" in fixed
     assert isinstance(runner.invoke(cli.app, ["datasets", "lggg"]).exception, UserError)

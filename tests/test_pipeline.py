@@ -471,6 +471,9 @@ class TestFaults:
         assert outcome.states == {"failed": 2, "finished": 1}
         reasons = [why for _, why in read(outcome.folder.path).unfinished()]
         assert reasons == ["failed: its source network failed: RuntimeError: no source"] * 2
+        records = read(outcome.folder.path).records.values()
+        traces = [record.traceback for record in records if record.state == "failed"]
+        assert len(traces) == 2 and all("in broken\n" in trace for trace in traces)
 
     def test_a_full_disk_is_said_and_resumed(
         self, finished: Path, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,6 +75,7 @@ def test_a_package_adds_a_class(registry: Registry, install: Install, tmp_path: 
     install("toy-data", "toy = {module}:Toy")
     assert registry.names() == [*registry.builtin, "toy"]
     assert registry.get("toy")(tmp_path).modalities == ("x",)
+    assert registry.package("toy") == {"toy-data": "1.0"} and registry.package("lgg") == {}
     with pytest.raises(UserError, match="did you mean 'toy'"):
         registry.get("toyy")
 

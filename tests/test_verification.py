@@ -168,7 +168,7 @@ def test_a_report_does_without_what_is_damaged_and_says_so(out: Path, trm_bench:
 @pytest.mark.parametrize("command", ["report", "verdict"])
 def test_a_record_that_is_gone_is_told(out: Path, trm_bench: Run, command: str) -> None:
     next(iter((out / "toy" / "records").glob("*.json"))).unlink()
-    assert "1 runs of the plan have no record" in " ".join(trm_bench(command, out)[1].split())
+    assert "1 run of the plan has no record" in " ".join(trm_bench(command, out)[1].split())
 
 
 def test_no_results_are_told(tmp_path: Path) -> None:

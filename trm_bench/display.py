@@ -139,7 +139,7 @@ class Stage:
         self.done += 1
         self._update()
         state = event.value if event.kind == "done" else f"failed: {event.value}"
-        if event.kind == "failed" or state in ("failed", "diverged"):
+        if isinstance(state, str) and state.startswith(("failed", "diverged")):
             self.display.warn(f"{title}: {state}")
         self._line(self.done - 1)
 

@@ -27,7 +27,8 @@ class Environment(BaseModel):
         trm_bench: Version of this package.
         python: Version.
         platform: Operating system.
-        packages: Name to version, of those that can change a number.
+        packages: Name to version, of those that can change a number, and in a record of those that
+            brought its method and its data set.
         device: cpu, or cuda:N.
         device_name: As the maker calls it.
         threads: Of a training on a CPU.

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,14 +21,15 @@ from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.files import remove_leftovers
 from trm_bench.methods.registry import REGISTRY, create, trainable
+from trm_bench.plurals import counted
 from trm_bench.preparing import Data, open_data
 from trm_bench.protocol import Protocol, load_protocol
 from trm_bench.protocol.choices import choose_methods, choose_seeds, refuse_borrowed_labels
-from trm_bench.protocol.transfers import choose_transfers
+from trm_bench.protocol.transfers import choose_transfers, refuse_unknown
 from trm_bench.report import mlflow, settled
 from trm_bench.report.tracking import Store
 from trm_bench.runs import execute, health, keeping
-from trm_bench.runs.executors import Event, Executor, LocalPool, Task
+from trm_bench.runs.executors import Event, Executor, Failure, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
 from trm_bench.runs.records import StoredPlan, Tuned
@@ -54,8 +55,9 @@ def load(
     phantom: bool = False,
     methods: Sequence[str] = (),
     seeds: Sequence[str] = (),
+    transfers: Sequence[str] = (),
 ) -> Protocol:
-    """A protocol with what a command chooses of it.
+    """A protocol with what a command chooses of it; nothing is made or opened.
 
     Args:
         name: A file, or a bundled protocol.
@@ -63,6 +65,7 @@ def load(
         phantom: Apply the protocol's settings for the stand-in.
         methods: Labels; `all` alone: all that can train the protocol's network.
         seeds: Numbers.
+        transfers: Names that are going to be asked for; see `protocol.transfers.refuse_unknown`.
 
     Raises:
         UserError: Something is not as it must be.
@@ -73,6 +76,10 @@ def load(
     if methods:
         protocol = choose_methods(protocol, methods, REGISTRY.names())
     refuse_borrowed_labels(protocol, REGISTRY.names())
+    for index, chosen in enumerate(protocol.methods):
+        for one in (chosen, *map(chosen.at, chosen.per_transfer)):
+            create(chosen.name, one.parameters, f"methods.{index}")
+    refuse_unknown(protocol, transfers)
     return choose_seeds(protocol, seeds) if seeds else protocol
 
 
@@ -163,8 +170,8 @@ def _store_plan(
     health.set_aside(health.of_plan(folder).damaged, display.warn)
     kept, dropped = write_plan(folder, stored)
     if kept or dropped:
-        earlier = f"{kept} cells of earlier commands stay in the table"
-        display.say(f"{earlier}, {dropped} of other settings are left out")
+        earlier = f"{counted(kept, 'cell')} of earlier commands in the table"
+        display.say(f"{earlier}, {dropped} of other settings left out")
 
 
 def planned(
@@ -182,7 +189,7 @@ def planned(
     Raises:
         UserError: Something is not as it must be, or `tuned` no longer fits.
     """
-    data = open_data(protocol, folder.results, stand_in, jobs, display)
+    data = open_data(protocol, folder.results, stand_in, jobs, display, transfers)
     chosen = choose_transfers(protocol, data.datasets, transfers)
     planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device)
     plan = planner.plan(chosen)
@@ -239,7 +246,7 @@ def train(
     missing = {name: [j for j in jobs if not found[j.id].done] for name, jobs in stages.items()}
     for name, jobs in stages.items():
         if done := len(jobs) - len(missing[name]):
-            display.say(f"{done} of {len(jobs)} {name} are done already")
+            display.say(f"{name}: {done} of {len(jobs)} done already")
     jobs_by_id = {job.id: job for jobs in missing.values() for job in jobs}
     if not jobs_by_id:
         return
@@ -249,7 +256,7 @@ def train(
         Task(i, execute.do, (job,), after=(job.source,) if job.source in jobs_by_id else ())
         for i, job in jobs_by_id.items()
     ]
-    failures: dict[str, str] = {}
+    failures: dict[str, Failure] = {}
     with (
         display.stage("source networks", len(missing["source networks"])) as of_sources,
         display.stage(runs, len(missing[runs]), then="testing") as of_runs,
@@ -259,8 +266,9 @@ def train(
             job = jobs_by_id[event.task]
             is_source = job.config.kind == "source"
             if event.kind == "skipped":
-                reason = f"its source network failed: {failures[event.value]}"
-                event = Event(event.task, "failed", reason)
+                before = failures[event.value]
+                reason = f"its source network failed: {before.reason}"
+                event = Event(event.task, "failed", replace(before, reason=reason))
             if event.kind == "failed":
                 failures[job.id] = event.value
             (of_sources if is_source else of_runs).hear(event, job.title)

@@ -69,6 +69,11 @@ class Registry(Generic[T]):
             raise UserError(what, self.where, f"update or uninstall the package {package}")
         return loaded
 
+    def package(self, name: str) -> dict[str, str]:
+        """Name and version of the installed package that adds a class; nothing of built-in ones."""
+        entry = self._plugins.get(name)
+        return {entry.dist.name: entry.dist.version} if entry and entry.dist else {}
+
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
         plugins: dict[str, EntryPoint] = {}

@@ -24,7 +24,7 @@ from trm_bench.errors import BadSubject, Damaged, UserError
 from trm_bench.protocol import Protocol
 from trm_bench.protocol.load import folder_of
 from trm_bench.protocol.schema import SetConfig
-from trm_bench.protocol.transfers import add_label_maps, in_play, transfers_of
+from trm_bench.protocol.transfers import add_label_maps, choose_transfers, in_play
 from trm_bench.runs import health
 from trm_bench.runs.config import Imported
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task, default_jobs
@@ -58,17 +58,30 @@ class Data:
 
 
 def open_data(
-    protocol: Protocol, results: ResultsFolder, stand_in: bool, jobs: int | None, display: Display
+    protocol: Protocol,
+    results: ResultsFolder,
+    stand_in: bool,
+    jobs: int | None,
+    display: Display,
+    transfers: Sequence[str] = (),
 ) -> Data:
     """Opens the data sets (or makes their phantoms), prepares every subject not prepared yet, and
     reads the checkpoints.
 
+    Args:
+        protocol: Which.
+        results: Where prepared volumes and phantoms lie.
+        stand_in: Use the phantoms instead of the real data.
+        jobs: Subjects that are prepared at a time.
+        display: Where progress is shown.
+        transfers: Names that are going to be asked for; a wrong one is told before the long work.
+
     Raises:
-        UserError: The data are not there, a subject cannot be used and `data.on_bad_subject` is
-            `stop`, or a checkpoint does not fit.
+        UserError: The data are not there, there is no such transfer, a subject cannot be used and
+            `data.on_bad_subject` is `stop`, or a checkpoint does not fit.
     """
     opened = open_sets(protocol, results if stand_in else None, display)
-    transfers_of(protocol, opened)  # names and networks are checked before the long work
+    choose_transfers(protocol, opened, transfers)
     imported = importing.read_all(protocol, results, display)
     cohorts, left_out, phantoms = {}, list[LeftOut](), stand_in
     for data, dataset in opened.items():

@@ -18,6 +18,7 @@ from trm_bench.data.splits import split
 from trm_bench.datasets.base import Subject
 from trm_bench.display import Display
 from trm_bench.errors import UserError
+from trm_bench.plurals import counted
 from trm_bench.preparing import open_sets
 from trm_bench.protocol import Protocol
 from trm_bench.protocol.schema import Domain
@@ -184,30 +185,32 @@ def sentences(prospect: Prospect) -> Iterator[str]:
         for name, value in zip(("subjects", "seeds", "residual"), p.spread[:3], strict=True)
     )
     yield (
-        f"{p.name}: {p.question}, {p.spread.subjects} test subjects, splits {p.spread.design.name}"
+        f"{p.name}: {p.question}, {counted(p.spread.subjects, 'test subject')}, "
+        f"splits {p.spread.design.name}"
     )
     yield f"standard deviations [points]: {parts} ({p.origin})"
     if p.gain is None:
         return
     least = family.seeds_for_marks(p.k)
     seeds = power.seeds_needed(p.gain, p.spread, p.level, least)
-    takes = f"{seeds} seeds" if seeds else f"more than {power.MOST_SEEDS} seeds"
+    takes = counted(seeds, "seed") if seeds else f"more than {power.MOST_SEEDS} seeds"
     yield f"a gain of {p.gain:+g} points takes {takes} with these subjects (power {power.POWER:g})"
     if p.spread.design.name != "resampled":
         at = max(p.seeds, least)
         subjects = power.subjects_needed(p.gain, p.spread, at, p.level)
-        takes = f"{subjects} subjects" if subjects else "more seeds, whatever the subjects,"
-        yield f"with {at} seeds it takes {takes}"
+        takes = counted(subjects, "subject") if subjects else "more seeds, whatever the subjects,"
+        yield f"with {counted(at, 'seed')} it takes {takes}"
 
 
 def line(prospect: Prospect) -> str:
     """The smallest detectable gain of a protocol as it stands."""
     p = prospect
     if p.seeds < MIN_SEEDS:
-        return f"{p.seeds} seed{'' if p.seeds == 1 else 's'}: nothing is said over seeds"
+        return f"{counted(p.seeds, 'seed')}: nothing is said over seeds"
     smallest = power.smallest_gain(p.spread, p.seeds, p.level)
     claimed = "" if p.gain is None else f"; the claim is {p.gain:+g}"
     return (
-        f"smallest detectable gain {smallest:.2f} points ({p.seeds} seeds, {p.spread.subjects} "
-        f"test subjects, family of {p.k}, power {power.POWER:g}; spread {p.origin}){claimed}"
+        f"smallest detectable gain {smallest:.2f} points ({counted(p.seeds, 'seed')}, "
+        f"{counted(p.spread.subjects, 'test subject')}, family of {p.k}, power {power.POWER:g}; "
+        f"spread {p.origin}){claimed}"
     )

@@ -19,13 +19,13 @@ from rich.table import Column, Table
 from torch import nn
 
 from trm_bench import environment
-from trm_bench.checks import memory_of
 from trm_bench.data import prepared as volumes
 from trm_bench.data.patches import SubjectStore
 from trm_bench.data.volumes import prepare_scan
 from trm_bench.datasets.base import LabelMap, Scan
 from trm_bench.display import Display
 from trm_bench.errors import UserError
+from trm_bench.estimates import memory_of
 from trm_bench.methods import Context
 from trm_bench.methods.registry import REGISTRY, create
 from trm_bench.networks import autocast, resolved_precision, training_bytes

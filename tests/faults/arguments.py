@@ -17,6 +17,8 @@ GIVEN: dict[str, list[str]] = {
     "sweep": ["{protocol}", "--out", "{out}", "--jobs", "1", "--device", "cpu", "--trials", "1",
               "--methods", "finetune"],
     "check": ["{protocol}", "--out", "{out}"],
+    "list": ["{out}"],
+    "show": ["{out}"],
     "report": ["{out}"],
     "compare": ["{out}", "{whole}", "--out", "new"],
     "verdict": ["{out}"],
@@ -139,7 +141,8 @@ def line(command: str, parameter: str, what: str, value: str) -> list[str]:
 def odd(command: str, parameter: str, what: str, value: str, scene: Scene) -> None:
     """One bad value."""
     named = places(scene)
-    if command in ("report", "readings", "verify", "verdict", "compare", "sweep", "run"):
+    reading = ("list", "show", "report", "readings", "verify", "verdict", "compare")
+    if command in (*reading, "sweep", "run"):
         copied(scene.base, scene.folder / "out")
     words = [filled(part, named) for part in line(command, parameter, what, VALUES[value])]
     scene.call(*words, codes=(0, 1, 2))

@@ -276,7 +276,7 @@ class TestWhatIsHashedIsWhatRuns:
         one, other = (job.config.subjects.train[i].subject for i in (0, 1))
         swapped = {**job.prepared, one: job.prepared[other]}
         mixed = Job(job.config, "swapped", job.folder, swapped)
-        assert execute.do(mixed, CPU, lambda *at: None) == "failed"
+        assert execute.do(mixed, CPU, lambda *at: None).startswith("failed: Damaged")
         record = read_record(mixed.result)
         assert record is not None and "another prepared volume" in record.reason
 

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from trm_bench.runs.executors import Event, LocalPool, Task, default_jobs
+from trm_bench.runs.executors import (
+    LONGEST_REASON,
+    LONGEST_TRACEBACK,
+    Event,
+    Failure,
+    LocalPool,
+    Task,
+    default_jobs,
+)
 
 CPU = torch.device("cpu")
 
@@ -44,7 +52,9 @@ def test_results_progress_and_failures(jobs: int) -> None:
     )
     assert {e.task: e.value for e in events if e.kind == "done"} == {"a": 2, "c": 6}
     assert [e.value for e in events if e.kind == "progress"] == [(1, 2, 0.5)] * 2
-    assert [(e.task, e.value) for e in events if e.kind == "failed"] == [("b", "ValueError: no 2")]
+    (failed,) = (e for e in events if e.kind == "failed")
+    assert (failed.task, str(failed.value)) == ("b", "ValueError: no 2")
+    assert failed.value.traceback.startswith("Traceback") and "in fail\n" in failed.value.traceback
     assert sorted(e.task for e in events if e.kind == "started") == ["a", "b", "c"]
 
 
@@ -68,6 +78,23 @@ def test_a_task_waits_for_those_before_it_and_is_skipped_where_one_is_not_done(j
     )
 
 
+def test_what_is_kept_of_an_exception_is_bounded() -> None:
+    def deep(levels: int) -> None:
+        if levels:
+            deep(levels - 1) if levels % 2 else even(levels)
+        raise ValueError("x\ny " * 10_000)
+
+    def even(levels: int) -> None:
+        deep(levels - 1)
+
+    with pytest.raises(ValueError, match="x") as caught:
+        deep(400)
+    kept = Failure.of(caught.value)
+    assert "\n" not in kept.reason and len(kept.reason) < LONGEST_REASON + 10
+    assert len(kept.traceback) < LONGEST_TRACEBACK + 100
+    assert kept.traceback.startswith("Traceback") and kept.traceback.endswith("y \n")
+
+
 def test_tasks_that_could_never_start_are_refused() -> None:
     for tasks in (
         [Task("a", double, (1,), after=("b",)), Task("b", double, (1,))],
@@ -81,7 +108,7 @@ def test_tasks_that_could_never_start_are_refused() -> None:
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_its_task_alone() -> None:
     events = collect([Task("a", die, (0,)), *[Task(f"b{i}", double, (i,)) for i in range(3)]], 2)
-    assert [e.value for e in events if e.kind == "failed"] == [
+    assert [str(e.value) for e in events if e.kind == "failed"] == [
         "the worker process died (signal 9); out of memory?"
     ]
     assert sorted(e.value for e in events if e.kind == "done") == [0, 2, 4]

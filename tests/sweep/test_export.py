@@ -295,7 +295,7 @@ class TestCommand:
         code, said = trm_bench(
             "sweep", whole, "--out", whole.parent / "out", "--export-study", target
         )
-        assert code == 0 and f"1 studies are in {target}" in said
+        assert code == 0 and f"1 study is in {target}" in said
         folder = ResultsFolder(whole.parent / "out").protocol("toy")
         (trials,) = read_trials(folder).methods
         copies = read(target)["toy/finetune"][1]

@@ -12,11 +12,11 @@ import typer
 
 # isort: off
 # importing these adds their commands, in the order in which --help lists them
-from trm_bench.cli import running, reading, listing, using, tools, sources  # noqa: F401
+from trm_bench.cli import running, looking, reading, listing, using, tools, sources  # noqa: F401
 
 # isort: on
 from trm_bench import signals
-from trm_bench.cli.options import EndOfFile, app, err, out
+from trm_bench.cli.options import EndOfFile, app, err, out, switches
 from trm_bench.errors import UserError
 
 MISTAKE, FAULT, CLOSED = 2, 3, 141  # exit codes; CLOSED is that of a shell for SIGPIPE
@@ -50,11 +50,12 @@ def main() -> None:
 
 
 def _takes_debug(arguments: list[str]) -> bool:
-    """Whether --debug stands before a `--`; it is taken out there."""
+    """Whether --debug stands before a `--`; it is moved to where the application takes it."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     kept = [argument for argument in arguments[:end] if argument != "--debug"]
-    arguments[:end] = kept
-    return len(kept) < end
+    given = len(kept) < end
+    arguments[:end] = [*kept[:1], *["--debug"] * given, *kept[1:]]
+    return given
 
 
 def _run() -> int:
@@ -106,13 +107,17 @@ def _let_go() -> None:
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
     ] = False,
 ) -> None:
+    switches.debug = debug
     if version:
         from trm_bench import __version__
 
         out.print(__version__)
         raise typer.Exit()
+    if context.invoked_subcommand is None:
+        out.print(context.get_help(), markup=False, highlight=False)

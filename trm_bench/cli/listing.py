@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
-from trm_bench.cli.options import (
-    app,
-    out,
-)
+from trm_bench.cli.options import app, example, out, written
 
 
-@app.command()
+@app.command(epilog=example("trm-bench methods trm"))
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show one method's documentation.")] = None,
 ) -> None:
@@ -24,16 +23,26 @@ def methods(
 
     if name:
         kind = REGISTRY.get(name)
-        out.print(f"{name}  ({kind.paper})\n", highlight=False, markup=False)
-        out.print(inspect.cleandoc(kind.__doc__ or ""), highlight=False, markup=False)
+        written(f"{name}  ({kind.paper})\n")
+        written(inspect.cleandoc(kind.__doc__ or ""))
         out.print(_parameters(kind))
         return
-    table = Table(Column("method", no_wrap=True), "what", "parameters", "source")
+    table = Table(Column("method", no_wrap=True), "what", box=box.SIMPLE_HEAD)
     for known in REGISTRY.names():
         kind = REGISTRY.get(known)
-        first = inspect.cleandoc(kind.__doc__ or "").splitlines()[0]
-        table.add_row(known, first, ", ".join(kind.Parameters.model_fields) or "-", kind.paper)
+        paper = "" if kind.paper == "-" else f" [dim]({escape(kind.paper)})[/dim]"
+        table.add_row(known, f"{escape(_first_sentence(kind))}{paper}")
     out.print(table)
+    written("trm-bench methods NAME tells of one, with its parameters")
+
+
+def _first_sentence(kind: type) -> str:
+    """Of a class's documentation, as one line."""
+    import inspect
+    import re
+
+    text = " ".join(inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].split())
+    return re.split("(?<=[.;]) ", text)[0].rstrip(".;")
 
 
 def _parameters(kind: Any) -> Table:
@@ -46,7 +55,7 @@ def _parameters(kind: Any) -> Table:
     return table
 
 
-@app.command()
+@app.command(epilog=example("trm-bench datasets fets2021"))
 def datasets(
     name: Annotated[str | None, typer.Argument(help="Show one dataset's documentation.")] = None,
 ) -> None:
@@ -62,16 +71,14 @@ def datasets(
             r"\n\n(?:Attributes|Raises|Source):", inspect.cleandoc(kind.__doc__ or "")
         )[0]
         for line in (f"{name}  {kind.title}", "", about, *_facts(kind)):
-            out.print(line, soft_wrap=True, highlight=False, markup=False)
+            written(line)
         return
-    table = Table(
-        Column("dataset", no_wrap=True), "what", "modalities", "label maps", "licence", "access"
-    )
+    table = Table(Column("dataset", no_wrap=True), "what", "licence", "access", box=box.SIMPLE_HEAD)
     for known in REGISTRY.names():
         kind = REGISTRY.get(known)
-        named = (_named(kind, attribute) for attribute in ("modalities", "label_maps"))
-        table.add_row(known, kind.title, *named, kind.licence, kind.access)
+        table.add_row(known, *map(escape, (kind.title, kind.licence, kind.access)))
     out.print(table)
+    written("trm-bench datasets NAME tells of one: what it holds, its layout, where to get it")
 
 
 def _named(kind: Any, attribute: str) -> str:
@@ -93,7 +100,7 @@ def _facts(kind: Any) -> list[str]:
     return [*lines, "layout:", *(f"  {line}" for line in kind.layout.splitlines())]
 
 
-@app.command()
+@app.command(epilog=example("trm-bench protocols"))
 def protocols() -> None:
     """List the bundled protocols."""
     from trm_bench.protocol import bundled, load_protocol
@@ -106,16 +113,26 @@ def protocols() -> None:
     out.print(table)
 
 
-@app.command()
+@app.command(epilog=example("TRM_DATA=data trm-bench doctor"))
 def doctor() -> None:
-    """Say what this machine has, and whether it suffices."""
-    from trm_bench import checks
+    """Say what this machine has, and whether it suffices.
 
-    table = Table("", "here", "verdict")
-    fine = True
-    for name, here, good in checks.doctor():
-        fine = fine and good
-        table.add_row(name, here, "[green]ok[/green]" if good else "[red]missing[/red]")
+    Exit code 1: something that is needed is missing. What is optional is no fault.
+    """
+    from trm_bench.doctor import findings
+
+    colours = {"ok": "green", "missing": "red", "optional": "dim"}
+    table = Table(
+        Column("", no_wrap=True),
+        Column("here", overflow="fold"),
+        Column("verdict", no_wrap=True),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    found = list(findings())
+    for one in found:
+        verdict = f"[{colours[one.verdict]}]{one.verdict}[/]"
+        table.add_row(one.name, escape(one.here), verdict)
     out.print(table)
-    if not fine:
+    if any(one.verdict == "missing" for one in found):
         raise typer.Exit(1)

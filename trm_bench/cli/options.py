@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,20 @@ app = typer.Typer(
 )
 
 
+@dataclass
+class Switches:
+    """What is given to the application itself.
+
+    Attributes:
+        debug: Show tracebacks.
+    """
+
+    debug: bool = False
+
+
+switches = Switches()  # the application sets them before each command
+
+
 class Output(Console):
     """Standard output; a disk that is full below it has a name."""
 
@@ -51,6 +66,21 @@ class Output(Console):
 
 out = Output()
 err = Console(stderr=True)
+
+
+def written(text: str, console: Console = out, style: str | None = None) -> None:
+    """Prints text as it is, without markup and without line breaks of its own.
+
+    What could steer a terminal is shown instead of sent.
+    """
+    shown = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    console.print(shown, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def example(*commands: str) -> str:
+    """What the help of a command ends with: how it is called."""
+    return "\n\n".join(["Example:", *commands])
+
 
 ProtocolName = Annotated[
     str, typer.Argument(metavar="PROTOCOL", help="A YAML file, or the name of a bundled protocol.")
@@ -70,6 +100,7 @@ Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Trainings at a time; by default one a CPU core or GPU."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 Names = Annotated[str | None, typer.Option(metavar="A,B", help="Comma-separated choice.")]
 
 
@@ -79,14 +110,15 @@ def load(
     phantom: bool,
     methods: str | None = None,
     seeds: str | None = None,
+    transfers: str | None = None,
 ) -> Any:
-    """The protocol with what a command chooses of it."""
+    """The protocol with what a command chooses of it, refused where it cannot be."""
     from trm_bench import pipeline
     from trm_bench.protocol.choices import refuse_twice
 
     chosen = split(methods)
     refuse_twice(chosen, "--methods")
-    return pipeline.load(name, settings or [], phantom, chosen, split(seeds))
+    return pipeline.load(name, settings or [], phantom, chosen, split(seeds), split(transfers))
 
 
 def split(text: str | None) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from trm_bench.cli.options import Settings, app, err, load, out, split
+from trm_bench.cli.options import AsJson, Settings, app, err, example, load, out, split
 from trm_bench.errors import UserError
+from trm_bench.plurals import counted
 
 
 def warn_of_damage(*folders: Path) -> None:
@@ -26,8 +27,8 @@ def warn_of_damage(*folders: Path) -> None:
             found = health.of_report(protocol)
             lines = [str(error) for error in found.damaged]
             if found.missing:
-                lost = f"{len(found.missing)} runs of the plan have no record"
-                lines.append(f"{protocol.path}: {lost}\n  give the run command again")
+                lost = counted(len(found.missing), "run of the plan has", "runs of the plan have")
+                lines.append(f"{protocol.path}: {lost} no record\n  give the run command again")
             for line in lines:
                 err.print(
                     f"warning: {line}",
@@ -38,7 +39,7 @@ def warn_of_damage(*folders: Path) -> None:
                 )
 
 
-@app.command()
+@app.command(epilog=example("trm-bench report results"))
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
 ) -> None:
@@ -54,7 +55,9 @@ def report(
         out.print(path, soft_wrap=True, highlight=False)
 
 
-@app.command()
+@app.command(
+    epilog=example("trm-bench compare results/fets_cross_modality other/fets_cross_modality")
+)
 def compare(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR DIR...", help="Folders of results.")
@@ -74,7 +77,7 @@ def compare(
         out.print(path, soft_wrap=True, highlight=False)
 
 
-@app.command()
+@app.command(epilog=example("trm-bench readings results --method trm --out results"))
 def readings(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Folders of results with sweeps.")
@@ -92,7 +95,9 @@ def readings(
         out.print(path, soft_wrap=True, highlight=False)
 
 
-@app.command("power")
+@app.command(
+    "power", epilog=example("trm-bench power hippocampus_cross_task --subjects 70 --sd 0.9,0.5,1.8")
+)
 def power_(
     name: Annotated[
         str,
@@ -148,7 +153,7 @@ def _deviations(text: str | None) -> tuple[float, float, float] | None:
     return subject, seed, residual
 
 
-@app.command()
+@app.command(epilog=example("trm-bench verdict results/fets_cross_modality"))
 def verdict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
 ) -> None:
@@ -167,12 +172,10 @@ def verdict(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=example("trm-bench verify results"))
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of results.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read every file of a results folder and say what is damaged or missing; change nothing.
 
@@ -193,7 +196,8 @@ def verify(
             style = "red" if f.is_fault else None
             out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
         notes = len(findings) - len(faults)
-        summary = f"{read} files, {len(faults)} damaged or missing, {notes} notes"
+        files, noted = counted(read, "file"), counted(notes, "note")
+        summary = f"{files}, {len(faults)} damaged or missing, {noted}"
         out.print(summary, highlight=False)
     if faults:
         raise typer.Exit(1)

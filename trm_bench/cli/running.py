@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from trm_bench.cli.looking import tell_failures
 from trm_bench.cli.options import (
     Device,
     Jobs,
@@ -19,15 +20,20 @@ from trm_bench.cli.options import (
     ProtocolName,
     Settings,
     app,
+    example,
     load,
     out,
     split,
+    written,
 )
+from trm_bench.plurals import counted
 
 MOST_TRANSFERS = 4  # that have a column of their own on a terminal
 
 
-@app.command()
+@app.command(
+    epilog=example("trm-bench run fets_cross_modality --phantom --methods finetune,trm --jobs 2")
+)
 def run(
     protocol: ProtocolName,
     settings: Settings = None,
@@ -52,7 +58,7 @@ def run(
     from trm_bench.runs.store import read_tuned
     from trm_bench.sweep.tuned import applied
 
-    loaded = load(protocol, settings, phantom, methods, seeds)
+    loaded = load(protocol, settings, phantom, methods, seeds, transfers)
     chosen = environment.device_of(device)
     values = read_tuned(tuned) if tuned else None
     if values and tuned:
@@ -77,6 +83,7 @@ def run(
     )
     _print_outcome(outcome, loaded)
     if outcome.states.get("failed"):
+        tell_failures(outcome.folder)
         raise typer.Exit(1)
 
 
@@ -92,7 +99,7 @@ def _print_outcome(outcome: Any, protocol: Any) -> None:
     folder = outcome.folder
     summary = json.loads(folder.report("summary.json").read_text(encoding="utf-8"))
     out.print(_scores(summary, protocol.metrics[0]))
-    states = ", ".join(f"{n} runs {state}" for state, n in sorted(outcome.states.items()))
+    states = ", ".join(f"{counted(n, 'run')} {s}" for s, n in sorted(outcome.states.items()))
     out.print(states, highlight=False)
     places = {
         "report": folder.report("report.html"),
@@ -151,7 +158,7 @@ def _print_places(protocol: Any, folder: Any, places: dict[str, Any]) -> None:
         out.print(f"{name:12} {where}", soft_wrap=True, highlight=False, markup=False)
 
 
-@app.command()
+@app.command(epilog=example("trm-bench sweep hippocampus_cross_task --trials 24 --methods trm"))
 def sweep(
     protocol: ProtocolName,
     settings: Settings = None,
@@ -193,29 +200,34 @@ def sweep(
     out.print(text, soft_wrap=True, highlight=False, markup=False)
     if export_study is not None:
         names = export.export(outcome.folder, export_study)
-        text = f"{len(names)} studies are in {urls.shown(export_study)}"
+        studies = counted(len(names), "study is", "studies are")
+        text = f"{studies} in {urls.shown(export_study)}"
         out.print(text, soft_wrap=True, highlight=False, markup=False)
     if any(m.trial is None for m in outcome.tuned.methods):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=example("trm-bench check fets_cross_modality --phantom --jobs 2"))
 def check(
     protocol: ProtocolName,
     settings: Settings = None,
     methods: Names = None,
     seeds: Names = None,
+    transfers: Names = None,
     device: Device = "auto",
     out_dir: Out = Path("results"),
     phantom: Phantom = False,
+    jobs: Jobs = None,
 ) -> None:
-    """Do everything that a run would, but train: schema, methods, data, splits, memory."""
+    """Do everything that a run would, but train, and estimate its time, memory and disk.
+
+    Schema, methods, data, splits and networks are checked; a few training steps are timed.
+    """
     from trm_bench import checks, environment
     from trm_bench.display import Display
 
-    loaded = load(protocol, settings, phantom, methods, seeds)
-    for name, text in checks.check(
-        loaded, out_dir, phantom, environment.device_of(device), Display()
-    ):
-        out.print(f"[green]ok[/green]  {name:12} ", end="")
-        out.print(text, markup=False, highlight=False)
+    loaded = load(protocol, settings, phantom, methods, seeds, transfers)
+    chosen, names = environment.device_of(device), split(transfers)
+    for name, text, good in checks.check(loaded, out_dir, phantom, chosen, Display(), names, jobs):
+        out.print("[green]ok  [/green]" if good else "[yellow]warn[/yellow]", end="  ")
+        written(f"{name:12} {text}")

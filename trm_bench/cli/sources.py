@@ -10,8 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from trm_bench.cli.options import app, out
+from trm_bench.cli.options import app, example, out
 from trm_bench.errors import UserError
+from trm_bench.plurals import counted
 
 if TYPE_CHECKING:
     from trm_bench.checkpoints import Foreign
@@ -24,7 +25,7 @@ app.add_typer(sources_app, name="sources")
 MOST_ROWS = 60
 
 
-@sources_app.command("inspect")
+@sources_app.command("inspect", epilog=example("trm-bench sources inspect model.pt"))
 def inspect(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A checkpoint, or the folder of a MONAI bundle.")
@@ -112,7 +113,7 @@ def _said(foreign: Foreign) -> list[tuple[str, object]]:
     said: list[tuple[str, object]] = [
         ("format", foreign.format),
         ("sha256", foreign.sha256),
-        ("tensors", f"{len(foreign.tensors)}, of {numbers} numbers"),
+        ("tensors", f"{len(foreign.tensors)}, of {counted(numbers, 'number')}"),
     ]
     if foreign.network is not None:
         said.append(("it says of its network", foreign.network.name))

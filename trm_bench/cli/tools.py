@@ -14,22 +14,27 @@ from trm_bench.cli.options import (
     Settings,
     app,
     err,
+    example,
     load,
     out,
     split,
 )
 from trm_bench.errors import UserError
+from trm_bench.plurals import counted
 
 data_app = typer.Typer(no_args_is_help=True, help="Get, make and check data.")
 app.add_typer(data_app, name="data")
 
 
-@data_app.command("phantom")
+@data_app.command(
+    "phantom",
+    epilog=example("trm-bench data phantom --layout iseg2019 --subjects 12 --out phantom"),
+)
 def data_phantom(
     layout: Annotated[str, typer.Option(help="fets2021 or iseg2019.")] = "fets2021",
-    subjects: Annotated[int, typer.Option(min=1, max=10_000)] = 24,
+    subjects: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 24,
     spacing: Annotated[float, typer.Option(help="Voxel size, mm (1 to 6).")] = 3.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random.")] = 0,
     out_dir: Annotated[Path, typer.Option("--out", help="Where to write it.")] = Path("phantom"),
 ) -> None:
     """Write the physics-based phantom in a public dataset's layout."""
@@ -43,7 +48,9 @@ def data_phantom(
     out.print(f"use it with --set data.root={root}", soft_wrap=True, highlight=False, markup=False)
 
 
-@data_app.command("download")
+@data_app.command(
+    "download", epilog=example("trm-bench data download Task04_Hippocampus --out data")
+)
 def data_download(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="An archive, such as Task04_Hippocampus.")
@@ -70,7 +77,12 @@ def data_download(
     out.print(f"{out_dir / name}{state}", soft_wrap=True, highlight=False, markup=False)
 
 
-@data_app.command("check")
+@data_app.command(
+    "check",
+    epilog=example(
+        "trm-bench data check hippocampus_cross_task --set data.root=data/Task04_Hippocampus"
+    ),
+)
 def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
     """Read every subject of a protocol's dataset and report each that cannot be used."""
     from trm_bench import checks
@@ -81,12 +93,12 @@ def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
         err.print(
             f"{error.subject}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
-    out.print(f"{usable} subjects can be used, {len(bad)} cannot", highlight=False)
+    out.print(f"{counted(usable, 'subject')} can be used, {len(bad)} cannot", highlight=False)
     if bad:
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(epilog=example("trm-bench bench --methods finetune,trm --patch 32,32,32"))
 def bench(
     methods: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "finetune,trm",
     device: Device = "auto",
@@ -99,7 +111,7 @@ def bench(
     patch: Annotated[
         str, typer.Option(help="Patch size, e.g. 48,64,48 (or 128,128 for a 2D network).")
     ] = "48,64,48",
-    batch: Annotated[int, typer.Option(min=1, max=4096)] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Patches a step.")] = 2,
 ) -> None:
     """Time a training step of methods beside the bare network step, in turn, and print ratios and
     peak memory.

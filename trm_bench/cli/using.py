@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trm_bench.cli.options import Device, app, out
+from trm_bench.cli.options import Device, app, example, out
 
 Network = Annotated[
     Path,
@@ -24,7 +24,12 @@ Images = Annotated[
 ]
 
 
-@app.command("risk-map")
+@app.command(
+    "risk-map",
+    epilog=example(
+        "trm-bench risk-map --checkpoint source.safetensors --image t1.nii.gz --label seg.nii.gz"
+    ),
+)
 def risk_map(
     checkpoint: Network,
     image: Images,
@@ -44,7 +49,11 @@ def risk_map(
     out.print(f"{out_file}  LEEP {about['leep']:.4f}, {explained}")
 
 
-@app.command()
+@app.command(
+    epilog=example(
+        "trm-bench predict --checkpoint results/sources/ID.safetensors --image t1.nii.gz"
+    )
+)
 def predict(
     checkpoint: Network,
     image: Images,
@@ -65,7 +74,9 @@ def predict(
     out.print(f"{out_file}  voxels: {listed}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog=example("trm-bench export --checkpoint results/sources/ID.safetensors --out bundle")
+)
 def export(
     checkpoint: Network,
     out_dir: Annotated[Path, typer.Option("--out", help="A new folder for the bundle.")],

@@ -33,17 +33,81 @@ def choose_transfers(
     """
     refuse_twice(names, "--transfers")
     transfers = transfers_of(protocol, datasets)
-    known = [t.name for t in transfers]
-    for method in protocol.methods:
-        for name in sorted(method.per_transfer.keys() - set(known)):
-            what = f"the protocol has no transfer '{name}'"
-            where = f"methods.{method.label}.per_transfer"
-            raise UserError(what, where, nearest(name, known))
-    for name in names:
-        if name not in known:
-            what = f"the protocol has no transfer '{name}'"
-            raise UserError(what, "--transfers", nearest(name, known))
+    _refuse_unknown(protocol, names, [t.name for t in transfers])
     return [t for t in transfers if not names or t.name in names]
+
+
+def refuse_unknown(protocol: Protocol, names: Sequence[str]) -> None:
+    """Refuses unknown names of transfers before data are made or opened, as far as that can be.
+
+    What a data set says of itself is known when it is open: `choose_transfers` knows the rest.
+
+    Raises:
+        UserError: A name, of `names` or in a method's `per_transfer`, is not that of a transfer, or
+            comes twice.
+    """
+    refuse_twice(names, "--transfers")
+    ways = _stated_ways(protocol)
+    if ways is not None:
+        _refuse_unknown(protocol, names, [n for way in ways for n in _named(protocol, way)])
+
+
+def _stated_ways(protocol: Protocol) -> list[tuple[str, ...]] | None:
+    """The names along each transfer where no data are needed to know them, else None."""
+    pairs, known = protocol.transfers.pairs, _stated_names(protocol)
+    if not isinstance(pairs, str):
+        if known is not None:
+            _refuse_strange(protocol, known)
+        return [tuple(path) for path in pairs]
+    if known is None:
+        return None
+    checkpoints = {n for n, d in protocol.domains.items() if isinstance(d, CheckpointConfig)}
+    return [(one, other) for one, other in permutations(known, 2) if other not in checkpoints]
+
+
+def _stated_names(protocol: Protocol) -> list[str] | None:
+    """What pairs can name, where the protocol or the data set's class says it, else None."""
+    from trm_bench.datasets import REGISTRY
+
+    data, kind = protocol.data, protocol.transfers.kind
+    if kind == "cross_dataset":
+        return list(protocol.domains)
+    if kind == "cross_institution":
+        return None
+    if kind == "cross_modality" and data.modalities:
+        return list(data.modalities)
+    (own,) = protocol.sets
+    attribute = "modalities" if kind == "cross_modality" else "label_maps"
+    stated = getattr(REGISTRY.get(own.dataset), attribute, None)
+    if not isinstance(stated, Mapping | tuple):
+        return None
+    return [*stated, *(data.label_maps if kind == "cross_task" else ())]
+
+
+def _refuse_strange(protocol: Protocol, known: Sequence[str]) -> None:
+    """Raises `UserError` where a pair names what is not known."""
+    for name in (name for path in protocol.transfers.pairs for name in path):
+        if name not in known:
+            what = f"'{protocol.data.dataset}' has no '{name}'"
+            if protocol.transfers.kind == "cross_dataset":
+                what = f"no domain '{name}'"
+            raise UserError(what, "transfers.pairs", nearest(name, list(known)))
+
+
+def _refuse_unknown(protocol: Protocol, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises `UserError` where a command or a method names a transfer that is not known."""
+    given = [(f"methods.{m.label}.per_transfer", sorted(m.per_transfer)) for m in protocol.methods]
+    for where, several in [*given, ("--transfers", names)]:
+        for name in several:
+            if name not in known:
+                what = f"the protocol has no transfer '{name}'"
+                raise UserError(what, where, nearest(name, list(known)))
+
+
+def _named(protocol: Protocol, way: Sequence[str]) -> list[str]:
+    """The names of the transfers along a way, one for each number of target subjects."""
+    name = "->".join(way)
+    return [f"{name}@{n}" for n in protocol.transfers.shots or ()] or [name]
 
 
 def transfers_of(protocol: Protocol, datasets: Datasets) -> list[Transfer]:
@@ -72,8 +136,7 @@ def transfers_of(protocol: Protocol, datasets: Datasets) -> list[Transfer]:
         if any(isinstance(source, CheckpointConfig) for source in sources[1:]):
             fix = "name it first: what was trained elsewhere starts from nothing of ours"
             raise UserError(f"'{way}' passes a checkpoint", "transfers.pairs", fix)
-        for n in shots:
-            name = f"{way}@{n}" if protocol.transfers.shots else way
+        for n, name in zip(shots, _named(protocol, names), strict=True):
             transfers.append(
                 Transfer(sources=tuple(sources), target=target, shots=n, way=names, name=name)
             )
@@ -88,12 +151,7 @@ def _paths(protocol: Protocol, known: Mapping[str, Source]) -> list[list[tuple[s
     if pairs == "all":
         ways = permutations(known.items(), 2)
         return [[*way] for way in ways if not isinstance(way[1][1], CheckpointConfig)]
-    for name in (name for path in pairs for name in path):
-        if name not in known:
-            what = f"'{protocol.data.dataset}' has no '{name}'"
-            if protocol.transfers.kind == "cross_dataset":
-                what = f"no domain '{name}'"
-            raise UserError(what, "transfers.pairs", nearest(name, list(known)))
+    _refuse_strange(protocol, list(known))
     return [[(name, known[name]) for name in path] for path in pairs]
 
 

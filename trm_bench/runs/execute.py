@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from torch import Tensor
 from trm_bench import environment
 from trm_bench.data.patches import SubjectStore
 from trm_bench.data.prepared import Prepared, open_expected
+from trm_bench.datasets import REGISTRY as DATASETS
 from trm_bench.methods import Context, Method
+from trm_bench.methods.registry import REGISTRY as METHODS
 from trm_bench.methods.registry import create
 from trm_bench.runs import arrays, compute, store
+from trm_bench.runs.executors import Failure
 from trm_bench.runs.plan import Job
 from trm_bench.runs.records import Checkpoint, Loading, Record, SourceNote
 from trm_bench.seals import digest_of_file
@@ -39,8 +42,8 @@ def do(job: Job, device: torch.device, progress: Progress) -> str:
             their number and None.
 
     Returns:
-        `finished`, `diverged` or `failed`. A source that fails raises instead, since it has no
-        record.
+        `finished`, `diverged`, or `failed: ` with the reason. A source that fails raises instead,
+        since it has no record.
     """
     deterministic(device)
     if job.config.kind == "source":
@@ -54,31 +57,35 @@ def do(job: Job, device: torch.device, progress: Progress) -> str:
     except Diverged as error:
         note |= {"state": "diverged", "reason": str(error)}
     except Exception as error:  # one failed run must not end the others; its record says why
-        reason = f"{type(error).__name__}: {error}"
-        note |= {"reason": reason, "traceback": traceback.format_exc()}
+        note |= asdict(Failure.of(error))
     record = Record(
         id=job.id,
         config=job.config,
-        environment=environment.describe(device),
+        environment=_machine(job, device),
         started=started,
         curves=curves.logged(),
         passes=curves.passes,
         **note,
     )
     store.write_model(job.result, record)
-    return record.state
+    return f"failed: {record.reason}" if record.state == "failed" else record.state
 
 
-def failed(job: Job, reason: str, device: torch.device) -> None:
+def failed(job: Job, failure: Failure, device: torch.device) -> None:
     """Leaves the record of a run that could not say itself why it failed.
 
     Its process died, or its source failed.
     """
-    machine = environment.describe(device)
-    record = Record(
-        id=job.id, state="failed", reason=reason, config=job.config, environment=machine
-    )
+    machine, said = _machine(job, device), asdict(failure)
+    record = Record(id=job.id, state="failed", config=job.config, environment=machine, **said)
     store.write_model(job.result, record)
+
+
+def _machine(job: Job, device: torch.device) -> environment.Environment:
+    """The machine, with the packages that brought the method and the data set, if any did."""
+    machine, config = environment.describe(device), job.config
+    brought = METHODS.package(config.method.name) | DATASETS.package(config.dataset)
+    return machine.model_copy(update={"packages": machine.packages | brought})
 
 
 def load_part(job: Job, device: torch.device, part: str) -> SubjectStore:
@@ -159,7 +166,7 @@ def _keep_network(job: Job, path: Path, run: Context, curves: Curves, validation
         config=job.config,
         validation_dice=validation,
         curves=curves.logged(),
-        environment=environment.describe(run.device),
+        environment=_machine(job, run.device),
     )
     arrays.write_checkpoint(path, about, run.network.state_dict())
 

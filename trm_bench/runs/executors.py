@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -24,6 +25,7 @@ from trm_bench.seeds import CPU_THREADS
 # seconds that a worker's death is not told of: what kills all processes gets to this one too, and
 # then it is no failure of the worker's task
 DEATH_PAUSE = 0.5
+LONGEST_REASON, LONGEST_TRACEBACK = 500, 20_000  # characters that are kept
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,36 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a task failed.
+
+    Attributes:
+        reason: In one line.
+        traceback: Of the process that it ran in, without values of variables; "" where no
+            exception was raised.
+    """
+
+    reason: str
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return self.reason
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """What an exception says, of bounded length."""
+        said = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        if len(reason) > LONGEST_REASON:
+            reason = f"{reason[:LONGEST_REASON]} ..."
+        trace = "".join(traceback.format_exception(error))
+        if len(trace) > LONGEST_TRACEBACK:
+            half = LONGEST_TRACEBACK // 2
+            trace = f"{trace[:half]}\n  ... left out ...\n{trace[-half:]}"
+        return cls(reason, trace)
+
+
+@dataclass(frozen=True)
 class Event:
     """What is heard of a task.
 
@@ -51,7 +83,7 @@ class Event:
         task: Its id.
         kind: `started`; `progress`; and one of `done`, `failed`, `skipped` as the last one.
         value: Of `progress` (step, steps, loss), of a test (subjects, of all, None); of `done` the
-            result, of `failed` the reason, of `skipped` the id of the task before it that was not
+            result, of `failed` a `Failure`, of `skipped` the id of the task before it that was not
             done.
     """
 
@@ -173,7 +205,7 @@ def _call(task: Task, device: torch.device, hear: Listen) -> None:
             *task.arguments, device, lambda *at: hear(Event(task.id, "progress", at))
         )
     except Exception as error:  # a task that fails must not stop the others
-        hear(Event(task.id, "failed", f"{type(error).__name__}: {error}"))
+        hear(Event(task.id, "failed", Failure.of(error)))
     else:
         hear(Event(task.id, "done", result))
 
@@ -189,7 +221,8 @@ def _heard(worker: _Worker, hear: Listen) -> _Worker:
         time.sleep(DEATH_PAUSE)
         code = worker.process.exitcode or 0
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        hear(Event(task, "failed", f"the worker process died ({how}); out of memory?"))
+        died = Failure(f"the worker process died ({how}); out of memory?")
+        hear(Event(task, "failed", died))
         return _Worker(worker.device)
     if kind != "progress":
         worker.task = None
@@ -256,5 +289,5 @@ def _outcome(
             *arguments, torch.device(device), lambda *at: connection.send(("progress", at))
         )
     except Exception as error:
-        return "failed", f"{type(error).__name__}: {error}"
+        return "failed", Failure.of(error)
     return "done", result

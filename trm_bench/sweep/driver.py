@@ -12,10 +12,10 @@ from trm_bench import pipeline
 from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.preparing import open_data
-from trm_bench.protocol.choices import choose_seeds, refuse_twice
+from trm_bench.protocol.choices import choose_seeds
 from trm_bench.protocol.schema import MethodConfig, Protocol, Transfer
 from trm_bench.protocol.sweep import SweepConfig
-from trm_bench.protocol.transfers import choose_transfers
+from trm_bench.protocol.transfers import choose_transfers, refuse_unknown
 from trm_bench.runs import health
 from trm_bench.runs.executors import Executor, LocalPool
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
@@ -118,15 +118,15 @@ def with_budget(
     """The protocol with what a command chooses of its sweep; the rest stays the protocol's.
 
     Raises:
-        UserError: The seeds are not different whole numbers.
+        UserError: The seeds are not different whole numbers, or there is no such transfer.
     """
-    refuse_twice(transfers, "--transfers")
     changes: dict[str, object] = {} if trials is None else {"trials": trials}
     if seeds:
         changes["seeds"] = choose_seeds(protocol, seeds).seeds
     if transfers:
         changes["transfers"] = tuple(transfers)
     own = protocol.sweep.model_copy(update=changes)
+    refuse_unknown(protocol, own.transfers or ())
     return protocol.model_copy(update={"sweep": own})
 
 
@@ -162,9 +162,10 @@ def sweep(
     folder, config = ResultsFolder(output).protocol(protocol.name), protocol.sweep
     spaces = [space_of(chosen, protocol.training.target, config) for chosen in protocol.methods]
     with pipeline.only_one(folder), display:
-        data = open_data(protocol, folder.results, stand_in, jobs, display)
+        names = config.transfers or ()
+        data = open_data(protocol, folder.results, stand_in, jobs, display, names)
         refuse_mixture(folder, data.kind)
-        transfers = choose_transfers(protocol, data.datasets, config.transfers or ())
+        transfers = choose_transfers(protocol, data.datasets, names)
         planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device)
         pipeline.check_networks(protocol, replace(planner, tested=False).plan(transfers))
         health.set_aside(health.of_sweep(folder).damaged, display.warn)

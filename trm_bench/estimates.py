@@ -1,0 +1,272 @@
+"""What a benchmark would take, before it is run: time, memory and disk.
+
+All of it is estimated, from a plan, the prepared data and a few training steps on the device.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from trm_bench import networks
+from trm_bench.data.cohorts import Cohorts, find
+from trm_bench.errors import UserError
+from trm_bench.methods import Context
+from trm_bench.methods.registry import create
+from trm_bench.plurals import counted
+from trm_bench.runs import compute, execute
+from trm_bench.runs.config import RunConfig, RunMethod, Subjects
+from trm_bench.runs.executors import default_jobs
+from trm_bench.runs.plan import Job, Plan
+from trm_bench.seeds import deterministic
+from trm_bench.training.loop import Curves, fitting
+
+PROCESS = 600 * 2**20  # bytes of a process that has imported all, measured on Linux
+STEPS, SECONDS = 10, 8.0  # at most so many steps are timed, and for about so long
+RECORD, REPORT = 2**17, 2**23  # bytes of a run's record, and of a report with its figures
+FEW = 4  # training subjects that are loaded for the timed steps
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One thing that a benchmark takes.
+
+    Attributes:
+        name: `time`, `memory` or `disk`.
+        text: How much, of how much, and where the number comes from.
+        suffices: Whether this machine has it.
+    """
+
+    name: str
+    text: str
+    suffices: bool = True
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the plan's largest training takes on a device.
+
+    Attributes:
+        config: Of that training.
+        step: Seconds of a training step.
+        steps: That were timed.
+        subject: Seconds to predict and score a test subject.
+        packed: Bytes of a test subject's label, compressed: a prediction takes about as much.
+    """
+
+    config: RunConfig
+    step: float
+    steps: int
+    subject: float
+    packed: int
+
+
+def pace_of(plan: Plan, device: torch.device) -> Pace:
+    """Times a few steps of the plan's largest training as plain fine-tuning, and one test.
+
+    Raises:
+        UserError: The device's memory does not suffice.
+    """
+    job = _few_subjects(max(plan.runs, key=lambda job: _size(job.config)))
+    deterministic(device)
+    try:
+        return _pace(job, device)
+    except torch.OutOfMemoryError as error:
+        what = f"memory does not suffice for a training step on {device}"
+        raise UserError(what, "training", "lower batch or patch, or raise the spacing") from error
+
+
+def _few_subjects(job: Job) -> Job:
+    """The job as training from scratch, which costs a step as much as fine-tuning, on a few."""
+    subjects = job.config.subjects
+    few = Subjects(
+        train=subjects.train[:FEW], val=subjects.val[:1], test=(subjects.test or subjects.val)[:1]
+    )
+    changes = {
+        "subjects": few,
+        "method": RunMethod(name="scratch"),
+        "source": None,
+        "same_task": False,
+        "channels": None,
+    }
+    return replace(job, config=job.config.model_copy(update=changes))
+
+
+def _pace(job: Job, device: torch.device) -> Pace:
+    part = partial(execute.load_part, job, device)
+    run, _ = compute.start(job.config, None, part, device)
+    # a first step reserves memory and chooses kernels
+    first = _seconds_of_steps(run, 1, device)
+    steps = max(1, min(STEPS, int(SECONDS / first)))
+    step = _seconds_of_steps(run, steps, device) / steps
+    test_set = part("test")
+    started = time.perf_counter()
+    compute.test(job.config, run, test_set)
+    subject = time.perf_counter() - started
+    label = test_set.prepared[0].native_label().numpy()
+    return Pace(job.config, step, steps, subject, len(zlib.compress(label.tobytes(), 1)))
+
+
+def _seconds_of_steps(run: Context, steps: int, device: torch.device) -> float:
+    timed = replace(run, config=run.config.model_copy(update={"steps": steps, "select": "last"}))
+    method = create("scratch", {})
+    fit = fitting(timed, method, Curves(looks=0))
+    _wait(device)
+    started = time.perf_counter()
+    method.train(timed, fit)
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _size(config: RunConfig) -> tuple[int, int]:
+    """By what the trainings of one protocol differ in size: channels and classes."""
+    return len(config.domain.images), len(config.domain.classes)
+
+
+def estimates(
+    plan: Plan,
+    needed: int,
+    cohorts: Cohorts,
+    device: torch.device,
+    jobs: int | None,
+    output: Path,
+) -> list[Estimate]:
+    """Memory, time and disk of what is missing of a plan.
+
+    Args:
+        plan: All of it.
+        needed: Bytes of its largest training step; see `pipeline.check_networks`.
+        cohorts: The data, prepared.
+        device: Where it is to run.
+        jobs: Trainings at a time; by default one a core or GPU.
+        output: The folder of the results.
+
+    Raises:
+        UserError: The memory does not suffice for a single training.
+    """
+    at_once = jobs or default_jobs(device)
+    found = [_memory(plan, needed, cohorts, device, at_once)]
+    missing = [job for job in (*plan.sources, *plan.runs) if not job.is_done()]
+    if not missing:
+        return [*found, Estimate("time", "nothing is left to train")]
+    pace = pace_of(plan, device)
+    return [*found, _time(missing, pace, device, at_once), _disk(missing, pace, cohorts, output)]
+
+
+def _memory(plan: Plan, needed: int, cohorts: Cohorts, device: torch.device, jobs: int) -> Estimate:
+    subjects = max(_store_bytes(job.config, cohorts) for job in plan.runs)
+    available, on_cpu = memory_of(device), device.type == "cpu"
+    about = f"about {size(needed)} a training step, {size(subjects)} of voxels"
+    if needed + subjects > available:
+        raise UserError(
+            f"memory does not suffice: {about}, of {size(available)} on {device}",
+            "training",
+            "lower batch or patch, or raise the spacing",
+        )
+    devices = 1 if on_cpu or device.index is not None else torch.cuda.device_count()
+    trainings = min(len(plan.runs), math.ceil(jobs / devices))
+    total = trainings * (needed + subjects + PROCESS * on_cpu)
+    process = f", {size(PROCESS)} of the process" if on_cpu else ""
+    text = (
+        f"{about}{process}: {size(total)} with {counted(trainings, 'training')} at a time, of "
+        f"{size(available)} on {device} (estimated from the outputs of all layers)"
+    )
+    fits = total <= available
+    return Estimate("memory", text if fits else f"{text}: lower --jobs", fits)
+
+
+def _store_bytes(config: RunConfig, cohorts: Cohorts) -> int:
+    """Voxels that a run keeps on the device.
+
+    2 bytes a channel, 2 for label and mask, 4 for a weight map.
+    """
+    per_voxel = 2 * len(config.domain.images) + 2 + 4
+    members = (m for part in config.subjects.parts().values() for m in part)
+    volumes = (find(cohorts, config.dataset, config.volume, *m) for m in members)
+    return per_voxel * sum(math.prod(volume.shape) for volume in volumes if volume)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _time(missing: Sequence[Job], pace: Pace, device: torch.device, jobs: int) -> Estimate:
+    seconds = [_seconds(job.config, pace) for job in missing]
+    most = jobs if device.type == "cpu" else min(jobs, torch.cuda.device_count())
+    at_once = min(most, len(missing))
+    total = max(sum(seconds) / at_once, *seconds)
+    patch = "x".join(map(str, pace.config.training.patch))
+    text = (
+        f"about {duration(total)} for {counted(len(missing), 'training')}, {at_once} at a time: "
+        f"{counted(pace.steps, 'step')} timed at {pace.step:.3f} s each (patch {patch}, batch "
+        f"{pace.config.training.batch}), a test subject at {pace.subject:.2f} s; methods that pass "
+        "the network more than once a step take longer"
+    )
+    return Estimate("time", text)
+
+
+def _seconds(config: RunConfig, pace: Pace) -> float:
+    """Of a training with its validations and its test."""
+    training, subjects = config.training, config.subjects
+    looks = 1
+    if training.select != "last":
+        looks += training.steps // (training.validate_every or max(1, training.steps // 10))
+    scored = looks * len(subjects.val) + len(subjects.test)
+    return training.steps * pace.step + scored * pace.subject
+
+
+def _disk(missing: Sequence[Job], pace: Pace, cohorts: Cohorts, output: Path) -> Estimate:
+    config = pace.config
+    network = networks.build(config.network, *_size(config), config.spatial_dims, seed=0)
+    weights = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
+    kept = [job for job in missing if job.keep or job.config.kind == "source"]
+    runs = [job for job in missing if job.config.kind == "run"]
+    predictions = sum(len(job.config.subjects.test) for job in runs) * pace.packed
+    needed = len(kept) * weights + predictions + len(runs) * RECORD + REPORT
+    files = {p.path for cohort in cohorts.values() for p in cohort.prepared.values()}
+    prepared = sum(file.stat().st_size for file in files)
+    free = shutil.disk_usage(_existing(output)).free
+    text = (
+        f"about {size(needed)} for {counted(len(kept), 'network')}, predictions and records, "
+        f"beside {size(prepared)} of prepared volumes; {size(free)} are free"
+    )
+    fits = needed <= free
+    return Estimate("disk", text if fits else f"{text}: choose another --out", fits)
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(folder for folder in (path, *path.resolve().parents) if folder.is_dir())
+
+
+def duration(seconds: float) -> str:
+    """In the two units that say it."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def size(number: int) -> str:
+    """Bytes, in the unit that says them."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{math.ceil(number / 2**20)} MiB"
