@@ -27,7 +27,7 @@ from trm_bench.protocol.choices import choose_methods, choose_seeds, refuse_borr
 from trm_bench.protocol.transfers import choose_transfers
 from trm_bench.report import mlflow
 from trm_bench.runs import execute, health, keeping
-from trm_bench.runs.executors import Event, Executor, LocalPool, Task
+from trm_bench.runs.executors import Event, Executor, Listen, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
 from trm_bench.runs.records import StoredPlan, Tuned
@@ -113,7 +113,7 @@ def run(
         with mlflow.tracker(protocol, folder, display) as track:
             for job in plan.runs:
                 if job.is_done():
-                    track(job.id)
+                    track(Event(job.id, "done"))
             train(plan, executor, device, display, track)
             if said := keeping.settle(folder, protocol.keep):
                 display.warn(said)
@@ -203,7 +203,7 @@ def train(
     executor: Executor,
     device: torch.device,
     display: Display,
-    track: mlflow.Track = lambda run: None,
+    track: Listen = lambda event: None,
     runs: str = "runs",
 ) -> None:
     """Trains what is missing; a run whose source failed is recorded as failed.
@@ -213,7 +213,7 @@ def train(
         executor: Where they run.
         device: What records say of where.
         display: Where progress is shown.
-        track: Called with the id of every run that has ended.
+        track: Hears of the runs, and not of the sources.
         runs: What they are called there.
     """
     stages = {"source networks": plan.sources, runs: plan.runs}
@@ -250,8 +250,7 @@ def train(
                 return
             if event.kind == "failed":
                 execute.failed(job, event.value, device)
-            if event.kind in ("done", "failed"):
-                track(job.id)
+            track(event)
 
         executor.run(tasks, listen)
 
