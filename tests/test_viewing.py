@@ -53,6 +53,12 @@ def test_without_a_store_nothing_starts_and_nothing_is_made(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_link_to_itself_is_refused(trm_bench: Run, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    code, text = trm_bench("mlflow", tmp_path / "loop")
+    assert code == 2 and "leads nowhere" in text
+
+
 def test_where_nothing_is_tracked_the_message_says_so(
     trm_bench: Run, tmp_path: Path, toy_data: Path
 ) -> None:

@@ -14,7 +14,7 @@ from trm_bench.errors import UserError
 @app.command()
 def mlflow(
     results: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Results, or a protocol's folder in them.")
+        Path, typer.Argument(metavar="DIR", help="Results, or a protocol's folder in them.")
     ] = Path("results"),
     port: Annotated[
         int | None,
@@ -29,7 +29,11 @@ def mlflow(
     from trm_bench.report.tracking import Store
     from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 
-    folder = ProtocolFolder(results.resolve())
+    try:
+        folder = ProtocolFolder(results.resolve())
+    except RuntimeError as error:
+        what, fix = "is a link that leads nowhere", "name the folder of the results"
+        raise UserError(what, results, fix) from error
     one = folder.plan.is_file() or folder.lock.is_file()
     store = Store(folder.results if one else ResultsFolder(results))
     with err.status("reading the store", spinner="line"):
