@@ -29,7 +29,7 @@ from trm_bench.protocol.transfers import choose_transfers, refuse_unknown
 from trm_bench.report import mlflow, settled
 from trm_bench.report.tracking import Store
 from trm_bench.runs import execute, health, keeping
-from trm_bench.runs.executors import Event, Executor, Failure, LocalPool, Task
+from trm_bench.runs.executors import Event, Executor, Failure, Listen, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
 from trm_bench.runs.records import StoredPlan, Tuned
@@ -124,11 +124,11 @@ def run(
         if done and pages and settled.is_settled(folder, _tracked(protocol, folder)):
             display.say("nothing to do: all runs are finished, and their report is written")
             return Outcome(folder, _states(plan))
-        with mlflow.tracker(protocol, folder, display) as track:
+        with mlflow.tracker(protocol, folder, display) as tracked:
             for job in plan.runs:
                 if job.is_done():
-                    track(job.id)
-            train(plan, executor, device, display, track)
+                    tracked.hear(Event(job.id, "done"))
+            train(plan, executor, device, display, tracked.hear)
             if said := keeping.settle(folder, protocol.keep):
                 display.warn(said)
             judged = _audit(folder, data, executor, display)
@@ -138,7 +138,7 @@ def run(
                 else:
                     report.write(folder)
         states = _states(plan)
-        if pages and judged and "failed" not in states:
+        if pages and judged and tracked.whole and "failed" not in states:
             settled.settle(folder, _tracked(protocol, folder))
     return Outcome(folder, states)
 
@@ -228,7 +228,7 @@ def train(
     executor: Executor,
     device: torch.device,
     display: Display,
-    track: mlflow.Track = lambda run: None,
+    track: Listen = lambda event: None,
     runs: str = "runs",
 ) -> None:
     """Trains what is missing; a run whose source failed is recorded as failed.
@@ -238,7 +238,7 @@ def train(
         executor: Where they run.
         device: What records say of where.
         display: Where progress is shown.
-        track: Called with the id of every run that has ended.
+        track: Hears of the runs, and not of the sources.
         runs: What they are called there.
     """
     stages = {"source networks": plan.sources, runs: plan.runs}
@@ -276,8 +276,7 @@ def train(
                 return
             if event.kind == "failed":
                 execute.failed(job, event.value, device)
-            if event.kind in ("done", "failed"):
-                track(job.id)
+            track(event)
 
         executor.run(tasks, listen)
 

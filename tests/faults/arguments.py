@@ -25,6 +25,7 @@ GIVEN: dict[str, list[str]] = {
     "verify": ["{out}"],
     "power": ["{protocol}"],
     "readings": ["{out}", "--out", "new"],
+    "mlflow": ["{out}"],  # which has no store, so that no server starts
     "methods": ["trm"],
     "datasets": ["lgg"],
     "protocols": [],

@@ -7,7 +7,9 @@ import fcntl
 import json
 import shutil
 import sqlite3
+import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,22 @@ import pytest
 import torch
 import toy
 from rich.console import Console
+from trm_bench.baselines.scratch import Scratch
 
 from trm_bench import pipeline, protocol, signals
 from trm_bench.display import Display
 from trm_bench.errors import UserError
+from trm_bench.report import logged as logged_names
 from trm_bench.report import mlflow as mirror
 from trm_bench.report.tracking import PARENT, Store
 from trm_bench.runs.folders import ResultsFolder
-from trm_bench.runs.store import read_results
+from trm_bench.runs.store import read_record, read_results
 
 pytestmark = pytest.mark.slow
 
 
 def run(out: Path, data: Path, display: Display | None = None, **changes: Any) -> pipeline.Outcome:
-    loaded = protocol.parse(toy.protocol(data, tracking="mlflow", **changes), "test")
+    loaded = protocol.parse(toy.protocol(data, **{"tracking": "mlflow", **changes}), "test")
     return pipeline.run(loaded, out, device=torch.device("cpu"), jobs=1, display=display)
 
 
@@ -63,14 +67,18 @@ def test_children_lie_under_their_parent_and_hold_the_records(
         tags = child.data.tags
         assert (tags["transfer"], tags["seed"], tags["data"]) == ("whole->lower_upper", "0", "real")
         dice = table[(table.method == tags["method"]) & (table.metric == "dice")].value.mean()
-        assert child.data.metrics["test.dice"] == pytest.approx(dice)
+        assert child.data.metrics["test_dice_percent"] == pytest.approx(dice)
         assert child.data.params["training.steps"] == "6"
-        assert child.data.metrics["loss_curve"] > 0
+        assert child.data.metrics["train_loss"] > 0
     summary = json.loads(folder.report("summary.json").read_text())["metrics"]["dice"]
-    assert parent.data.metrics["dice.mean.trm"] == pytest.approx(summary["trm"]["mean"])
-    assert parent.data.metrics["dice.gain.trm"] == pytest.approx(summary["trm"]["gain"])
-    assert "dice.gain_low.finetune" not in parent.data.metrics, "the reference has no interval"
+    numbers = parent.data.metrics
+    assert numbers["test_dice_percent/trm"] == pytest.approx(summary["trm"]["mean"])
+    assert numbers["gain_points/trm"] == pytest.approx(summary["trm"]["gain"])
+    assert "gain_points_low/finetune" not in numbers, "the reference has no interval"
     assert parent.data.tags["verdict"] == "no verdict"
+    description = parent.data.tags["mlflow.note.content"]
+    assert description.startswith("**No verdict: ") and "*Compare*" in description
+    assert folder.report("table.md").read_text().strip() in description
     kept = {a.path for a in client(tmp_path).list_artifacts(parent.info.run_id)}
     assert {
         "report.html",
@@ -81,7 +89,10 @@ def test_children_lie_under_their_parent_and_hold_the_records(
         "figures",
     } <= kept
     (trm,) = [c for c in children if c.data.tags["method"] == "trm"]
-    assert trm.data.metrics["diagnostics.leep"] < 0 and trm.data.params["method.base"] == "3.0"
+    assert trm.data.params["method.base"] == "3.0"
+    assert trm.info.run_name == "trm seed 0 whole->lower_upper", "what differs comes first"
+    record = json.loads((folder.record(trm.data.tags["run_id"])).read_text())
+    assert "leep" in record["diagnostics"] and not any("leep" in m for m in trm.data.metrics)
 
     # resuming, and adding a method, logs nothing twice
     run(tmp_path, toy_data, methods=["finetune", "trm"])
@@ -90,6 +101,88 @@ def test_children_lie_under_their_parent_and_hold_the_records(
     parents, children = logged(tmp_path)
     assert len(parents) == 1 and len(children) == 3
     assert len(read_results(folder).cells) == 3
+
+
+def test_a_child_is_there_while_its_run_trains_and_lasts_as_long(
+    tmp_path: Path, toy_data: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(mirror, "LIVE_SECONDS", 0.0)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    seen = []
+    follow = mirror._RunMirror.follow
+
+    def watch(self: Any, run_id: str, points: Any) -> None:
+        follow(self, run_id, points)
+        for child in self.live[run_id].children.values():
+            found = self.client.get_run(child)
+            history = self.client.get_metric_history(child, "train_loss")
+            seen.append((found.data.tags["run_id"], found.info.status, len(history)))
+
+    monkeypatch.setattr(mirror._RunMirror, "follow", watch)
+    training = {"steps": 20, "batch": 2, "patch": [16] * 3, "optimizer": {"name": "adamw"}}
+    changes: dict[str, Any] = {"training": {"source": training, "target": training}}
+    folder = run(tmp_path, toy_data, methods=["scratch", "finetune"], **changes).folder
+    _, children = logged(tmp_path)
+    ids = {child.data.tags["run_id"] for child in children}
+    assert {(one, "RUNNING", n) for one in ids for n in (1, 2)} == set(seen)
+    for child in children:
+        record = read_record(folder.record(child.data.tags["run_id"]))
+        assert record is not None
+        lasted = child.info.end_time - child.info.start_time
+        assert lasted >= 1000 * sum(record.seconds.values()) - 1
+        history = client(tmp_path).get_metric_history(child.info.run_id, "train_loss")
+        assert [(m.step, m.value) for m in history] == record.curves["loss"]
+        times = [child.info.start_time, *(m.timestamp for m in history), child.info.end_time]
+        assert times == sorted(times)
+
+
+def test_runs_of_an_earlier_command_have_the_times_of_their_records(
+    tmp_path: Path, toy_data: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one run that fills two cells is a child of each."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    pairs = {"kind": "cross_task", "pairs": [["whole", "lower_upper"], ["lower", "lower_upper"]]}
+    changes: dict[str, Any] = {"transfers": pairs, "methods": ["scratch"]}
+    folder = run(tmp_path, toy_data, **changes, tracking="off").folder
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    run(tmp_path, toy_data, **changes)
+    _, children = logged(tmp_path)
+    (path,) = folder.records.glob("*.json")
+    record = read_record(path)
+    assert record is not None and len(children) == len(read_results(folder).cells) == 2
+    for child in children:
+        assert child.info.start_time == 1000 * datetime.fromisoformat(record.started).timestamp()
+        lasted = child.info.end_time - child.info.start_time
+        assert lasted == pytest.approx(1000 * sum(record.seconds.values()), abs=1)
+
+
+def test_a_command_that_is_stopped_ends_what_is_running(
+    tmp_path: Path, toy_data: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    started, start = threading.Event(), mirror._RunMirror.start
+
+    def notice(self: Any, run_id: str, at: int) -> None:
+        start(self, run_id, at)
+        started.set()
+
+    def stopped(*arguments: Any) -> None:
+        assert started.wait(60)
+        raise signals.Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror._RunMirror, "start", notice)
+        patch.setattr(Scratch, "loss", stopped)
+        with pytest.raises(signals.Stopped):
+            run(tmp_path, toy_data, methods=["scratch"])
+    (parent,), (child,) = logged(tmp_path)
+    assert (parent.info.status, child.info.status) == ("KILLED", "KILLED")
+    run(tmp_path, toy_data, methods=["scratch"])
+    (parent,), children = logged(tmp_path)
+    assert parent.info.status == "FINISHED"
+    assert sorted(c.info.status for c in children) == ["FINISHED", "KILLED"]
 
 
 def test_a_dead_server_is_reported_once_and_the_benchmark_finishes(
@@ -107,23 +200,30 @@ def test_a_dead_server_is_reported_once_and_the_benchmark_finishes(
     assert (tmp_path / "said").read_text().count("MLflow is not available") == 1
 
 
+@pytest.mark.parametrize("broken_at", ["start", "end", "close"])
 def test_a_store_that_breaks_midway_does_not_end_the_benchmark(
-    tmp_path: Path, toy_data: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    toy_data: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken_at: str,
 ) -> None:
     def broken(*arguments: Any) -> None:
         raise OSError("disk gone")
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(mirror._RunMirror, "log", broken)
+    monkeypatch.setattr(mirror._RunMirror, broken_at, broken)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
-    assert run(tmp_path, toy_data, methods=["scratch"]).states == {"finished": 1}
+    console = Console(record=True, width=300)
+    outcome = run(tmp_path, toy_data, Display(console=console), methods=["scratch"])
+    assert outcome.states == {"finished": 1} and console.export_text().count("disk gone") == 1
 
 
 def test_names_are_what_mlflow_takes() -> None:
-    assert mirror.safe("dice@[x]%") == "dice__x__"
-    assert mirror.safe("test/dice.mean") == "test/dice.mean"
+    assert logged_names.safe("dice@[x]%") == "dice__x__"
+    assert logged_names.safe("test/dice.mean") == "test/dice.mean"
     for name in ("../x", "/x", "x//y", "x/", ".", "..", "a/../b", "", "=1+1", "-x", "x" * 999):
-        assert valid(mirror.safe(name)), name
+        assert valid(logged_names.safe(name)), name
 
 
 def valid(name: str) -> bool:
@@ -229,12 +329,20 @@ def test_a_command_that_ends_early_ends_its_parent_and_goes_on_later(
     raised: BaseException,
     state: str,
 ) -> None:
+    ended, end = threading.Event(), mirror._RunMirror.end
+
+    def notice(self: Any, *arguments: Any) -> None:
+        end(self, *arguments)
+        ended.set()
+
     def stopped(*arguments: Any, **named: Any) -> None:
+        assert ended.wait(60)
         raise raised
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     with monkeypatch.context() as patch:
+        patch.setattr(mirror._RunMirror, "end", notice)
         patch.setattr(pipeline.report, "write_pages", stopped)
         with pytest.raises(type(raised)):
             run(tmp_path, toy_data, methods=["scratch"])
@@ -286,7 +394,7 @@ def test_no_message_holds_user_or_password(
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("", "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db' --host 127.0.0.1"),
+        ("", "trm-bench mlflow '/a b'"),
         ("https://me:s3cret@host/x", "https://***@host/x"),
         (
             "postgresql://me:s3cret@host/x",

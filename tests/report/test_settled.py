@@ -105,3 +105,32 @@ def test_an_audit_that_failed_is_tried_again(
         assert "failed" in run(results, toy_data)
     assert NOTHING not in run(results, toy_data)
     assert list((results / "toy" / "voxels").glob("*.json")) and NOTHING in run(results, toy_data)
+
+
+class TestWithTracking:
+    """What is tracked is part of what is done."""
+
+    def test_a_store_that_is_gone_is_made_again(
+        self, toy_data: Path, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        store = tmp_path / "mlflow.db"
+        shutil.copy(empty_store, store)
+        assert NOTHING not in run(tmp_path, toy_data, tracking="mlflow")
+        assert NOTHING in run(tmp_path, toy_data, tracking="mlflow")
+        store.unlink()
+        shutil.copy(empty_store, store)
+        store.rename(tmp_path / "aside.db")
+        said = run(tmp_path, toy_data, tracking="mlflow")
+        assert NOTHING not in said and store.is_file()
+
+    def test_what_could_not_be_tracked_is_tried_again(
+        self, results: Path, toy_data: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        (results / "mlflow.db").write_bytes(b"no database")
+        assert "MLflow is not available" in run(results, toy_data, tracking="mlflow")
+        assert NOTHING not in run(results, toy_data, tracking="mlflow")
+        shutil.copy(empty_store, results / "mlflow.db")
+        assert NOTHING not in run(results, toy_data, tracking="mlflow")
+        assert NOTHING in run(results, toy_data, tracking="mlflow")

@@ -76,7 +76,7 @@ def test_trials_lie_under_their_sweep_and_hold_what_the_records_say(
             metrics = child.data.metrics
             score = trial.validation_dice
             expected = None if score is None else pytest.approx(100 * score)
-            assert metrics.get("validation.dice") == expected
+            assert metrics.get("validation_dice_percent") == expected
             assert child.info.status == ("FAILED" if trial.validation_dice is None else "FINISHED")
             record = read_record(folder.record(trial.runs[0]))
             assert record is not None
@@ -84,12 +84,12 @@ def test_trials_lie_under_their_sweep_and_hold_what_the_records_say(
             assert child.info.end_time - child.info.start_time == pytest.approx(
                 1000 * seconds, abs=2
             )
-            curve = client(out).get_metric_history(child.info.run_id, "loss_curve")
+            curve = client(out).get_metric_history(child.info.run_id, "train_loss")
             assert [(m.step, m.value) for m in curve] == record.curves["loss"]
     assert [by_key["finetune", i].info.status for i in range(3)] == ["FINISHED", "FAILED", "FAILED"]
     assert "the loss became nan" in by_key["finetune", 1].data.tags["reason"]
     best = max(t.validation_dice or 0 for t in read_trials(folder).methods[1].trials)
-    assert parent.data.metrics["best.trm"] == pytest.approx(100 * best)
+    assert parent.data.metrics["best_validation_dice_percent/trm"] == pytest.approx(100 * best)
     kept = {a.path for a in client(out).list_artifacts(parent.info.run_id)}
     assert {"tuned.yaml", "trials.json"} <= kept
 

@@ -7,44 +7,70 @@ from __future__ import annotations
 
 import contextlib
 import json
-import posixpath
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trm_bench.analysis.table import SCALE
 from trm_bench.files import TEMPORARY
 from trm_bench.protocol.schema import Protocol
-from trm_bench.report.tracking import CELL, MOST, PARENT, Store, load
-from trm_bench.runs.config import Imported, RunConfig
+from trm_bench.report.logged import (
+    CURVES,
+    LONGEST,
+    Point,
+    curves,
+    metrics,
+    note,
+    parameters,
+    safe,
+    summarised,
+    view,
+)
+from trm_bench.report.tracking import CELL, MOST, NOTE, PARENT, VIEW_TAG, Store, load
+from trm_bench.runs.executors import Event, Listen
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Cell, Record
 from trm_bench.runs.store import read_plan, read_record
+from trm_bench.runs.times import span
 
 if TYPE_CHECKING:
     from trm_bench.display import Display
 
-Track = Callable[[str], None]
+LIVE_SECONDS = 3.0  # between two requests with points of runs that are at work
 M = TypeVar("M", bound="Mirror")
+Timed = tuple[Point, int]
+"""A point, and when it was, in ms."""
+
 BATCH = 900  # metrics a request; MLflow takes 1000
-LONGEST = 250  # characters of a name, for MLflow
-END_SECONDS = 3.0  # that a command which was stopped waits for its parent run to be ended
-NOT_PARAMETERS = {
-    "schema_version": True,
-    "subjects": True,  # counted instead; the record lists them
-    "source": True,
-    "code": True,
-    "domain": {"values", "regions"},
-    "method": True,  # flattened by one level more
-}
+# what a command that was stopped waits for: what it has heard, and its runs' end
+HEARD_SECONDS, END_SECONDS = 1.0, 2.5
+
+
+@dataclass
+class Tracker:
+    """What mirrors the runs of a command.
+
+    Attributes:
+        hear: To be told of every event of a run.
+        whole: At the end, whether nothing is missing in the store.
+    """
+
+    hear: Listen
+    whole: bool = False
 
 
 @contextmanager
-def tracker(protocol: Protocol, folder: ProtocolFolder, display: Display) -> Iterator[Track]:
-    """Yields a function that logs the record of a run, in all the cells that it fills.
+def tracker(protocol: Protocol, folder: ProtocolFolder, display: Display) -> Iterator[Tracker]:
+    """Yields what hears of runs, and lets them appear in all the cells that they fill.
+
+    A run that starts appears, follows its training and ends with it. One that is `done` or `failed`
+    without having started was trained by an earlier command, and is logged from its record.
 
     Args:
         protocol: With `tracking: off`, nothing is logged.
@@ -52,15 +78,20 @@ def tracker(protocol: Protocol, folder: ProtocolFolder, display: Display) -> Ite
         display: Where a fault is reported.
     """
     with guarded(protocol, folder, display, partial(_RunMirror, protocol, folder)) as act:
-        yield lambda run_id: act(lambda mirror: mirror.log(run_id))
-        act(lambda mirror: mirror.close())
+        with following(act) as hear:
+            tracked = Tracker(hear)
+            yield tracked
+        closed = act(lambda mirror: mirror.close())
+        tracked.whole = closed or protocol.tracking == "off"
 
 
 @contextmanager
 def guarded(
     protocol: Protocol, folder: ProtocolFolder, display: Display, make: Callable[[Store], M]
-) -> Iterator[Callable[[Callable[[M], None]], None]]:
+) -> Iterator[Callable[[Callable[[M], None]], bool]]:
     """Yields a function that lets something be done with a mirror, which is made here.
+
+    It says whether that was done.
 
     A store that cannot be reached or written is reported once, and the work goes on without.
 
@@ -84,16 +115,17 @@ def guarded(
         except Exception as error:  # MLflow raises what its store raises
             broken("MLflow is not available, so nothing is tracked", error)
 
-    def act(what: Callable[[M], None]) -> None:
+    def act(what: Callable[[M], None]) -> bool:
         nonlocal mirror
         if mirror is None:
-            return
+            return False
         try:
             with store.locked():
                 what(mirror)
         except Exception as error:
             broken("MLflow failed, so tracking stops here (the records are complete)", error)
             mirror = None
+        return mirror is not None
 
     try:
         yield act
@@ -104,14 +136,15 @@ def guarded(
 
 
 def _end(mirror: Mirror, status: str) -> None:
-    """Ends the parent of a command that ends early; a store that does not answer is not waited for.
+    """Ends the runs of a command that ends early; a store that does not answer is not waited for.
 
     The next command ends what stays RUNNING.
     """
 
     def end() -> None:
         with contextlib.suppress(Exception), mirror.store.locked(END_SECONDS):
-            mirror.client.set_terminated(mirror.parent, status)
+            for run in (mirror.parent, *mirror.running()):
+                mirror.client.set_terminated(run, status)
 
     thread = threading.Thread(target=end, daemon=True)
     thread.start()
@@ -178,21 +211,27 @@ class Mirror:
         )
         return str(run.info.run_id)
 
-    def log_parameters(self, run: str, parameters: Mapping[str, Any]) -> None:
-        """Logs up to a hundred parameters."""
-        from mlflow.entities import Param
+    def running(self) -> list[str]:
+        """The children that have not ended."""
+        return []
 
-        named = {safe(k): str(v)[:6000] for k, v in sorted(parameters.items())}
-        params = [Param(k, v) for k, v in named.items()]
-        self.client.log_batch(run, params=params[:100])
+    def log(
+        self,
+        run: str,
+        points: Iterable[Timed],
+        parameters: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Logs points, up to a hundred parameters, and tags."""
+        from mlflow.entities import Metric, Param, RunTag
 
-    def log_metrics(self, run: str, values: Iterable[tuple[str, int, float]]) -> None:
-        """Logs names, steps and values, as many a request as MLflow takes."""
-        from mlflow.entities import Metric
-
-        metrics = [Metric(safe(name), value, 0, step) for name, step, value in values]
-        for i in range(0, len(metrics), BATCH):
-            self.client.log_batch(run, metrics=metrics[i : i + BATCH])
+        logged = [Metric(safe(name), value, at, step) for (name, step, value), at in points]
+        named = {safe(k): str(v)[:6000] for k, v in sorted((parameters or {}).items())}
+        params = [Param(k, v) for k, v in named.items()][:100]
+        of_run = [RunTag(k, v) for k, v in (tags or {}).items()]
+        self.client.log_batch(run, logged[:BATCH], params, of_run)
+        for i in range(BATCH, len(logged), BATCH):
+            self.client.log_batch(run, logged[i : i + BATCH])
 
     def log_files(self, paths: Iterable[Path], folder: str | None = None) -> None:
         """Brings files to the parent."""
@@ -203,141 +242,207 @@ class Mirror:
 
 
 class _RunMirror(Mirror):
-    """The runs of a protocol: a child a cell."""
+    """The runs of a protocol: a child a cell.
+
+    Args:
+        protocol: The protocol.
+        folder: Of its results, with its plan.
+        store: Where to.
+    """
 
     def __init__(self, protocol: Protocol, folder: ProtocolFolder, store: Store) -> None:
         self.plan = plan = read_plan(folder)
+        self.live: dict[str, _Live] = {}  # by the id of the run
         settings, tags = f"{plan.data}-{plan.settings}", {"data": plan.data}
         super().__init__(protocol.name, folder, settings, protocol.name, tags, store)
+        self.client.set_experiment_tag(self.experiment, VIEW_TAG, json.dumps(view(plan)))
 
-    def log(self, run_id: str) -> None:
-        """Logs a run's record in every cell that it fills and where it is not logged yet."""
+    def running(self) -> list[str]:
+        """See `Mirror`."""
+        return [child for live in self.live.values() for child in live.children.values()]
+
+    def start(self, run_id: str, at: int) -> None:
+        """A run is at work since a time in ms."""
+        children = {cell: self._child(cell, "running", at) for cell in self._cells(run_id)}
+        self.live[run_id] = _Live(children, set())
+
+    def follow(self, run_id: str, points: Sequence[Timed]) -> None:
+        """Logs points of a run that is at work."""
+        live = self.live[run_id]
+        live.logged |= {point for point, _ in points}
+        for child in live.children.values():
+            self.log(child, points)
+
+    def end(self, run_id: str, at: int, late: Sequence[Timed] = ()) -> None:
+        """Logs the record of a run, which has ended, where it is not logged yet.
+
+        Args:
+            run_id: Of the run.
+            at: The time in ms, where the run was seen at work; else its record says when it was.
+            late: Points that `follow` was not given.
+        """
+        live = self.live.pop(run_id, None)
         record = read_record(self.folder.record(run_id))
         if record is None:
+            for child in live.children.values() if live else ():
+                self.client.set_terminated(child, "FAILED", end_time=at)
             return
-        for cell in self.plan.cells:
-            key = f"{cell.transfer}|{cell.method}|{cell.seed}|{cell.run}|{record.state}"
-            if cell.run == run_id and key not in self.logged:
-                self._log_cell(cell, record, key)
-                self.logged.add(key)
+        if live is None:
+            begun, at = self._times(record)
+        for cell in self._cells(run_id):
+            key = _key(cell, record.state)
+            if live is not None:
+                self._log_cell(live.children[cell], cell, record, at, late, live.logged)
+            elif key not in self.logged:
+                self._log_cell(self._child(cell, "running", begun), cell, record, at)
+            self.logged.add(key)
 
-    def _log_cell(self, cell: Cell, record: Record, key: str) -> None:
+    def _cells(self, run_id: str) -> list[Cell]:
+        return [cell for cell in self.plan.cells if cell.run == run_id]
+
+    def _times(self, record: Record) -> tuple[int, int]:
+        """When a run started and ended, in ms; one that failed says no seconds, its file does."""
+        times = span([record])
+        written = self.folder.record(record.id).stat().st_mtime
+        start = times[0].timestamp() if times else written
+        end = times[1].timestamp() if times and record.seconds else max(start, written)
+        return int(1000 * start), int(1000 * end)
+
+    def _child(self, cell: Cell, state: str, start: int) -> str:
         tags = {
             "mlflow.parentRunId": self.parent,
-            CELL: key,
+            CELL: _key(cell, state),
             "data": self.plan.data,
             "method": cell.method,
             "transfer": cell.transfer,
             "seed": str(cell.seed),
-            "run_id": record.id,
-            "state": record.state,
+            "run_id": cell.run,
+            "state": state,
         }
-        run = self.new(f"{cell.transfer} {cell.method} seed {cell.seed}", tags)
-        self.log_parameters(run, _parameters(record.config))
-        self.log_metrics(run, _metrics(record))
-        self.client.log_artifact(run, str(self.folder.record(cell.run)))
-        finished = record.state == "finished"
-        self.client.set_terminated(run, "FINISHED" if finished else "FAILED")
+        # the method first: MLflow's table cuts names
+        return self.new(f"{cell.method} seed {cell.seed} {cell.transfer}", tags, start)
+
+    def _log_cell(
+        self,
+        child: str,
+        cell: Cell,
+        record: Record,
+        at: int,
+        late: Sequence[Timed] = (),
+        logged: AbstractSet[Point] = frozenset(),
+    ) -> None:
+        """Logs what is not logged of a child, and ends it."""
+        known = logged | {point for point, _ in late}
+        points = [point for point in curves(record) if point not in known]
+        points += metrics(record, cell.distance_unit)
+        tags = {CELL: _key(cell, record.state), "state": record.state}
+        self.log(child, [*late, *timed(points, at)], parameters(record.config), tags)
+        self.client.log_artifact(child, str(self.folder.record(cell.run)))
+        state = "FINISHED" if record.state == "finished" else "FAILED"
+        self.client.set_terminated(child, state, end_time=at)
 
     def close(self) -> None:
-        """Brings tables, their numbers, charts and the page to the parent, and ends it."""
+        """Brings description, tables, their numbers, charts and the page to the parent; ends it."""
         summary = json.loads(self.folder.report("summary.json").read_text(encoding="utf-8"))
+        table = self.folder.report("table.md").read_text(encoding="utf-8")
         step = len(self.plan.cells)
-        self.log_metrics(self.parent, ((k, step, v) for k, v in _summarised(summary)))
-        verdict = " / ".join(summary["verdict"]["words"]) or "no verdict"
-        self.client.set_tag(self.parent, "verdict", verdict)
+        words = " / ".join(summary["verdict"]["words"])
+        verdict = f"Verdict: {words}" if words else summary["verdict"]["none_because"]
+        tags = {"verdict": words or "no verdict", NOTE: note(self.plan.protocol, verdict, table)}
+        points = ((name, step, value) for name, value in summarised(summary))
+        self.log(self.parent, timed(points), tags=tags)
         for pattern in ("*.csv", "table.*", "*.json", "report.html"):
             self.log_files(self.folder.path.glob(pattern))
         self.log_files(self.folder.figures.glob("*.png"), "figures")
         self.client.set_terminated(self.parent)
 
 
-def _parameters(config: RunConfig) -> dict[str, Any]:
-    """A run's parameters, dotted."""
-    flat: dict[str, Any] = {}
+@dataclass
+class _Live:
+    """A run that is at work.
 
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
+    Attributes:
+        children: Of each cell that it fills.
+        logged: The points that are logged.
+    """
+
+    children: dict[Cell, str]
+    logged: set[Point]
+
+
+def _key(cell: Cell, state: str) -> str:
+    """By which a later command sees that a cell is logged."""
+    return f"{cell.transfer}|{cell.method}|{cell.seed}|{cell.run}|{state}"
+
+
+@contextmanager
+def following(act: Callable[[Callable[[_RunMirror], None]], bool]) -> Iterator[Listen]:
+    """Yields a function that hears events, which a thread mirrors: training never waits for MLflow.
+
+    Args:
+        act: Lets something be done with the mirror.
+    """
+    follower = _Follower(act)
+    thread = threading.Thread(target=follower.work, daemon=True)
+    thread.start()
+    patience: float | None = None
+    try:
+        yield lambda event: follower.heard.put((event, now()))
+    except BaseException:
+        patience = HEARD_SECONDS
+        raise
+    finally:
+        follower.heard.put(None)
+        thread.join(patience)
+        follower.stopped = True
+
+
+class _Follower:
+    """Mirrors events in their order; of points, those of one run in a request, and few of these."""
+
+    def __init__(self, act: Callable[[Callable[[_RunMirror], None]], bool]) -> None:
+        self.act, self.stopped = act, False
+        self.heard: SimpleQueue[tuple[Event, int] | None] = SimpleQueue()
+        self.waiting: dict[str, list[Timed]] = {}  # points by run, the oldest first
+
+    def work(self) -> None:
+        """Until None is heard."""
+        due = 0.0
+        while True:
+            with contextlib.suppress(Empty):
+                heard = self.heard.get(timeout=LIVE_SECONDS if self.waiting else None)
+                if heard is None or self.stopped:
+                    return
+                self._take(*heard)
+            if self.waiting and time.monotonic() >= due:
+                run = next(iter(self.waiting))
+                points = self.waiting.pop(run)
+                self.act(partial(_follow, run=run, points=points))
+                due = time.monotonic() + LIVE_SECONDS
+
+    def _take(self, event: Event, at: int) -> None:
+        run = event.task
+        if event.kind == "started":
+            self.act(lambda mirror: mirror.start(run, at))
+        elif event.kind == "progress":
+            step, _, loss = event.value
+            if loss is not None:
+                self.waiting.setdefault(run, []).append(((CURVES["loss"], step, loss), at))
         else:
-            flat[safe(prefix)] = value
-
-    walk("", config.model_dump(mode="json", exclude=NOT_PARAMETERS))  # type: ignore[arg-type]
-    walk("subjects", {part: len(members) for part, members in config.subjects.parts().items()})
-    walk("method", {**config.method.parameters, "name": config.method.name})
-    if config.source is not None:
-        walk("source", _of_source(config.source))
-    return flat
+            late = self.waiting.pop(run, [])
+            self.act(lambda mirror: mirror.end(run, at, late))
 
 
-def _of_source(source: RunConfig | Imported) -> dict[str, Any]:
-    """What a run's parameters say of its source."""
-    if isinstance(source, Imported):
-        return {"id": source.id, "sha256": source.sha256, "classes": len(source.domain.classes)}
-    seen = {"images": list(source.domain.images), "labels": source.domain.labels}
-    return {"id": source.id, "dataset": source.dataset, **seen}
+def _follow(mirror: _RunMirror, run: str, points: Sequence[Timed]) -> None:
+    mirror.follow(run, points)
 
 
-def _metrics(record: Record) -> Iterator[tuple[str, int, float]]:
-    """Curves, mean test metrics per class and over classes, diagnostics, costs.
-
-    Yields:
-        Name, step and value.
-    """
-    yield from curves(record)
-    by_metric: dict[str, list[float]] = {}
-    by_class: dict[str, list[float]] = {}
-    for regions in record.metrics.values():
-        for region, values in regions.items():
-            for metric, value in values.items():
-                printed = SCALE[metric] * value
-                by_metric.setdefault(metric, []).append(printed)
-                by_class.setdefault(f"{metric}.{safe(region)}", []).append(printed)
-    for name, collected in {**by_metric, **by_class}.items():
-        yield f"test.{name}", 0, sum(collected) / len(collected)
-    if record.validation_dice is not None:
-        yield "validation.dice", 0, SCALE["dice"] * record.validation_dice
-    for name, value in record.diagnostics.items():
-        if isinstance(value, int | float):
-            yield f"diagnostics.{safe(name)}", 0, float(value)
-    for name, value in record.seconds.items():
-        yield f"seconds.{name}", 0, value
-    if record.peak_memory_bytes is not None:
-        yield "peak_memory_gib", 0, record.peak_memory_bytes / 2**30
+def timed(points: Iterable[Point], at: int | None = None) -> Iterator[Timed]:
+    """Points at a time in ms, or now."""
+    at = now() if at is None else at
+    return ((point, at) for point in points)
 
 
-def curves(record: Record, suffix: str = "") -> Iterator[tuple[str, int, float]]:
-    """Name, step and value of all that a training logged; validation Dice in per cent."""
-    for name, curve in record.curves.items():
-        scale = SCALE["dice"] if name == "validation" else 1.0
-        for step, value in curve:
-            yield f"{name}_curve{suffix}", step, scale * value
-
-
-def _summarised(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """What summary.json says of each method: `dice.gain.trm` and the like, and the value."""
-    for metric, methods in summary["metrics"].items():
-        for method, numbers in methods.items():
-            names = ("mean", "sd_over_seeds", "gain", "gain_relative_percent")
-            values = {name: numbers[name] for name in names}
-            values["gain_low"], values["gain_high"] = numbers["gain_interval"]
-            for name, value in values.items():
-                if value is not None:
-                    yield f"{metric}.{name}.{safe(method)}", value
-    gaps = {m: numbers["gap"] for m, numbers in summary["negative_transfer"].items()}
-    for name, by_key in {**summary["voxel_level"], "negative_transfer_gap": gaps}.items():
-        for key, value in by_key.items():
-            if value is not None:
-                yield f"{name}.{safe(key)}", value
-
-
-def safe(name: str) -> str:
-    """A name that MLflow takes: letters, digits and _ - . / in no more than `LONGEST` characters.
-
-    It must not read as a path that leads elsewhere, such as ../x, /x or x//y, either.
-    """
-    kept = "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)[:LONGEST]
-    if kept != posixpath.normpath(kept) or kept.startswith(("/", ".")):
-        kept = f"_{kept[1:]}".replace("/", "_")
-    return kept
+def now() -> int:
+    """In ms, as MLflow counts."""
+    return int(1000 * time.time())

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trm_bench.errors import UserError
-from trm_bench.runs.folders import ResultsFolder
+from trm_bench.runs.folders import ResultsFolder, run_folders
+from trm_bench.runs.store import read_plan
 from trm_bench.urls import shown, told
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 VARIABLE = "MLFLOW_TRACKING_URI"
 # tags of our runs, by which a resumed command sees what is logged already
 PARENT, CELL = "trm_bench.parent", "trm_bench.cell"
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as a description
+VIEW = "trm-bench"  # names the columns and the order in which MLflow shows our runs ...
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # ... which this tag of an experiment holds
 PATIENCE = 45.0  # seconds to wait for other commands; making a store takes about five
 AGAIN = "give the same command again, which logs all that is missing"
 TRIES = 3  # to open a database; MLflow's own ten take minutes
@@ -51,10 +55,11 @@ class Store:
     @property
     def ui(self) -> str:
         """How to look at what is tracked: a command for a shell, or the address of a server."""
+        if self.own:
+            return f"trm-bench mlflow {shlex.quote(str(self.folder.path))}"
         if self.uri.startswith("http"):
             return self.shown
-        uri = shlex.quote(self.uri) if self.own else f'"${VARIABLE}"'
-        return f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
+        return f'mlflow ui --backend-store-uri "${VARIABLE}" --host 127.0.0.1'
 
     def told(self, error: Exception) -> str:
         """What went wrong with the store, and how to mend it; of an exception of MLflow's."""
@@ -103,6 +108,42 @@ class Store:
                 raise UserError("MLflow takes no ? and no % in a path", self.path, fix)
             self._make()
         return client(tracking_uri=self.uri)
+
+    def pages(self) -> dict[str, str]:
+        """Experiment to where MLflow's server shows its runs, of our own store.
+
+        A server's root, and an experiment's own page, open on traces, which a benchmark has not.
+
+        Raises:
+            UserError: There is no store here, runs are tracked elsewhere, or MLflow cannot read it.
+        """
+        if not self.own:
+            fix = f"look there: {self.ui}\n  or unset it to see a store in {self.folder.path}"
+            raise UserError(f"is set, so that runs are tracked in {self.shown}", VARIABLE, fix)
+        if not (self.path.is_file() and self.path.stat().st_size):
+            raise UserError("there is no MLflow store", self.path, self._why_none())
+        try:
+            with self.locked():
+                found = self.client().search_experiments(order_by=["name"])
+        except UserError:
+            raise
+        except Exception as error:  # MLflow raises what its store raises
+            fix = "move it aside, and give the run's command again, which logs all of its runs"
+            raise UserError(told(error, self.uri), self.path, fix) from error
+        return {
+            e.name: f"/#/experiments/{e.experiment_id}/runs?workflowType=machine_learning"
+            + (f"&viewStateShareKey={VIEW}" if VIEW_TAG in e.tags else "")
+            for e in found
+            if e.experiment_id != "0"  # MLflow's Default, which no command of ours uses
+        }
+
+    def _why_none(self) -> str:
+        """What a person can do where there is no store."""
+        folders = run_folders(self.folder.path)
+        if folders and all(read_plan(f).protocol.tracking == "off" for f in folders):
+            off = "runs here have tracking: off; the same run command with --set tracking=mlflow"
+            return f"{off} trains nothing again, and logs what is there"
+        return f"a run makes one: trm-bench run PROTOCOL --out {self.folder.path}"
 
     def _make(self) -> None:
         """In another file: a store whose making is cut off is never whole again."""

@@ -18,9 +18,9 @@ from trm_bench.errors import UserError
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import SweptMethod, SweptTrial, Tuned, TunedMethod
 from trm_bench.runs.store import read_record, read_trials, read_tuned
+from trm_bench.runs.times import span
 from trm_bench.sweep.space import Dimension, dimensions_of
 from trm_bench.sweep.studies import frozen, quiet
-from trm_bench.sweep.times import span
 from trm_bench.urls import URL, shown, told
 
 if TYPE_CHECKING:

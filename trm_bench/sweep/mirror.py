@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 from trm_bench.analysis.table import SCALE
 from trm_bench.fingerprint import digest_of
 from trm_bench.protocol.schema import Protocol
-from trm_bench.report.mlflow import Mirror, curves, guarded
+from trm_bench.report.logged import VALIDATION, Point, curves
+from trm_bench.report.mlflow import Mirror, guarded, timed
 from trm_bench.report.tracking import CELL, Store
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Record, SweptTrial
+from trm_bench.runs.times import span
 from trm_bench.sweep.proposals import Trial
-from trm_bench.sweep.times import span
 from trm_bench.sweep.tuned import swept
 
 if TYPE_CHECKING:
     from trm_bench.display import Display
 
-Track = Callable[[str, "str | None", Sequence[Trial], Mapping[str, Record]], None]
+Track = Callable[[str, "str | None", Sequence[Trial], Mapping[str, Record]], object]
 """Logs what is not logged yet of the trials of a method (its label) and transfer, from records."""
 
 FILES = ("*.yaml", "*.json", "*.html", "*.md", "*.csv")
@@ -52,14 +53,14 @@ def tracker(
         return _SweepMirror(protocol.name, folder, settings, title, tags, store)
 
     with guarded(protocol, folder, display, make) as act:
-        yield lambda *of_study: act(lambda mirror: mirror.log(*of_study))
+        yield lambda *of_study: act(lambda mirror: mirror.log_trials(*of_study))
         act(lambda mirror: mirror.close())
 
 
 class _SweepMirror(Mirror):
     """The trials of a sweep: a child a trial, from the start of its first run to its last's end."""
 
-    def log(
+    def log_trials(
         self,
         method: str,
         transfer: str | None,
@@ -78,8 +79,12 @@ class _SweepMirror(Mirror):
                 self.logged.add(key)
         scores = [t.score for t in trials if t.score is not None]
         found = {"best": max(scores, default=None), "default": trials[0].score}
-        values = {f"{k}.{title}": SCALE["dice"] * v for k, v in found.items() if v is not None}
-        self.log_metrics(self.parent, ((name, len(trials), v) for name, v in values.items()))
+        points = (
+            (f"{name}_{VALIDATION}/{title}", len(trials), SCALE["dice"] * value)
+            for name, value in found.items()
+            if value is not None
+        )
+        self.log(self.parent, timed(points))
 
     def _log_trial(
         self, name: str, tags: dict[str, str], trial: Trial, records: Sequence[Record]
@@ -94,8 +99,7 @@ class _SweepMirror(Mirror):
         }
         run = self.new(name, {**tags, **more}, start)
         own = {"method": tags["method"], "trial": trial.number}
-        self.log_parameters(run, {**trial.values, **own})
-        self.log_metrics(run, _metrics(told, records))
+        self.log(run, timed(_metrics(told, records), end), {**trial.values, **own})
         state = "FAILED" if trial.score is None else "FINISHED"
         self.client.set_terminated(run, state, end_time=end)
 
@@ -107,10 +111,10 @@ class _SweepMirror(Mirror):
         self.client.set_terminated(self.parent)
 
 
-def _metrics(trial: SweptTrial, records: Sequence[Record]) -> Iterator[tuple[str, int, float]]:
+def _metrics(trial: SweptTrial, records: Sequence[Record]) -> Iterator[Point]:
     """Score, balance, seconds, and the curves of each run, numbered where there are several."""
     if trial.validation_dice is not None:
-        yield "validation.dice", 0, SCALE["dice"] * trial.validation_dice
+        yield VALIDATION, 0, SCALE["dice"] * trial.validation_dice
     if trial.voxel_share is not None:
         yield "voxel_share", 0, trial.voxel_share
     yield "seconds", 0, trial.seconds

@@ -1,4 +1,4 @@
-"""When a trial was trained, as the records of its runs say."""
+"""When runs were at work, as their records say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def span(records: Iterable[Record]) -> tuple[datetime, datetime] | None:
     """Start of the first run and end of the last one; None where no run tells when it started.
 
     Args:
-        records: Of the runs of a trial.
+        records: Of the runs.
     """
     spans = [
         (started, started + timedelta(seconds=sum(record.seconds.values())))
