@@ -8,7 +8,7 @@ from pathlib import Path
 from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.errors import UserError
 from trm_bench.files import write_json, write_text
-from trm_bench.report import figures, sheets, tables, transferability
+from trm_bench.report import figures, sheets, sources, tables, transferability
 from trm_bench.report.evidence import Evidence, collect
 from trm_bench.report.provenance import provenance
 from trm_bench.report.summary import summary
@@ -37,7 +37,8 @@ def write(folder: ProtocolFolder) -> list[Path]:
         UserError: The folder holds no results.
     """
     evidence = collect(read_results(folder))
-    return [*_write(evidence), *figures.risk_overlays(evidence.results).values()]
+    named = sources.write(folder.results)
+    return [*_write(evidence), *figures.risk_overlays(evidence.results).values(), *named]
 
 
 def write_pages(output: Path) -> list[Path]:
@@ -65,6 +66,8 @@ def write_pages(output: Path) -> list[Path]:
         written += [*overlays.values(), *(path for c in drawn for path in (c.png, c.svg)), page]
         if folder.path != output:
             listed.append((page.relative_to(output).as_posix(), evidence))
+    for results in dict.fromkeys(folder.results for folder in protocol_folders(output)):
+        written += sources.write(results)
     if listed:
         index = ResultsFolder(output).index
         write_text(index, pages.index(listed))
