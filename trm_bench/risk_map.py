@@ -189,12 +189,8 @@ def write(
         UserError: A file is missing, damaged or does not fit, the map cannot be written, or the
             weights take the risks of all training subjects of the run.
     """
-    if values not in get_args(Values):
-        raise UserError(f"no values '{values}'", "--values", "choose risk or weights")
+    _require_values(values, basis)
     options = basis.options
-    if values == "weights" and basis.conditional is not None and options.normalise in OF_THE_SET:
-        what = f"normalise: {options.normalise} takes the risks of all training subjects"
-        raise UserError(what, "--values", "write the risks, which hold for each subject")
     files = prediction.read(basis.config, images, label, out)
     deterministic(device)
     given = basis.network, files, basis.config, basis.classes, images[0], basis.file
@@ -324,6 +320,15 @@ def _source(known: Network | None, about: Any) -> dict[str, Any]:
         "classes": about.config.domain.classes,
         "validation_dice": about.validation_dice,
     }
+
+
+def _require_values(values: str, basis: Basis) -> None:
+    if values not in get_args(Values):
+        raise UserError(f"no values '{values}'", "--values", "choose risk or weights")
+    normalise = basis.options.normalise
+    if values == "weights" and basis.conditional is not None and normalise in OF_THE_SET:
+        what = f"normalise: {normalise} takes the risks of all training subjects"
+        raise UserError(what, "--values", "write the risks, which hold for each subject")
 
 
 def _require_reading(name: str, where: object) -> None:
