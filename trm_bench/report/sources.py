@@ -73,13 +73,11 @@ class Use:
 def named(results: ResultsFolder) -> list[Network]:
     """The networks of a results folder that can be read, sources first, by name."""
     folders = run_folders(results.path)
+    opened = list(_opened(results.path / "sources"))
     uses: dict[str, list[Use]] = {}
-    for use in (use for folder in folders for use in _uses(folder)):
+    for use in (use for folder in folders if opened for use in _uses(folder)):
         uses.setdefault(use.source, []).append(use)
-    sources = [
-        _source(path, about, uses.get(about.id, []))
-        for path, about in _opened(results.path / "sources")
-    ]
+    sources = [_source(path, about, uses.get(about.id, [])) for path, about in opened]
     kept = [network for folder in folders for network in _kept(folder)]
     return _distinct([*sources, *kept])
 
@@ -147,7 +145,7 @@ def name_of(config: RunConfig | Imported, way: tuple[str, ...] = ()) -> str:
     return " ".join([*words, f"seed {config.seed}"])
 
 
-def chosen_run(folder: ProtocolFolder) -> Results | None:
+def _chosen(folder: ProtocolFolder) -> Results | None:
     """A protocol's results with the record of one run for each transfer, seed and source.
 
     What runs of other methods would say of their sources is the same, so that few files are read.
@@ -159,20 +157,22 @@ def chosen_run(folder: ProtocolFolder) -> Results | None:
         return None
     if plan is None:
         return None
-    found: set[tuple[str, int]] = set()
+    found, without = set[tuple[str, int]](), set[str]()
     records: dict[str, Record] = {}
     for cell in plan.cells:
-        if (cell.transfer, cell.seed) in found:
+        if (cell.transfer, cell.seed) in found or cell.method in without:
             continue
         record = read_record(folder.record(cell.run))
-        if record and record.state == "finished" and record.config.source is not None:
+        if record and record.config.source is None:
+            without.add(cell.method)  # such as scratch
+        elif record and record.state == "finished":
             records[cell.run] = record
             found.add((cell.transfer, cell.seed))
     return Results(folder, plan, records)
 
 
 def _uses(folder: ProtocolFolder) -> Iterator[Use]:
-    results = chosen_run(folder)
+    results = _chosen(folder)
     if results is None:
         return
     for (transfer, _), way in ways(results).items():
