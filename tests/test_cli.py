@@ -380,7 +380,7 @@ def test_risk_map_lies_in_the_image_space(
     [
         ({"--checkpoint": "LABEL"}, "not a checkpoint"),
         ({"--image": "/nowhere.nii"}, "is missing"),
-        ({"--risk": "log"}, "choose neg_log or one_minus"),
+        ({"--method": "finetune"}, "no risk map of its own"),
         ({"--out": "map.png"}, "NIfTI"),
         ({"--label": "SMALL"}, "the label has shape (4, 4, 4)"),
     ],

@@ -98,7 +98,7 @@ def test_the_best_network_of_each_method_stays_and_predicts_what_was_kept(
 def test_a_network_that_is_gone_is_told_and_a_damaged_one_made_again(
     copy: ProtocolFolder, data: Path, trm_bench: Run
 ) -> None:
-    gone, damaged = sorted(copy.networks.iterdir())
+    gone, damaged = sorted(copy.networks.glob("*.safetensors"))
     gone.unlink()
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-3])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import toy
 from given import AFFINE, SHAPE, checkpoint, config, voxels, weights, write
-from helpers import CPU
+from helpers import CPU, Run, plan
+from torch import Tensor
 from torch.nn import functional
 
-from trm_bench import risk_map
+from trm_bench import pipeline, risk_map
 from trm_bench.data.volumes import prepare_scan
 from trm_bench.datasets.base import LabelMap, Scan
 from trm_bench.errors import UserError
+from trm_bench.methods.registry import create
+from trm_bench.protocol import parse
 from trm_bench.protocol.schema import TrainingConfig
-from trm_bench.runs import compute
+from trm_bench.runs import arrays, compute, execute
 from trm_bench.runs.config import RunDomain
+from trm_bench.runs.folders import ProtocolFolder
+from trm_bench.runs.records import Record
+from trm_bench.runs.store import read_results
 from trm_bench.training.evaluation import predict
 from trm_bench.transfer_risk import LeepStatistics, RiskMap
 
@@ -39,10 +48,12 @@ def files(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def made(files: dict[str, Path]) -> dict[str, Any]:
-    return risk_map.write(
-        files["checkpoint"], [files["image"]], files["label"], files["out"], "neg_log", CPU
-    )
+def made(files: dict[str, Path], **changes: Any) -> dict[str, Any]:
+    """By default of a reading whose risk is -log p."""
+    given = {"protocol": None, "method": "trm_paper_literal", "label_map": None}
+    values = changes.pop("values", "risk")
+    basis = risk_map.of_checkpoint(files["checkpoint"], device=CPU, **(given | changes))
+    return risk_map.write(basis, [files["image"]], files["label"], files["out"], values, CPU)
 
 
 def test_the_map_is_that_of_the_network_on_the_scan_in_its_own_space(
@@ -72,6 +83,9 @@ def test_the_map_is_that_of_the_network_on_the_scan_in_its_own_space(
     turned = np.asarray(nib.as_closest_canonical(found).dataobj)
     np.testing.assert_allclose(turned, wanted, rtol=1e-5, atol=1e-6)
     assert about["leep"] < 0 and len(about["risk_per_class"]) == 3
+    beside = json.loads((files["out"].parent / "map.json").read_text())
+    assert beside["options"]["risk"] == "neg_log" and "this subject alone" in beside["statistics"]
+    np.testing.assert_allclose(beside["conditional"], statistics.conditional())
 
 
 def test_files_without_an_affine_keep_their_own_order(
@@ -92,6 +106,101 @@ def test_files_without_an_affine_keep_their_own_order(
         made(files)
         maps.append(np.asarray(nib.load(files["out"]).dataobj))
     np.testing.assert_array_equal(*maps)
+
+
+# Of a run
+
+OPTIONS = {"scope": "labelled", "risk": "neg_log", "normalise": "minmax_per_image", "base": 7.0}
+CHANGES = {"methods": ["finetune", {"name": "trm", "label": "mine", **OPTIONS}, "trm_prior"]}
+
+
+@pytest.fixture(scope="module")
+def done(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> ProtocolFolder:
+    out = tmp_path_factory.mktemp("done") / "out"
+    loaded = parse(toy.protocol(toy_data, **CHANGES), "test")
+    return pipeline.run(loaded, out, jobs=1, pages=False).folder
+
+
+def record_of(folder: ProtocolFolder, method: str) -> Record:
+    return next(r for cell, r in read_results(folder).finished() if cell.method == method)
+
+
+def used(toy_data: Path, folder: ProtocolFolder, run: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Training subject to its risks and its weights, as the run's own method makes them."""
+    jobs = plan(toy_data, folder.path.parent, **CHANGES).runs
+    (job,) = [job for job in jobs if job.id == run]
+    _, state = arrays.read_source(folder.results, job.source)
+    source = compute.source_of(job.config, state, CPU)
+    context, _ = compute.start(job.config, source, partial(execute.load_part, job, CPU), CPU)
+    method = create(job.config.method.name, job.config.method.parameters)
+    weights, found = method.weights(context), {}
+    for i, prepared in enumerate(context.training_set.prepared):
+        image, label, _ = context.training_set.volume(i)
+        found[prepared.subject] = method.maps(context, image, label)["risk"][0], weights[i][0]
+    return found
+
+
+def test_the_map_of_a_run_is_the_one_that_its_loss_used(
+    toy_data: Path, done: ProtocolFolder, tmp_path: Path, trm_bench: Run
+) -> None:
+    record = record_of(done, "mine")
+    maps = used(toy_data, done, record.id)
+    assert len(maps) == 2
+    for subject, (risks, weighted) in maps.items():
+        files = [toy_data / f / f"{subject}.nii.gz" for f in ("imagesTr", "labelsTr")]
+        for values, wanted in (("risk", risks), ("weights", weighted)):
+            out = tmp_path / f"{subject}_{values}.nii.gz"
+            given = ("--run", record.id[:8], "--results", done.path.parent, "--values", values)
+            tail = ("--image", files[0], "--label", files[1], "--out", out, "--device", "cpu")
+            code, said = trm_bench("risk-map", *given, *tail)
+            assert code == 0 and "decathlon mri whole seed 0" in said, said
+            assert f"2 training subjects of run {record.id}" in said
+            found = np.asarray(nib.load(out).dataobj)
+            np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6, atol=1e-7)
+            about = json.loads(out.with_name(f"{subject}_{values}.json").read_text())
+            assert about["run"]["leep"] == record.diagnostics["leep"] != about["leep"]
+            assert about["options"].items() >= OPTIONS.items()
+            assert about["source"]["id"] == record.source.id
+
+
+def test_the_options_are_those_of_a_protocol_and_labels_have_names(
+    toy_data: Path, done: ProtocolFolder, tmp_path: Path, trm_bench: Run
+) -> None:
+    data = toy.protocol(toy_data)["data"] | {"label_maps": {"top": {"upper": [2]}}}
+    protocol = toy.write_protocol(tmp_path / "p.yaml", toy_data, data=data, **CHANGES)
+    image, label = (toy_data / f / "toy_000.nii.gz" for f in ("imagesTr", "labelsTr"))
+    out, source = tmp_path / "map.nii", "decathlon mri whole seed 0"
+    given = ("--checkpoint", source, "--results", done.path.parent, "--protocol", protocol)
+    tail = ("--image", image, "--label", label, "--out", out, "--device", "cpu")
+    chosen = ("--method", "mine", "--label-map", "top")
+    assert trm_bench("risk-map", *given, *tail, *chosen)[0] == 0
+    about = json.loads((tmp_path / "map.json").read_text())
+    assert about["options"].items() >= OPTIONS.items() and about["run"] is None
+    assert about["label_map"]["classes"] == ["background", "upper"]
+    for change, said in {
+        ("--label-map", "bottom"): "no label map 'bottom'",
+        ("--method", "trm_prior"): "no risk map of its own",
+        ("--values", "both"): "choose risk or weights",
+        ("--checkpoint", "decathlon mri hole seed 0"): "did you mean 'decathlon mri whole",
+        ("--run", "ffffffff"): "of a run, or of a source network",
+    }.items():
+        code, text = trm_bench("risk-map", *given, *tail, *change)
+        assert code == 2 and said in " ".join(text.split()), text
+
+
+def test_a_run_without_a_map_or_with_other_labels_is_told(
+    toy_data: Path, done: ProtocolFolder, tmp_path: Path
+) -> None:
+    results = done.path.parent
+    with pytest.raises(UserError, match="no risk map of its own"):
+        risk_map.of_run(str(done.record(record_of(done, "trm_prior").id)), results, CPU)
+    with pytest.raises(UserError, match="names no runs"):
+        risk_map.of_run("ffffffff", results, CPU)
+    basis = risk_map.of_run(record_of(done, "mine").id, results, CPU)
+    image, odd = toy_data / "imagesTr" / "toy_000.nii.gz", tmp_path / "odd.nii"
+    nib.save(nib.Nifti1Image(np.full((16, 16, 16), 9, np.uint8), np.eye(4)), odd)
+    with pytest.raises(UserError, match="the label holds 9"):
+        risk_map.write(basis, [image], odd, tmp_path / "map.nii", "risk", CPU)
 
 
 def with_one(value: float) -> np.ndarray:

@@ -6,7 +6,8 @@ the first file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -76,44 +77,36 @@ class Given(NiftiDataset):
 
 
 @dataclass(frozen=True)
-class Applied:
-    """What a network says of a scan.
+class Files:
+    """A subject's files, read and prepared as a network's data were.
 
     Attributes:
-        config: Of the network's training.
         scan: As it was read.
-        label: On the prepared grid, the files' values.
+        tensors: Of `prepare_scan`; `label` has the files' values.
         native: Shape of the cropped volume at the scan's own spacing.
         grid: Of the first file, with the place of the cropped volume.
-        probabilities: Shape (1, K, X, Y, Z), on the prepared grid.
     """
 
-    config: RunConfig
     scan: Scan
-    label: Tensor
+    tensors: Mapping[str, Tensor]
     native: tuple[int, ...]
     grid: Grid
-    probabilities: Tensor
 
 
-def apply(
-    checkpoint: Path, images: Sequence[Path], label: Path | None, out: Path, device: torch.device
-) -> Applied:
-    """Reads a network and files, prepares these as the network's data were, and predicts.
+def read(config: RunConfig, images: Sequence[Path], label: Path | None, out: Path) -> Files:
+    """Reads files and prepares them as the data of a training were.
 
     Args:
-        checkpoint: A network of this package.
-        images: One file per modality that it sees, in its order.
+        config: Of the training.
+        images: One file per modality that its network sees, in its order.
         label: None for a scan without one.
         out: What is to be written; tried before the work begins.
-        device: Where to compute.
 
     Raises:
         UserError: A file is missing, damaged or does not fit, or `out` cannot be written.
     """
     if not out.name.endswith((".nii", ".nii.gz")):
         raise UserError("what is written is a NIfTI file", out, "name it .nii or .nii.gz")
-    _, config, state = arrays.read_trained(checkpoint)
     modalities = config.domain.images
     if len(images) != len(modalities):
         fix = f"give --image once for each of {', '.join(modalities)}"
@@ -121,24 +114,54 @@ def apply(
         raise UserError(what, "--image", fix)
     scan = Given(images, label, modalities).scan()
     ensure_writable(out.parent)
-    deterministic(device)
-    network = network_of(config, state, device, checkpoint)
-    try:
+    with told(images[0]):
         tensors, prepared = prepare_scan(scan, config.volume)
-        image = tensors["image"][None].to(device).float()
-        probabilities = evaluation.predict(network, image, config.training, config.evaluation)
-        wanted = (1, len(config.domain.classes), *tensors["label"].shape)
+    native = tuple(tensors.get("native", tensors["label"]).shape)
+    return Files(scan, tensors, native, Grid(**prepared["grid"]))
+
+
+def predict(
+    network: torch.nn.Module,
+    files: Files,
+    config: RunConfig,
+    classes: int,
+    image: Path,
+    checkpoint: Path,
+) -> Tensor:
+    """The softmax of a network on a scan, float32, shape (1, classes, X, Y, Z).
+
+    Args:
+        network: In eval mode.
+        files: The scan.
+        config: Names windows and precision.
+        classes: Of the network.
+        image: The file that is named where the network cannot be applied.
+        checkpoint: The file that is named where its weights are no good.
+
+    Raises:
+        UserError: It does not fit, or gives no finite numbers.
+    """
+    device = next(network.parameters()).device
+    with told(image):
+        given = files.tensors["image"][None].to(device).float()
+        probabilities = evaluation.predict(network, given, config.training, config.evaluation)
+        wanted = (1, classes, *files.tensors["label"].shape)
         if probabilities.shape != wanted:
             raise ValueError(f"it returns the shape {tuple(probabilities.shape)}, not {wanted}")
-    except (RuntimeError, ValueError, MemoryError) as error:  # of PyTorch, memory above all
-        what = f"the network cannot be applied: {' '.join(str(error).split())[:300]}"
-        raise UserError(what, images[0], "give an image like those it was trained on") from error
     if not bool(probabilities.isfinite().all()):
         fix = "train the network again: delete this file and run the protocol"
         raise UserError("the network gives NaN: its weights are no good", checkpoint, fix)
-    native = tuple(tensors.get("native", tensors["label"]).shape)
-    grid = Grid(**prepared["grid"])
-    return Applied(config, scan, tensors["label"], native, grid, probabilities)
+    return probabilities
+
+
+@contextmanager
+def told(image: Path) -> Iterator[None]:
+    """What PyTorch says where a scan does not fit a network, memory above all, as a `UserError`."""
+    try:
+        yield
+    except (RuntimeError, ValueError, MemoryError) as error:
+        what = f"the network cannot be applied: {' '.join(str(error).split())[:300]}"
+        raise UserError(what, image, "give an image like those it was trained on") from error
 
 
 def network_of(
@@ -189,23 +212,27 @@ def write(
         Class, background first, to its number of voxels.
 
     Raises:
-        UserError: See `apply`; or `values` is no such choice, or a class has no label value of its
-            own.
+        UserError: See `read` and `predict`; or `values` is no such choice, or a class has no label
+            value of its own.
     """
     if values not in get_args(Values):
         raise UserError(f"no values '{values}'", "--values", "choose classes or labels")
-    found = apply(checkpoint, images, None, out, device)
-    names = found.config.domain.classes
-    shown = label_values(found.config.domain) if values == "labels" else list(range(len(names)))
-    classes = evaluation.to_native(found.probabilities, found.native).cpu().numpy()
+    _, config, state = arrays.read_trained(checkpoint)
+    files = read(config, images, None, out)
+    deterministic(device)
+    network = network_of(config, state, device, checkpoint)
+    names = config.domain.classes
+    shown = label_values(config.domain) if values == "labels" else list(range(len(names)))
+    probabilities = predict(network, files, config, len(names), images[0], checkpoint)
+    classes = evaluation.to_native(probabilities, files.native).cpu().numpy()
     save(
         out,
         np.array(shown, np.uint8)[classes],
-        found.grid,
+        files.grid,
         dict(zip(shown, names, strict=True)),
     )
     counts = np.bincount(classes.ravel(), minlength=len(names)).tolist()
-    counts[0] += int(np.prod(found.grid.shape)) - classes.size
+    counts[0] += int(np.prod(files.grid.shape)) - classes.size
     return dict(zip(names, counts, strict=True))
 
 

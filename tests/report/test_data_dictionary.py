@@ -65,6 +65,10 @@ def best_entry(column: str, entries: list[str]) -> str:
     return max(fitting, key=lambda entry: len(re.sub(r"{\w+}", "", entry)))
 
 
+def test_columns_of_the_agreement(written: Path) -> None:
+    assert columns(written / "both" / "agreement.csv") == documented("### agreement.csv")
+
+
 def test_transferability_of_several_has_one_column_more(written: Path) -> None:
     head = columns(written / "both" / "transferability.csv")
     assert head == ["results", *documented("### transferability.csv")]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from trm_bench.cli.options import AsJson, Settings, app, err, example, load, out, split
 from trm_bench.errors import UserError
@@ -66,14 +68,31 @@ def compare(
         Path, typer.Option("--out", help="Where to write compare.html and its tables.")
     ] = Path(),
 ) -> None:
-    """Put several results side by side: one page, one table.
+    """Put results side by side, and say whether two of one protocol agree.
 
-    Phantom and real data never together.
+    A folder has records, or what a report left of them: results/reference has the latter. Phantom
+    and real data never stand together.
     """
     from trm_bench import report
+    from trm_bench.report.comparison import RULE
 
     warn_of_damage(*folders)
-    for path in report.compare(folders, out_dir):
+    written, pairs = report.compare(folders, out_dir)
+    for pair in pairs:
+        title, head, rows = pair.table(next(iter(pair.rows)))
+        table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for name in head:
+            table.add_column(escape(name), overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(text.replace(" [", "\n[")) for text in row))
+        out.print(table)
+        out.print(pair.sentence, markup=False, highlight=False)
+        for key, one, other in pair.settings:
+            line = f"  {key}: {one} in {pair.names[0]}, {other} in {pair.names[1]}"
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if pairs:
+        out.print(RULE, markup=False, highlight=False)
+    for path in written:
         out.print(path, soft_wrap=True, highlight=False)
 
 

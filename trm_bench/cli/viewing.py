@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from trm_bench.cli.options import app, err, out
+from trm_bench.cli.options import app, err, example, out
 from trm_bench.errors import UserError
 
 
-@app.command()
+@app.command(epilog=example("trm-bench mlflow results --open"))
 def mlflow(
     results: Annotated[
         Path, typer.Argument(metavar="DIR", help="Results, or a protocol's folder in them.")

@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trm_bench.analysis.table import HIGHER_IS_BETTER
-from trm_bench.errors import UserError
 from trm_bench.files import write_json, write_text
-from trm_bench.report import figures, sheets, tables, transferability
+from trm_bench.report import comparison, figures, sheets, sources, tables
 from trm_bench.report.evidence import Evidence, collect
 from trm_bench.report.provenance import provenance
 from trm_bench.report.summary import summary
-from trm_bench.runs.folders import (
-    ProtocolFolder,
-    ResultsFolder,
-    distinct_names,
-    protocol_folders,
-)
+from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, protocol_folders
 from trm_bench.runs.store import read_results
 
 
@@ -27,8 +20,8 @@ def write(folder: ProtocolFolder) -> list[Path]:
     comparisons.csv holds all tests, negative_transfer.csv the gaps to scratch, voxel_rates.csv and
     voxel_auroc.csv the voxel level, sensitivity.csv what the tests could have found and what the
     seed changes, transferability.csv LEEP, mean risk and gain of each transfer and seed.
-    summary.json has the numbers that a script wants, provenance.json what they come from. Charts
-    and pages take longer to draw: `write_pages`.
+    summary.json has the numbers that a script wants, provenance.json what they come from. The
+    indices of networks are written again too. Charts and pages take longer to draw: `write_pages`.
 
     Returns:
         The files written.
@@ -37,7 +30,8 @@ def write(folder: ProtocolFolder) -> list[Path]:
         UserError: The folder holds no results.
     """
     evidence = collect(read_results(folder))
-    return [*_write(evidence), *figures.risk_overlays(evidence.results).values()]
+    named = sources.write(folder.results)
+    return [*_write(evidence), *figures.risk_overlays(evidence.results).values(), *named]
 
 
 def write_pages(output: Path) -> list[Path]:
@@ -65,6 +59,8 @@ def write_pages(output: Path) -> list[Path]:
         written += [*overlays.values(), *(path for c in drawn for path in (c.png, c.svg)), page]
         if folder.path != output:
             listed.append((page.relative_to(output).as_posix(), evidence))
+    for results in dict.fromkeys(folder.results for folder in protocol_folders(output)):
+        written += sources.write(results)
     if listed:
         index = ResultsFolder(output).index
         write_text(index, pages.index(listed))
@@ -72,45 +68,29 @@ def write_pages(output: Path) -> list[Path]:
     return written
 
 
-def compare(several: Sequence[Path], output: Path) -> list[Path]:
-    """Writes compare.{html,md,csv,tex}, several results side by side, and transferability.csv.
+def compare(several: Sequence[Path], output: Path) -> tuple[list[Path], list[comparison.Beside]]:
+    """Writes compare.{html,md,csv,tex}, several results side by side, agreement.csv and
+    transferability.csv.
 
     Args:
-        several: Folders of results or of protocols.
+        several: Folders of results or of protocols, with records or with a report alone.
         output: The folder to write to.
 
     Returns:
-        The files written.
+        The files written, and the first result of each protocol beside every other one of it.
 
     Raises:
         UserError: There are no results, fewer than two, or phantom beside real data.
     """
     from trm_bench.report import pages
 
-    paths = dict.fromkeys(f.path.resolve() for path in several for f in protocol_folders(path))
-    results = [collect(read_results(ProtocolFolder(path))) for path in paths]
-    if len(results) < 2:
-        raise UserError("there is only one result here", several[0], "name two folders or more")
-    if len({e.phantom for e in results}) > 1:
-        listed = ", ".join(f"{e.results.folder.path} ({e.results.plan.data})" for e in results)
-        what = f"phantom and real data never stand in one table: {listed}"
-        raise UserError(what, fix="compare each kind by itself")
-    labels = distinct_names([(e.name, e.results.folder) for e in results])
-    labelled = dict(zip(labels, results, strict=True))
-    metrics = list(dict.fromkeys(m for e in results for m in e.scores))
-    by_metric = [tables.compare(labelled, m) for m in metrics]
-    lower = [not HIGHER_IS_BETTER[m] for m in metrics]
-    cells = transferability.pooled(labelled)
-    texts = {
-        "compare.md": "\n".join(t.markdown() for t in by_metric),
-        "compare.csv": by_metric[0].csv(),
-        "compare.tex": "\n".join(t.latex() for t in by_metric),
-        "compare.html": pages.compare(labelled, by_metric, lower, cells),
-        "transferability.csv": sheets.of_frame(cells),
-    }
+    labelled = comparison.read_all(several)
+    pairs = comparison.pairs(labelled)
+    texts = comparison.texts(labelled, pairs)
+    texts["compare.html"] = pages.compare(labelled, pairs)
     for name, text in texts.items():
         write_text(output / name, text)
-    return [output / name for name in texts]
+    return [output / name for name in texts], pairs
 
 
 def verdict(output: Path) -> tuple[bool, str]:

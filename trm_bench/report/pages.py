@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -21,12 +20,13 @@ from trm_bench import __version__
 from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.analysis.transferability import CLASSES, predicts, variable_of
 from trm_bench.analysis.verdict import RULES
-from trm_bench.report import figures, sides, tables, transferability, words
+from trm_bench.report import comparison, figures, sides, tables, transferability, words
+from trm_bench.report.compared import Compared
+from trm_bench.report.comparison import Beside
 from trm_bench.report.drawing import Chart
 from trm_bench.report.evidence import PHANTOM, Evidence
 
 if TYPE_CHECKING:
-    import pandas as pd
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -60,6 +60,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["version"] = __version__
+    environment.globals["beside_reference"] = comparison.beside_reference
     for name, file in (("style", "style.css"), ("script", "sort.js")):
         text = (TEMPLATES / file).read_text(encoding="utf-8")
         environment.globals[name] = Markup(text)
@@ -334,33 +335,21 @@ def _gain(evidence: Evidence) -> str:
     return f"{evidence.focus} {words.signed(gain['gain'])} {unit} {interval}"
 
 
-def compare(
-    several: Mapping[str, Evidence],
-    by_metric: Sequence[tables.Table],
-    lower: Sequence[bool],
-    cells: pd.DataFrame,
-) -> str:
+def compare(labelled: Mapping[str, Compared], pairs: Sequence[Beside]) -> str:
     """The page of several results side by side.
 
     Args:
-        several: Label to evidence.
-        by_metric: The tables, one a metric.
-        lower: Whether lower is better in each.
-        cells: Of `transferability.pooled`.
+        labelled: Label to result.
+        pairs: Two of one protocol each.
     """
-    rows = [
-        (
-            label,
-            os.path.relpath(e.results.folder.path),
-            " / ".join(e.words) or "no verdict",
-            " ".join(words.reasons(e)),
-        )
-        for label, e in several.items()
-    ]
-    stand_in = PHANTOM if any(e.phantom for e in several.values()) else ""
-    pairs = list(zip(by_metric, lower, strict=True))
-    references = dict.fromkeys(e.reference for e in several.values())
-    foreseen = transferability.section(predicts(cells), " or ".join(references))
+    real = all(c.summary.data == "real" for c in labelled.values())
+    references = dict.fromkeys(c.summary.reference for c in labelled.values())
+    cells = comparison.foreseen(labelled)
     return page(
-        "compare.html", rows=rows, tables=pairs, stand_in=stand_in, transferability=foreseen
+        "compare.html",
+        rows=list(comparison.verdicts(labelled)),
+        tables=comparison.by_metrics(labelled),
+        pairs=pairs,
+        stand_in="" if real else PHANTOM,
+        transferability=transferability.section(predicts(cells), " or ".join(references)),
     )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trm_bench.analysis.generalised import half_width
+from trm_bench.analysis.intervals import LEVEL, mean_squares, trimmed
 from trm_bench.analysis.table import OVERALL
 from trm_bench.analysis.voxels import ALL_VOXELS
 from trm_bench.report import tables
@@ -24,6 +26,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
         "protocol": evidence.name,
         "data": evidence.results.plan.data,
         "units": {m: evidence.unit(m) for m in evidence.scores},
+        "reference": evidence.reference,
         "seeds": evidence.seeds,
         "states": evidence.states(),
         "design": {"name": evidence.design.name, "ratio": evidence.design.ratio},
@@ -63,6 +66,7 @@ def _summary_of(evidence: Evidence, scores: Scores, method: str) -> dict[str, An
     is_reference = method == evidence.reference
     return {
         "mean": mean.value,
+        "mean_interval": _mean_interval(evidence, scores, method, mean.value),
         "sd_over_seeds": mean.spread,
         "gain": 0.0 if is_reference else _finite(gain.get("gain")),
         "gain_interval": [_finite(gain.get("low")), _finite(gain.get("high"))],
@@ -70,6 +74,19 @@ def _summary_of(evidence: Evidence, scores: Scores, method: str) -> dict[str, An
         "n_subjects": len(subjects),
         "per_transfer": {t: tables.over_seeds(scores.by_seed(t, method)).value for t in transfers},
     }
+
+
+def _mean_interval(
+    evidence: Evidence, scores: Scores, method: str, mean: float | None
+) -> list[float | None]:
+    """The 95 % interval of a mean over transfers, over subjects and seeds as that of a gain."""
+    if mean is None or scores.grid is None:
+        return [None, None]
+    squares = mean_squares(trimmed(scores.grid.of(method)), evidence.design)
+    if squares is None:
+        return [None, None]
+    half = float(half_width(squares, LEVEL))
+    return [mean - half, mean + half]
 
 
 def _overall(table: pd.DataFrame, name: str, value: str) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from trm_bench.analysis import family
 from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.report import sheets
 from trm_bench.report.captions import BETTER, WORSE, caption, family_notes
-from trm_bench.report.evidence import NAMES, PHANTOM, RELATIVE, Evidence, Scores
+from trm_bench.report.evidence import NAMES, RELATIVE, Evidence, Scores
 
 MISSING = "\N{EN DASH}"
 USED = {
@@ -162,10 +162,10 @@ def build(evidence: Evidence, metric: str = "") -> Table:
         [_value(scores, transfer, m) for m in evidence.methods] for transfer in evidence.transfers
     ]
     columns.append([overall(evidence, scores, m) for m in evidence.methods])
-    ranked = [_ranked(column, HIGHER_IS_BETTER[metric]) for column in columns]
+    shown = [ranked(column, HIGHER_IS_BETTER[metric]) for column in columns]
     for names in (["gain", "low", "high"], RELATIVE):
-        ranked.append([_gain(scores.gain(m), names) for m in evidence.methods])
-    ranked.append(_costs(evidence))
+        shown.append([_gain(scores.gain(m), names) for m in evidence.methods])
+    shown.append(_costs(evidence))
     unit, mixed = evidence.gain_unit(metric), evidence.is_mixed(metric)
     return Table(
         title=f"{evidence.name}: {NAMES[metric]} [{evidence.unit(metric)}]",
@@ -176,7 +176,7 @@ def build(evidence: Evidence, metric: str = "") -> Table:
             "gain [% rel.]",
             "passes / finetune",
         ],
-        rows=[(m, [column[i] for column in ranked]) for i, m in enumerate(evidence.methods)],
+        rows=[(m, [column[i] for column in shown]) for i, m in enumerate(evidence.methods)],
         notes=caption(evidence, scores),
     )
 
@@ -249,7 +249,7 @@ def _gain(gain: dict[str, float] | None, names: list[str]) -> Cell:
     return Cell(value, low=low if known else None, high=high if known else None, signed=True)
 
 
-def _ranked(column: list[Cell], higher_is_better: bool) -> list[Cell]:
+def ranked(column: list[Cell], higher_is_better: bool) -> list[Cell]:
     """Ranks what a reader sees: values that are printed alike share a rank."""
     shown = {round(c.value, 2) for c in column if c.value is not None and not c.lacks}
     order = sorted(shown, reverse=higher_is_better)[:2]
@@ -260,43 +260,6 @@ def _ranked(column: list[Cell], higher_is_better: bool) -> list[Cell]:
         return order.index(round(cell.value, 2)) + 1
 
     return [replace(cell, rank=rank(cell)) for cell in column]
-
-
-def compare(several: dict[str, Evidence], metric: str) -> Table:
-    """Several results side by side: for each, mean over transfers, and gain with its interval.
-
-    Args:
-        several: Label to evidence; those without the metric have no columns.
-        metric: Which metric.
-    """
-    several = {label: e for label, e in several.items() if metric in e.scores}
-    methods = list(dict.fromkeys(m for e in several.values() for m in e.methods))
-    columns: dict[str, list[Cell]] = {}
-    for label, e in several.items():
-        scores = e.scores[metric]
-        means = [overall(e, scores, m) if m in e.methods else Cell(None) for m in methods]
-        columns[f"{label}: mean"] = _ranked(means, HIGHER_IS_BETTER[metric])
-        gains = [_gain(scores.gain(m), ["gain", "low", "high"]) for m in methods]
-        columns[f"{label}: gain over {e.reference}"] = gains
-    unit = " or ".join(dict.fromkeys(e.gain_unit(metric) for e in several.values()))
-    notes = [PHANTOM] if any(e.phantom for e in several.values()) else []
-    notes += [
-        "Mean over transfers, of methods that have all of them; ± is the standard deviation over "
-        "seeds of the mean over subjects. Bold: best of a column; underlined: second.",
-        f"Gain in {unit}, positive is better; in brackets its 95 % interval over subjects and "
-        "seeds, each on its own. Results are not pooled: each column stands for itself.",
-    ]
-    if len({e.results.plan.settings for e in several.values()}) > 1:
-        notes.append(
-            "The results differ in their settings (see each report), so compare gains, not means."
-        )
-    units = dict.fromkeys(e.unit(metric) for e in several.values())
-    return Table(
-        title=f"{NAMES[metric]} [{' or '.join(units)}]",
-        columns=list(columns),
-        rows=[(m, [column[i] for column in columns.values()]) for i, m in enumerate(methods)],
-        notes=notes,
-    )
 
 
 def comparisons_csv(evidence: Evidence) -> str:
