@@ -19,7 +19,7 @@ FILE_LINES, FUNCTION_LINES = 450, 60
 # Rooms are the modules and packages right below trm_bench; one imports rooms of its own layer and
 # of those above it in this list, which are the lower ones.
 LAYERS = (
-    ("__init__", "errors", "files", "fingerprint", "inputs", "limits", "seals", "seeds"),
+    ("__init__", "errors", "files", "fingerprint", "inputs", "limits", "plurals", "seals", "seeds"),
     ("signals", "transfer_risk", "urls"),
     ("environment", "phantom", "plugins"),
     ("datasets",),

@@ -8,7 +8,7 @@ import numpy as np
 
 from trm_bench.analysis.table import OVERALL
 from trm_bench.analysis.voxels import ALL_VOXELS
-from trm_bench.report import tables
+from trm_bench.report import tables, words
 from trm_bench.report.evidence import Evidence, Scores
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
             "holds": evidence.holds,
             "fails": evidence.judgement.fails if evidence.judgement else "",
         },
+        "finding": words.finding(evidence),
         "problems": evidence.problems,
         "left_out": [subject.model_dump() for subject in evidence.results.plan.left_out],
         "negative_transfer": {

@@ -10,7 +10,14 @@ from trm_bench.analysis import family
 from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.report import sheets
 from trm_bench.report.captions import BETTER, WORSE, caption, family_notes
-from trm_bench.report.evidence import NAMES, PHANTOM, RELATIVE, Evidence, Scores
+from trm_bench.report.evidence import (
+    NAMES,
+    PHANTOM,
+    RELATIVE,
+    Evidence,
+    Scores,
+    direction,
+)
 
 MISSING = "\N{EN DASH}"
 USED = {
@@ -168,13 +175,13 @@ def build(evidence: Evidence, metric: str = "") -> Table:
     ranked.append(_costs(evidence))
     unit, mixed = evidence.gain_unit(metric), evidence.is_mixed(metric)
     return Table(
-        title=f"{evidence.name}: {NAMES[metric]} [{evidence.unit(metric)}]",
+        title=f"{evidence.name}: {NAMES[metric]} [{evidence.unit(metric)}], {direction(metric)}",
         columns=[
             *(f"{t} [{evidence.unit(metric, t)}]" if mixed else t for t in evidence.transfers),
             "mean",
             f"gain [{unit}]",
             "gain [% rel.]",
-            "passes / finetune",
+            f"passes / {evidence.unit_of_cost}",
         ],
         rows=[(m, [column[i] for column in ranked]) for i, m in enumerate(evidence.methods)],
         notes=caption(evidence, scores),
@@ -292,7 +299,7 @@ def compare(several: dict[str, Evidence], metric: str) -> Table:
         )
     units = dict.fromkeys(e.unit(metric) for e in several.values())
     return Table(
-        title=f"{NAMES[metric]} [{' or '.join(units)}]",
+        title=f"{NAMES[metric]} [{' or '.join(units)}], {direction(metric)}",
         columns=list(columns),
         rows=[(m, [column[i] for column in columns.values()]) for i, m in enumerate(methods)],
         notes=notes,

@@ -11,8 +11,9 @@ from trm_bench.files import write_text
 from trm_bench.report import sheets
 from trm_bench.report.drawing import STYLE, Chart, Drawing, write
 from trm_bench.report.evidence import PHANTOM
-from trm_bench.report.pages import DASH, duration, page, picture
-from trm_bench.report.tables import md
+from trm_bench.report.pages import page, picture
+from trm_bench.report.particulars import duration
+from trm_bench.report.tables import MISSING, md
 from trm_bench.runs.folders import ProtocolFolder, slug
 from trm_bench.runs.records import Budget, Tuned
 from trm_bench.sweep.charts import history, slices
@@ -106,7 +107,7 @@ def described(budget: Budget) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{SCALE['dice'] * value:.2f}"
+    return MISSING if value is None else f"{SCALE['dice'] * value:.2f}"
 
 
 def _rows(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
@@ -116,8 +117,8 @@ def _rows(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
             f.title,
             _percent(e.default_validation_dice),
             _percent(e.validation_dice),
-            DASH if f.gain is None else f"{f.gain:+.2f}",
-            DASH if e.trial is None else e.trial,
+            MISSING if f.gain is None else f"{f.gain:+.2f}",
+            MISSING if e.trial is None else e.trial,
             f"{e.finished} of {e.finished + e.failed}",
             shown(e.values),
         )
@@ -126,7 +127,7 @@ def _rows(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
 def _balance(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
     for f in findings:
         shares = (None if t is None else t.voxel_share for t in (f.trials[0], f.best))
-        yield f.title, *(DASH if share is None else f"{share:.2f}" for share in shares)
+        yield f.title, *(MISSING if share is None else f"{share:.2f}" for share in shares)
 
 
 def _costs(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
@@ -147,7 +148,7 @@ def _importances(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
 
 def _trials(finding: Finding) -> Iterator[tuple[object, ...]]:
     for t in finding.trials:
-        share = DASH if t.voxel_share is None else f"{t.voxel_share:.2f}"
+        share = MISSING if t.voxel_share is None else f"{t.voxel_share:.2f}"
         score, time = _percent(t.validation_dice), duration(t.seconds)
         yield t.number, score, share, time, shown(t.values), t.reason
 
