@@ -21,7 +21,7 @@ from trm_bench import __version__
 from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.analysis.transferability import CLASSES, predicts, variable_of
 from trm_bench.analysis.verdict import RULES
-from trm_bench.report import figures, sides, tables, transferability, words
+from trm_bench.report import sides, tables, transferability, words
 from trm_bench.report.drawing import Chart
 from trm_bench.report.evidence import PHANTOM, Evidence
 
@@ -80,15 +80,13 @@ def report(
     evidence: Evidence,
     charts: Sequence[Chart],
     absent: Sequence[str],
-    overlays: Mapping[str, Path],
 ) -> str:
     """The page of one protocol.
 
     Args:
         evidence: What to show.
-        charts: Written.
+        charts: Written, pictures of subjects among them.
         absent: Lines on the charts that do not apply.
-        overlays: Transfer to the picture of its risk map.
     """
     import yaml
 
@@ -110,7 +108,7 @@ def report(
         gone=words.gone(evidence),
         judge_notes=words.notes(evidence),
         tables=[(tables.build(evidence, m), not HIGHER_IS_BETTER[m]) for m in evidence.scores],
-        pictures=[*map(picture, charts), *(_overlay(evidence, *o) for o in overlays.items())],
+        pictures=[*map(picture, charts)],
         absent=absent,
         sensitivity=list(words.sensitivity(evidence)),
         over_transfers=words.over_transfers(evidence),
@@ -166,21 +164,7 @@ def picture(chart: Chart) -> dict[str, str]:
         "title": chart.title,
         "caption": chart.caption,
         "alt": chart.alt,
-        "source": _embedded(chart.svg),
-    }
-
-
-def _overlay(evidence: Evidence, transfer: str, path: Path) -> dict[str, str]:
-    of_source = figures.shown_of_source(evidence.results, transfer)
-    said = of_source.replace("source prediction", "prediction of the source network")
-    return {
-        "title": f"Transfer risk map, {transfer}",
-        "caption": "Test subjects of the first seed: image with its label (outline), "
-        f"{said}, risk map, the voxels that fine-tuning lost and won against training "
-        "from scratch, and errors.",
-        "alt": f"Slices of test subjects of {transfer}: image, {of_source}, risk map, lost "
-        "and won voxels",
-        "source": _embedded(path),
+        "source": _embedded(chart.svg or chart.png),
     }
 
 
