@@ -22,7 +22,7 @@ from trm_bench.runs.store import read_results
 
 
 def write(folder: ProtocolFolder) -> list[Path]:
-    """Writes metrics.csv, table.{md,csv,tex}, the other CSV files, two JSON files and risk maps.
+    """Writes metrics.csv, table.{md,csv,tex}, the other CSV files, two JSON files and pictures.
 
     comparisons.csv holds all tests, negative_transfer.csv the gaps to scratch, voxel_rates.csv and
     voxel_auroc.csv the voxel level, sensitivity.csv what the tests could have found and what the
@@ -37,7 +37,7 @@ def write(folder: ProtocolFolder) -> list[Path]:
         UserError: The folder holds no results.
     """
     evidence = collect(read_results(folder))
-    return [*_write(evidence), *figures.risk_overlays(evidence.results).values()]
+    return [*_write(evidence), *(picture.png for picture in figures.draw(evidence))]
 
 
 def write_pages(output: Path) -> list[Path]:
@@ -59,10 +59,10 @@ def write_pages(output: Path) -> list[Path]:
         evidence = collect(read_results(folder))
         page = folder.report("report.html")
         written += _write(evidence)
-        overlays = figures.risk_overlays(evidence.results)
         drawn, absent = charts.draw(evidence)
-        write_text(page, pages.report(evidence, drawn, absent, overlays))
-        written += [*overlays.values(), *(path for c in drawn for path in (c.png, c.svg)), page]
+        drawn += figures.draw(evidence)
+        write_text(page, pages.report(evidence, drawn, absent))
+        written += [*(path for chart in drawn for path in chart.files), page]
         if folder.path != output:
             listed.append((page.relative_to(output).as_posix(), evidence))
     if listed:

@@ -23,16 +23,14 @@ from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
 from trm_bench.analysis.transferability import predicts
 from trm_bench.analysis.verdict import RULES
 from trm_bench.analysis.voxels import REFERENCE
-from trm_bench.report import figures, particulars, tables, transferability, words
+from trm_bench.report import particulars, tables, transferability, words
 from trm_bench.report.captions import WORSE
 from trm_bench.report.drawing import Chart
 from trm_bench.report.evidence import NAMES, PHANTOM, Evidence, direction
-from trm_bench.report.inline import inline
 
 if TYPE_CHECKING:
     import pandas as pd
     from jinja2 import Environment
-    from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
 TONES = {
@@ -78,15 +76,13 @@ def report(
     evidence: Evidence,
     charts: Sequence[Chart],
     absent: Sequence[str],
-    overlays: Mapping[str, Path],
 ) -> str:
     """The page of one protocol.
 
     Args:
         evidence: What to show.
-        charts: Written.
+        charts: Written, pictures of subjects among them.
         absent: Lines on the charts that do not apply.
-        overlays: Transfer to the picture of its risk map.
     """
     import yaml
 
@@ -112,7 +108,7 @@ def report(
         judge_notes=words.notes(evidence),
         tables=[_scores(evidence, metric) for metric in evidence.scores],
         compared=_each_subject(evidence),
-        pictures=[*map(picture, charts), *(_overlay(evidence, *o) for o in overlays.items())],
+        pictures=[*map(picture, charts)],
         lost_by=REFERENCE,
         absent=absent,
         sensitivity=list(words.sensitivity(evidence)),
@@ -225,33 +221,22 @@ def _tone(words: Sequence[str]) -> str:
 # --------------------------------------------------------------------------------------- pictures
 
 
-def picture(chart: Chart) -> dict[str, str | Markup]:
-    """A chart as templates take it."""
+def picture(chart: Chart) -> dict[str, Any]:
+    """A chart as templates take it: as elements of the page, or as an image where it is pixels."""
+    from markupsafe import Markup
+
+    drawn = [path for path in (chart.svg, chart.narrow) if path]
     return {
         "title": chart.title,
         "caption": chart.caption,
         "alt": chart.alt,
-        "svg": inline(chart.svg, chart.name, chart.alt),
+        "source": "" if drawn else _embedded(chart.png),
+        "svgs": [Markup(path.read_text(encoding="utf-8")) for path in drawn],
     }
 
 
-def _overlay(evidence: Evidence, transfer: str, path: Path) -> dict[str, str | Markup]:
-    of_source = figures.shown_of_source(evidence.results, transfer)
-    said = of_source.replace("source prediction", "prediction of the source network")
-    return {
-        "title": f"Transfer risk map, {transfer}",
-        "caption": "Test subjects of the first seed: image with its label (outline), "
-        f"{said}, risk map, the voxels that fine-tuning lost and won against training "
-        "from scratch, and errors.",
-        "alt": f"Slices of test subjects of {transfer}: image, {of_source}, risk map, lost "
-        "and won voxels",
-        "source": _embedded(path),
-    }
-
-
-def _embedded(path: Path) -> str:
-    kind = {".svg": "svg+xml", ".png": "png"}[path.suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _embedded(png: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
 # ------------------------------------------------------------------------------- several protocols

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from trm_bench.analysis.table import SCALE
 from trm_bench.files import write_text
 from trm_bench.report import sheets
-from trm_bench.report.drawing import STYLE, Chart, Drawing, write
+from trm_bench.report.drawing import Chart, Drawing, write
 from trm_bench.report.evidence import PHANTOM
 from trm_bench.report.pages import page, picture
 from trm_bench.report.particulars import duration
@@ -49,14 +50,15 @@ def write_sweep(folder: ProtocolFolder) -> list[Path]:
     Raises:
         UserError: There is no tuned.yaml that can be read.
     """
-    import matplotlib as mpl
-
     tuned, findings = read_findings(folder)
     if not findings:
         return []
-    with mpl.rc_context(STYLE):
-        first = _written(history(findings), folder, "history", tuned)
-        others = [_written(slices(f), folder, slug(f.title), tuned) for f in findings]
+
+    def written(make: Callable[[float], Drawing], name: str) -> Chart:
+        return write(make, name, folder.sweep / "figures", tuned.data == "phantom")
+
+    first = written(partial(history, findings), "history")
+    others = [written(partial(slices, f), slug(f.title)) for f in findings]
     texts = {
         "report.html": _html(tuned, findings, first, others),
         "summary.md": _markdown(tuned, findings),
@@ -64,13 +66,8 @@ def write_sweep(folder: ProtocolFolder) -> list[Path]:
     }
     for name, text in texts.items():
         write_text(folder.sweep / name, text)
-    charts = [path for chart in (first, *others) for path in (chart.png, chart.svg)]
+    charts = [path for chart in (first, *others) for path in chart.files]
     return [*(folder.sweep / name for name in texts), *charts]
-
-
-def _written(drawing: Drawing, folder: ProtocolFolder, name: str, tuned: Tuned) -> Chart:
-    png, svg = (folder.sweep / "figures" / f"{name}.{end}" for end in ("png", "svg"))
-    return write(drawing, name, png, svg, tuned.data == "phantom")
 
 
 def _html(tuned: Tuned, findings: Sequence[Finding], first: Chart, others: Sequence[Chart]) -> str:

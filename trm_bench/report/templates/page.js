@@ -122,19 +122,20 @@ function showTip(mark, x, y) {
 
 function markNear(x, y) {
   for (const [dx, dy] of [[0, 0], [4, 0], [-4, 0], [0, 4], [0, -4]]) {
-    const mark = document.elementFromPoint(x + dx, y + dy)?.closest("svg.chart [data-tip]");
+    const mark = document.elementFromPoint(x + dx, y + dy)?.closest(".frame svg [data-tip]");
     if (mark) return mark;
   }
   return null;
 }
 
-for (const chart of all("svg.chart")) {
+for (const chart of all(".frame svg")) {
   for (const title of all("title", chart)) {
     title.parentElement.dataset.tip = title.textContent;
     title.remove(); // or the browser shows a second one
   }
   const marks = all("[data-tip]", chart);
   if (!marks.length) continue;
+  chart.setAttribute("tabindex", "0");
   const point = (event) => {
     const mark = markNear(event.clientX, event.clientY);
     if (mark) showTip(mark, event.clientX, event.clientY);
