@@ -451,7 +451,7 @@ class TestCharts:
         text = (folder / "report.html").read_text()
         assert (
             text.count("STAND-IN DATA") == 1
-            and "trm is ahead" in text
+            and "Best method" in text
             and "Verdict on the claim" not in text
             and "stand-in data (the phantom), which say nothing about the paper" in text
         )

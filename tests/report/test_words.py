@@ -93,3 +93,10 @@ def test_a_protocol_of_others_without_a_claim(tmp_path: Path) -> None:
     assert words.found(shown).best == "topk beats scratch"
     assert shown.transferability.empty, "no gain of scratch over itself"
     report.write(ProtocolFolder(tmp_path / "p"))
+
+
+def test_without_an_interval_nothing_is_said_of_what_to_avoid(tmp_path: Path) -> None:
+    few, enough = (
+        collected(small(tmp_path / f"p{n}", seeds=range(n), subjects=6, noise=1.0)) for n in (2, 3)
+    )
+    assert words.gone(few) == "" and "none to avoid" in words.gone(enough)

@@ -393,8 +393,8 @@ def _plain(value: float) -> str:
 
 
 def gone(evidence: Evidence) -> str:
-    """Whether there was negative transfer, and whether the focus avoids it."""
-    if evidence.judgement is None:
+    """Whether there was negative transfer, and whether the focus avoids it; "" if not known."""
+    if evidence.judgement is None or any(row[-1] == MISSING for row in main_gaps(evidence)):
         return ""
     reference = evidence.reference
     if evidence.judgement.gone is None:
