@@ -23,7 +23,7 @@ from scipy import stats
 
 from trm_bench import report
 from trm_bench.errors import UserError
-from trm_bench.report import charts, curves, evidence, tables, transferability
+from trm_bench.report import curves, evidence, forests, tables, transferability
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.store import read_results
 
@@ -428,7 +428,7 @@ class TestCharts:
         places = [f"t1->t2@{n}" for n in range(1, 6)]
         given = {"methods": ["scratch", "finetune", "trm"], "seeds": (0,), "subjects": 4}
         folder = small(tmp_path / "p", transfers=places, metrics=("dice",), **given)
-        drawing = charts.ranks(collected(folder))
+        drawing = forests.ranks(collected(folder))
         report.write(ProtocolFolder(folder))
         means = pd.read_csv(folder / "metrics.csv").groupby(["transfer", "method"]).value.mean()
         ranks = means.unstack().rank(axis=1, ascending=False).mean()

@@ -19,7 +19,7 @@ from reported import change, change_plan, collected, set_units, small
 from trm_bench import networks, pipeline, report
 from trm_bench.protocol import parse
 from trm_bench.protocol.schema import NetworkConfig
-from trm_bench.report import charts, figures, mlflow, sides, tables, transferability
+from trm_bench.report import charts, figures, forests, mlflow, sides, tables, transferability
 from trm_bench.report.drawing import heading, shortened, signed
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.store import read_results
@@ -203,7 +203,7 @@ class TestUnits:
         set_units(folder, {"t1->t2": "mm", "t2->t1": "voxels"})
         code, said = trm_bench("report", folder)
         assert code == 0, said
-        drawing = charts.gains(collected(folder))
+        drawing = forests.gains(collected(folder))
         titles = [ax.get_title(loc="left") for ax in drawing.figure.axes]
         assert len(titles) == 2 and "Mean over transfers" not in drawing.alt
         assert collected(folder).transferability.empty

@@ -148,6 +148,7 @@ def _risk(
             _panel(ax, ours[subject], paint, subject)
     image = next(c for c in axes[2][-1].images if c.get_cmap().name == "risk")
     bar: Any = {"location": "bottom", "shrink": 0.6, "aspect": 30}  # below all: no row is shifted
+    figure.set_figheight(figure.get_figheight() + 0.8)
     figure.colorbar(image, ax=axes, label="transfer risk R", **bar)
     path = evidence.results.folder.figures / f"risk_{slug(transfer)}.png"
     _write(figure, path, about, key, evidence.phantom)

@@ -33,7 +33,7 @@ ROW = 0.25  # inches
 LONGEST_NAME = 22  # characters that are shown of a method's
 CAP = 0.2  # rows, from the middle: ends of an interval stand out above and below its mark
 MOST_DOTS = 2500  # in all; more are drawn as quartiles
-CLEAR, UNCLEAR, UNKNOWN = "95 % interval without 0", "interval holds 0", "no interval"
+INTERVAL = "95 % interval"
 
 
 # ------------------------------------------------------------------------------------------- rows
@@ -79,12 +79,20 @@ def is_clear(low: float, high: float) -> bool:
     return low > 0 or high < 0
 
 
-def explained(found: Sequence[tuple[float, float]]) -> list[Any]:
-    """Entries of a legend for the marks of the intervals that are shown."""
-    kinds = [UNKNOWN if math.isnan(low) else CLEAR if is_clear(low, high) else UNCLEAR
-             for low, high in found]  # fmt: skip
-    looks = {CLEAR: ("o", TEXT), UNCLEAR: ("o", BACK), UNKNOWN: ("x", TEXT)}
-    return [_entry(label, *looks[label]) for label in looks if label in kinds]
+def explained(found: Sequence[tuple[float, float]], noun: str = INTERVAL) -> list[Any]:
+    """Entries of a legend for the marks that are shown.
+
+    Args:
+        found: The ends of their intervals.
+        noun: What an interval is.
+    """
+    shown = {None if math.isnan(low) else is_clear(low, high) for low, high in found}
+    kinds: list[tuple[bool | None, str, str, str]] = [
+        (True, f"{noun} without 0", "o", TEXT),
+        (False, f"{noun} holds 0", "o", BACK),
+        (None, f"no {noun}", "x", TEXT),
+    ]
+    return [_entry(label, marker, face) for kind, label, marker, face in kinds if kind in shown]
 
 
 def _entry(label: str, marker: str, face: str, size: float = 5) -> Any:

@@ -80,10 +80,10 @@ def look(evidence: Evidence, method: str) -> Look:
         return roles[method]
     others = [m for m in evidence.methods if m not in roles]
     place = others.index(method) if method in others else len(others)
-    row = place // len(COLOURS)  # methods of one colour differ in marker and line
+    row, column = divmod(place, len(COLOURS))  # methods of one colour differ in marker and line
     return Look(
-        COLOURS[place % len(COLOURS)],
-        MARKERS[(place + row) % len(MARKERS)],
-        LINES[(place + row) % len(LINES)],
+        COLOURS[column],
+        MARKERS[(column + row) % len(MARKERS)],
+        LINES[(column + row) % len(LINES)],
         1.2,
     )

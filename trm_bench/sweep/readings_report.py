@@ -12,7 +12,7 @@ from trm_bench.files import write_text
 from trm_bench.report import sheets
 from trm_bench.report.drawing import Drawing, label_below, legend, panels, write
 from trm_bench.report.evidence import PHANTOM
-from trm_bench.report.forests import ROW, explained, interval, rows
+from trm_bench.report.forests import INTERVAL, ROW, explained, interval, rows
 from trm_bench.report.style import BLUE, LINE, SMALL, SOFT, WIDE
 from trm_bench.report.svg import tag
 from trm_bench.report.tables import md
@@ -94,7 +94,8 @@ def _forest(
     label_below(figure, "effect on validation Dice [points], better to the right")
     if table.datasets.any():
         shown = table[table.datasets > 0]
-        legend(figure, [ax], explained(list(zip(shown.low, shown.high, strict=True))))
+        noun = "range of two" if len(datasets) == 2 else INTERVAL
+        legend(figure, [ax], explained(list(zip(shown.low, shown.high, strict=True)), noun))
     listed = ", ".join(f"{n} {_points(e)}" for n, e in zip(names, table.effect, strict=True))
     return Drawing(
         figure,
