@@ -122,8 +122,9 @@ def _negative_transfer(evidence: Evidence) -> tuple[str, str]:
     unit = evidence.gain_unit(evidence.main.metric)
     overall = own.get(OVERALL) or next(iter(own.values()))
     gap, low, high = (float(overall[key]) for key in ("gap", "low", "high"))
+    where = "Over all transfers " if len(evidence.transfers) > 1 else ""
     text = (
-        f"Over all transfers {method} is {abs(gap):.2f} {unit} {'worse' if gap > 0 else 'better'} "
+        f"{where}{method} is {abs(gap):.2f} {unit} {'worse' if gap > 0 else 'better'} "
         f"than {SCRATCH}"
     )
     if not np.isfinite(low):
