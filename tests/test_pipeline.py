@@ -66,8 +66,9 @@ class TestResults:
             assert (finished / name).is_file(), name
         assert len(list((finished / "records").glob("*.json"))) == 3
         assert len(list((finished.parent / "sources").glob("*.safetensors"))) == 1
-        assert [p.name for p in (finished / "figures").glob("*.png")] == [
-            "risk_whole-to-lower_upper.png"
+        assert sorted(p.name for p in (finished / "figures").glob("*.png")) == [
+            "predictions_whole-to-lower_upper.png",
+            "risk_whole-to-lower_upper.png",
         ]
 
     def test_the_long_table_is_complete(self, finished: Path) -> None:

@@ -23,7 +23,7 @@ from scipy import stats
 
 from trm_bench import report
 from trm_bench.errors import UserError
-from trm_bench.report import charts, curves, evidence, tables, transferability
+from trm_bench.report import curves, evidence, forests, tables, transferability
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.store import read_results
 
@@ -311,7 +311,7 @@ class TestFaults:
         report.write_pages(tmp_path)
         page = Page(folder / "report.html")
         assert page.headings[0] == 1 and (tmp_path / "index.html").is_file()
-        assert "No verdict" in page.text
+        assert "What came out" in page.text and "Verdict on the claim" not in page.text
 
     def test_failures_alone_give_a_report(self, tmp_path: Path) -> None:
         folder = small(
@@ -385,7 +385,7 @@ class TestCharts:
         assert [ax.get_title() for ax in axes] == ["t1 → t2", "t2 → t1", "t1 → flair"]
         for ax, pair in zip(axes[:2], TRANSFERS, strict=True):
             drawn = dict(zip(ax.get_legend_handles_labels()[1], ax.lines[1:], strict=True))
-            assert list(drawn) == ["trm", "trm_prior", "trm_shuffled", "scratch"]
+            assert list(drawn) == [m for m in METHODS if m != "finetune"]
             bars = dict(zip(drawn, ax.collections, strict=True))
             for method, line in drawn.items():
                 rows = [shown.main.gain(method, f"{pair}@{n}") for n in shots]
@@ -428,31 +428,32 @@ class TestCharts:
         places = [f"t1->t2@{n}" for n in range(1, 6)]
         given = {"methods": ["scratch", "finetune", "trm"], "seeds": (0,), "subjects": 4}
         folder = small(tmp_path / "p", transfers=places, metrics=("dice",), **given)
-        drawing = charts.ranks(collected(folder))
+        drawing = forests.ranks(collected(folder))
         report.write(ProtocolFolder(folder))
         means = pd.read_csv(folder / "metrics.csv").groupby(["transfer", "method"]).value.mean()
         ranks = means.unstack().rank(axis=1, ascending=False).mean()
         assert all(f"{method} {rank:.2f}" in drawing.alt for method, rank in ranks.items())
 
     def test_many_transfers_share_a_colour(self, tmp_path: Path) -> None:
-        many = [f"t1->t2@{n}" for n in range(1, 14)]
+        many = [f"t1->t2@{n}" for n in range(1, 17)]
         family = ["scratch", "finetune", "trm"]
         given = {"transfers": many, "methods": family, "seeds": (0,), "subjects": 4}
         figure = transferability.chart(collected(small(tmp_path / "p", **given))).figure
         (entry,) = figure.legends[0].get_texts()
-        assert entry.get_text() == "13 transfers"
+        assert entry.get_text() == "16 transfers"
         assert all("[" in ax.get_title() for ax in figure.axes)
 
     def test_phantom_is_marked_in_each(self, tmp_path: Path) -> None:
         folder = small(tmp_path / "stand_in", data="phantom", methods=["finetune", "trm", "focal"])
         report.write_pages(folder)
         drawn = list((folder / "figures").glob("*.svg"))
-        assert len(drawn) == 3 and all("phantom" in c.read_text() for c in drawn)
+        assert len(drawn) == 2 * 4 and all("phantom" in c.read_text() for c in drawn)
         text = (folder / "report.html").read_text()
         assert (
-            "STAND-IN DATA" in text
-            and "No verdict" in text
-            and "say nothing about the paper" in text
+            text.count("STAND-IN DATA") == 1
+            and "Best method" in text
+            and "Verdict on the claim" not in text
+            and "stand-in data (the phantom), which say nothing about the paper" in text
         )
 
 
@@ -469,9 +470,16 @@ class TestPage:
             links = [link for link in page.links if not link.startswith(("data:", "#"))]
             assert links == (["shown/report.html"] if path.name == "index.html" else [])
             assert not re.search(
-                r"url\(|@import|https?://(?!www\.w3\.org)", re.sub(r'"data:[^"]*"', "", page.text)
+                r"url\((?!#)|@import|https?://(?!www\.w3\.org)",
+                re.sub(r'"data:[^"]*"', "", page.text),
             )
-        assert len(Page(written / "report.html").images) == 5
+            assert " style=" not in page.text, "which the page's policy refuses"
+        page = Page(written / "report.html")
+        drawn = len(list((written / "figures").glob("*.svg")))
+        assert page.text.count("<svg ") == page.text.count('role="img"') == drawn > 8
+        ids = re.findall(r'\sid="([^"]*)"', page.text)
+        assert len(ids) == len(set(ids))
+        assert page.text.count("What you see:") == page.text.count("How to read it:") > 6
 
     def test_text_stands_out_from_its_ground(self) -> None:
         """Contrast of at least 4.5 to 1 (WCAG 2.2, 1.4.3) on every ground, light and dark."""
@@ -499,7 +507,8 @@ class TestPage:
     )
     def test_in_a_browser(self, written: Path, tmp_path: Path) -> None:
         probe = """<script>addEventListener("load", () => {
-            const table = document.querySelectorAll("#results ~ div table")[1];
+            const find = (selector) => Array.from(document.querySelectorAll(selector));
+            const table = find("#results ~ div table")[1];
             const button = (i) => table.tHead.rows[0].cells[i], rows = table.tBodies[0].rows;
             const column = (i) => Array.from(rows, (r) => r.cells[i].dataset.value).join(" ");
             const broken = Array.from(document.images).filter((i) => !i.naturalWidth).length;
@@ -507,6 +516,30 @@ class TestPage:
             button(1).firstChild.click(); seen.down = column(1); seen.first = button(1).ariaSort;
             button(1).firstChild.click(); seen.up = column(1); seen.second = button(1).ariaSort;
             button(4).firstChild.click(); seen.gain = column(4); seen.left = button(1).ariaSort;
+            const there = (e) => getComputedStyle(e).display !== "none";
+            const shown = () => Array.from(rows).filter(there).map((r) => r.dataset.method);
+            const marks = () => find(".frame svg [data-method=trm]").filter(there).length;
+            const trm = find("#methods input").find((box) => box.value === "trm");
+            seen.marks = marks(); trm.click();
+            seen.without = shown(); seen.unmarked = marks(); trm.click();
+            seen.again = shown();
+            const [transfer, method, against] = find("#compared select");
+            method.value = "focal"; against.value = "scratch";
+            method.dispatchEvent(new Event("change", {bubbles: true}));
+            const lines = () => find("#compared tbody tr");
+            seen.said = document.querySelector("#compared output").textContent;
+            seen.subjects = lines().map((r) => Array.from(r.cells, (c) => c.textContent));
+            const chart = find(".frame svg")[0];
+            chart.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
+            seen.tip = document.getElementById("tip").textContent;
+            seen.titles = find(".frame svg title").length;
+            const search = find("#compared input")[0];
+            search.value = "_01"; search.dispatchEvent(new Event("input"));
+            seen.matched = lines().filter(there).length;
+            dispatchEvent(new Event("beforeprint"));
+            seen.closed = find("details:not([open])").length;
+            dispatchEvent(new Event("afterprint"));
+            seen.open = find("details[open]").length;
             document.body.dataset.seen = JSON.stringify(seen);
         })</script></body>"""
         text = (written / "report.html").read_text(encoding="utf-8")
@@ -549,6 +582,22 @@ class TestPage:
         assert down == sorted(down, reverse=True) and up == sorted(up) and len(up) == len(METHODS)
         assert (seen["first"], seen["second"], seen["left"]) == ("descending", "ascending", None)
         assert seen["gain"].endswith(" "), "the reference has no gain and comes last"
+        assert sorted(seen["again"]) == sorted(METHODS) and seen["marks"] > 0
+        assert sorted({*METHODS} - {*seen["without"]}) == ["trm"] and seen["unmarked"] == 0
+        assert (seen["closed"], seen["open"]) == (0, 0), "all is printed, and closed again"
+        assert seen["tip"] and seen["titles"] == 0, "a value is said once"
+        long = pd.read_csv(written / "metrics.csv").query("metric == 'dice'")
+        means = long[long.transfer == TRANSFERS[0]].groupby(["method", "subject"]).value.mean()
+        gains = means["focal"] - means["scratch"]
+        for subject, *values in seen["subjects"]:
+            own = means["scratch"][subject], means["focal"][subject], gains[subject]
+            assert [float(value) for value in values] == pytest.approx(own, abs=0.011)
+        order = [float(row[3]) for row in seen["subjects"]]
+        assert len(order) == 16 and order == sorted(order)
+        assert (
+            f"better in {(gains > 0).sum()} and worse in {(gains < 0).sum()} of 16" in seen["said"]
+        )
+        assert seen["matched"] == 7, "010 to 016"
 
 
 class TestVerdict:

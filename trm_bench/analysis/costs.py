@@ -19,15 +19,19 @@ USES = ("uses_validation", "uses_source_data", "validation_in_training_set")
 COLUMNS = ["method", "steps", "passes", "seconds", "times_finetune", *USES]
 
 
-def spent(results: Results) -> pd.DataFrame:
+def spent(results: Results, unit: str = REFERENCE) -> pd.DataFrame:
     """One row a method, in the table's order, from the finished runs that fill its cells.
 
     A run counts once, however many cells it fills.
 
+    Args:
+        results: The records.
+        unit: The method whose passes are 1: fine-tuning, or another in a table without it.
+
     Returns:
         `method`; `steps` of the target training, `passes` (forward passes with a gradient) and
         `seconds` of training, each the mean over runs, NaN where no record says; `times_finetune`,
-        the passes over fine-tuning's, NaN without fine-tuning; `uses_validation`,
+        the passes over those of `unit`, NaN without it; `uses_validation`,
         `uses_source_data` and `validation_in_training_set` as the method declares, None where no
         run finished or the method is not installed.
     """
@@ -36,7 +40,7 @@ def spent(results: Results) -> pd.DataFrame:
         runs[cell.method][cell.run] = record
     rows = [{"method": method, **_costs([*own.values()])} for method, own in runs.items()]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    reference = table.loc[table["method"] == REFERENCE, "passes"]
+    reference = table.loc[table["method"] == unit, "passes"]
     table["times_finetune"] = table["passes"] / (reference.iloc[0] if len(reference) else np.nan)
     return table
 

@@ -86,6 +86,7 @@ class Judgement(NamedTuple):
         holds: Whether the claim stands: in each reading of its unit the interval lies above half
             the claimed gain, and the gain over `DECISIVE` controls survives.
         fails: Why it does not; "" where it does or there is no verdict.
+        decisive: The controls whose gain must survive; none where the method weighs by no map.
         confusion: See `confusion`; empty where the spread is not known.
         notes: What a reader must know: cells left out, methods not in the table, few seeds.
     """
@@ -98,11 +99,14 @@ class Judgement(NamedTuple):
     gone: bool | None
     holds: bool
     fails: str
+    decisive: tuple[str, ...]
     confusion: pd.DataFrame
     notes: list[str]
 
 
-def judge(table: pd.DataFrame, claim: Claim, *, design: Design = FIXED) -> Judgement:
+def judge(
+    table: pd.DataFrame, claim: Claim, *, design: Design = FIXED, mapped: bool = True
+) -> Judgement:
     """Judges a protocol's claim, and says what the gain is due to.
 
     The claim's comparison and those with its controls stand in the family; see `family`. Where the
@@ -113,6 +117,8 @@ def judge(table: pd.DataFrame, claim: Claim, *, design: Design = FIXED) -> Judge
         table: The long table of one protocol.
         claim: Of the protocol, with a gain.
         design: Of the splits.
+        mapped: Whether the claim is about a map of risks, so that `CONTROLS` tell what its gain is
+            due to.
 
     Raises:
         UserError: The claim's methods have no values, its gain is not above 0, or the table is at
@@ -125,22 +131,15 @@ def judge(table: pd.DataFrame, claim: Claim, *, design: Design = FIXED) -> Judge
     pairs = list(dict.fromkeys([(method, versus), *pairs]))
     rows = family.judge(g, claim.metric, pairs, design=design).set_index(["method", "versus"])
     main: pd.Series = rows.iloc[0]
-    controls = [name for name in CONTROLS if (method, name) in rows.index and name != versus]
-    over = rows.loc[[(method, name) for name in controls]]
-    over = pd.DataFrame(
-        {
-            "control": controls,
-            "gain": over["gain"].to_numpy(float),
-            "low": over["family_low"].to_numpy(float),
-            "high": over["family_high"].to_numpy(float),
-            "survives": (over["mark"] == family.BETTER).to_numpy(bool),
-        }
-    )
+    asked = CONTROLS if mapped else ()
+    controls = [name for name in asked if (method, name) in rows.index and name != versus]
+    over = _over(rows, method, controls)
     no_verdict = _no_verdict(table) or _too_few(main)
     measured = _gains(main, claim, not no_verdict)
     gaps = _gaps(g, claim, design)
     present = gaps[gaps["transfer"] == OVERALL].set_index("method")["present"].to_dict()
-    fails = "" if no_verdict else _fails(measured, over)
+    decisive = DECISIVE if mapped else ()
+    fails = "" if no_verdict else _fails(measured, over, decisive)
     spread = Spread.of(g.gain(method, versus), design)
     mean_of_versus = float(np.nanmean(mean_over(g.of(versus), (1, 2))))
     return Judgement(
@@ -152,8 +151,28 @@ def judge(table: pd.DataFrame, claim: Claim, *, design: Design = FIXED) -> Judge
         gone=not present[method] if present.get(versus) else None,
         holds=not (no_verdict or fails),
         fails=fails,
+        decisive=decisive,
         confusion=confusion(spread, claim, len(pairs), mean_of_versus),
-        notes=_notes(main, len(g.transfers), controls, SCRATCH in g.methods),
+        notes=_notes(
+            main,
+            len(g.transfers),
+            [name for name in asked if name not in controls],
+            SCRATCH in g.methods,
+        ),
+    )
+
+
+def _over(rows: pd.DataFrame, method: str, controls: list[str]) -> pd.DataFrame:
+    """`Judgement.controls`, from the family's rows."""
+    over = rows.loc[[(method, name) for name in controls]]
+    return pd.DataFrame(
+        {
+            "control": controls,
+            "gain": over["gain"].to_numpy(float),
+            "low": over["family_low"].to_numpy(float),
+            "high": over["family_high"].to_numpy(float),
+            "survives": (over["mark"] == family.BETTER).to_numpy(bool),
+        }
     )
 
 
@@ -189,7 +208,7 @@ def _gains(main: pd.Series, claim: Claim, judged: bool) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _fails(measured: pd.DataFrame, controls: pd.DataFrame) -> str:
+def _fails(measured: pd.DataFrame, controls: pd.DataFrame, decisive: tuple[str, ...]) -> str:
     judged = measured[measured["word"] != ""]
     reasons = [
         f"the gain [{unit}] is not shown to be half of what is claimed"
@@ -201,7 +220,7 @@ def _fails(measured: pd.DataFrame, controls: pd.DataFrame) -> str:
         f"it is not shown to gain over {name}"
         if name in survives
         else f"{name} is not in the table, so that the gain may be that of a weighting"
-        for name in DECISIVE
+        for name in decisive
         if not survives.get(name)
     ]
     return "; ".join(reasons)
@@ -238,7 +257,7 @@ def _too_few(main: pd.Series) -> str:
     return ""
 
 
-def _notes(main: pd.Series, transfers: int, controls: list[str], with_scratch: bool) -> list[str]:
+def _notes(main: pd.Series, transfers: int, absent: list[str], with_scratch: bool) -> list[str]:
     notes = []
     if main["left_out"]:
         notes.append(
@@ -247,7 +266,7 @@ def _notes(main: pd.Series, transfers: int, controls: list[str], with_scratch: b
     if main["n_transfers"] < transfers:
         lacking = transfers - main["n_transfers"]
         notes.append(f"{lacking} of {transfers} transfers lack one of the two methods")
-    if absent := [name for name in CONTROLS if name not in controls]:
+    if absent:
         notes.append(f"controls not in the table or the family: {', '.join(absent)}")
     if not with_scratch:
         notes.append("no method 'scratch' in the table: negative transfer cannot be told")

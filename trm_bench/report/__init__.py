@@ -15,7 +15,7 @@ from trm_bench.runs.store import read_results
 
 
 def write(folder: ProtocolFolder) -> list[Path]:
-    """Writes metrics.csv, table.{md,csv,tex}, the other CSV files, two JSON files and risk maps.
+    """Writes metrics.csv, table.{md,csv,tex}, the other CSV files, two JSON files and pictures.
 
     comparisons.csv holds all tests, negative_transfer.csv the gaps to scratch, voxel_rates.csv and
     voxel_auroc.csv the voxel level, sensitivity.csv what the tests could have found and what the
@@ -31,7 +31,7 @@ def write(folder: ProtocolFolder) -> list[Path]:
     """
     evidence = collect(read_results(folder))
     named = sources.write(folder.results)
-    return [*_write(evidence), *figures.risk_overlays(evidence.results).values(), *named]
+    return [*_write(evidence), *(picture.png for picture in figures.draw(evidence)), *named]
 
 
 def write_pages(output: Path) -> list[Path]:
@@ -53,10 +53,10 @@ def write_pages(output: Path) -> list[Path]:
         evidence = collect(read_results(folder))
         page = folder.report("report.html")
         written += _write(evidence)
-        overlays = figures.risk_overlays(evidence.results)
         drawn, absent = charts.draw(evidence)
-        write_text(page, pages.report(evidence, drawn, absent, overlays))
-        written += [*overlays.values(), *(path for c in drawn for path in (c.png, c.svg)), page]
+        drawn += figures.draw(evidence)
+        write_text(page, pages.report(evidence, drawn, absent))
+        written += [*(path for chart in drawn for path in chart.files), page]
         if folder.path != output:
             listed.append((page.relative_to(output).as_posix(), evidence))
     for results in dict.fromkeys(folder.results for folder in protocol_folders(output)):

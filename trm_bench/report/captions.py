@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from trm_bench.analysis import family
 from trm_bench.analysis.intervals import MIN_SEEDS
 from trm_bench.analysis.table import OVERALL
@@ -158,13 +160,14 @@ def _how_it_is_tested(evidence: Evidence, scores: Scores) -> list[str]:
             f"With one test subject ({_some(few)}) nothing is said over subjects: no interval "
             "there, and none over all transfers."
         )
-    if scores is evidence.main and (best := evidence.best):
-        ends = f"{best['low']:+.2f}, {best['high']:+.2f}"
+    best = evidence.best if scores is evidence.main else None
+    if best and best.looked > 1 and np.isfinite(best.low):
+        clear = len(best.clear)
         notes.append(
-            f"The largest of {best['looked']} gains is {best['method']}'s, {best['gain']:+.2f}; "
-            f"corrected for having looked at {best['looked']}: [{ends}]. So corrected, "
-            f"{best['clear'] or 'none'} of the {best['looked']} intervals "
-            f"{'excludes' if best['clear'] in (0, 1) else 'exclude'} 0."
+            f"The largest of {best.looked} gains is {best.method}'s, {best.gain:+.2f}; corrected "
+            f"for having looked at {best.looked}: [{best.low:+.2f}, {best.high:+.2f}]. So "
+            f"corrected, {clear or 'none'} of the {best.looked} intervals "
+            f"{'excludes' if clear in (0, 1) else 'exclude'} 0."
         )
     if left_out:
         notes.append(f"Gains leave out up to {left_out} scans that one of the two methods lacks.")

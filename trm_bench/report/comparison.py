@@ -24,7 +24,7 @@ from trm_bench.analysis.transferability import empty
 from trm_bench.errors import UserError
 from trm_bench.report import sheets, tables, transferability, words
 from trm_bench.report.compared import Compared, Ends, Numbers, of_evidence, read, reference_of
-from trm_bench.report.evidence import NAMES, PHANTOM, Evidence
+from trm_bench.report.evidence import NAMES, PHANTOM, Evidence, direction
 from trm_bench.report.tables import MISSING, Cell, Table
 from trm_bench.runs.folders import ProtocolFolder, distinct_names
 
@@ -335,7 +335,7 @@ def side_by_side(several: Mapping[str, Compared], metric: str) -> Table:
     unit = " or ".join(dict.fromkeys(c.unit(metric, difference=True) for c in several.values()))
     units = dict.fromkeys(c.unit(metric) for c in several.values())
     return Table(
-        title=f"{NAMES[metric]} [{' or '.join(units)}]",
+        title=f"{NAMES[metric]} [{' or '.join(units)}], {direction(metric)}",
         columns=list(columns),
         rows=[(m, [column[i] for column in columns.values()]) for i, m in enumerate(methods)],
         notes=_notes(several, unit),

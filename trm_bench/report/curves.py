@@ -11,38 +11,43 @@ import numpy as np
 from trm_bench.analysis.transferability import CLASSES, source_variables
 from trm_bench.analysis.voxels import ALL_VOXELS, FALSE_POSITIVE_RATES, REFERENCE, SCRATCH
 from trm_bench.report.drawing import (
-    GREY,
-    PALE,
     DoesNotApply,
     Drawing,
     heading,
-    highlights,
+    label_below,
+    label_beside,
     legend,
-    look,
     panels,
     plain,
     scored,
+    signed,
+    unit_ticks,
 )
 from trm_bench.report.evidence import NAMES, Evidence, Scores
+from trm_bench.report.style import LINE, SMALL, SOFT, TEXT, WIDE, look
+from trm_bench.report.svg import tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+MOST_SIDE_BY_SIDE = 7  # methods whose intervals can be told apart in one panel
 
 
 # --------------------------------------------------------------------------------------- few-shot
 
 
-def shots(evidence: Evidence) -> Drawing:
+def shots(evidence: Evidence, width: float = WIDE) -> Drawing:
     """Few-shot curves: the metric against the number of target training subjects."""
     pairs = _pairs(evidence)
     scores = scored(evidence)
-    figure, axes = panels(len(pairs), 3.3, 2.9, most=3, sharey=True)
+    room = {"least": 1.6 if width < WIDE else 2.2, "most": 4.6, "beside": 0.3}
+    figure, axes, own = panels(len(pairs), width, 2.2, sharey=True, **room)
     for ax, (pair, places) in zip(axes, pairs.items(), strict=True):
         _few_shot(ax, evidence, scores, places)
-        ax.set_title(heading(pair, 3.1))
-    legend(figure, axes, len(highlights(evidence)) < len(evidence.methods))
-    axes[0].set_ylabel(f"{NAMES[scores.metric]} [{evidence.unit(scores.metric)}]")
-    figure.supxlabel("target training subjects", fontsize=9)
+        ax.set_title(heading(pair, own))
+    label_beside(figure, f"{NAMES[scores.metric]} [{evidence.unit(scores.metric)}]")
+    legend(figure, axes)
+    label_below(figure, "target training subjects")
     return Drawing(
         figure,
         "Few-shot curves",
@@ -70,55 +75,76 @@ def _pairs(evidence: Evidence) -> dict[str, list[tuple[int, str]]]:
 
 def _few_shot(ax: Axes, evidence: Evidence, scores: Scores, places: list[tuple[int, str]]) -> None:
     """One panel, of transfers that differ in the number of subjects alone."""
-    coloured = highlights(evidence)
-    for method in sorted(evidence.methods, key=coloured.__contains__):
+    for method in evidence.methods:
         means = {n: list(scores.by_subject(transfer, method).values()) for n, transfer in places}
         curve = [(n, np.mean(values)) for n, values in means.items() if values]
-        if not curve:
-            continue
-        x, y = np.array(curve).T
-        if method not in coloured:
-            ax.plot(x, y, color=PALE, linewidth=0.9, zorder=1)
-            continue
-        colour, marker, line = look(evidence, method)
-        style: Any = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4.5}
-        ax.plot(x, y, label=plain(method), zorder=3, **style)
+        if curve:
+            x, y = np.array(curve).T
+            said = [f"{method}, {n} subjects: {mean:.2f}" for n, mean in curve]
+            _line(ax, evidence, method, x, y, said, marked=True)
     _shots_axis(ax, places)
+
+
+def _line(
+    ax: Axes,
+    evidence: Evidence,
+    method: str,
+    x: Any,
+    y: Any,
+    said: Sequence[str],
+    marked: bool = False,
+) -> None:
+    """The curve of a method, in its look."""
+    colour, marker, line, thick = look(evidence, method)
+    style: Any = {"color": colour, "linestyle": line, "linewidth": thick, "label": plain(method)}
+    style["zorder"] = 2 + thick  # those with a role on top
+    if marked:
+        style |= {"marker": marker, "markersize": 4.5}
+    (drawn,) = ax.plot(x, y, **style)
+    tag(drawn, method, *said)
 
 
 def _shots_axis(ax: Axes, places: list[tuple[int, str]]) -> None:
     ax.set_xscale("log")
     ax.set_xticks([n for n, _ in places], [str(n) for n, _ in places])
     ax.minorticks_off()
+    ax.grid(axis="y")
 
 
-def gain_by_shots(evidence: Evidence) -> Drawing:
+def gain_by_shots(evidence: Evidence, width: float = WIDE) -> Drawing:
     """The gain over the reference, with its interval, against the number of training subjects."""
     pairs = _pairs(evidence)
     scores = scored(evidence)
-    named = (evidence.focus, "trm_prior", "trm_shuffled", SCRATCH)
     transfers = [transfer for places in pairs.values() for _, transfer in places]
-    methods = [m for m in dict.fromkeys(named) if any(scores.gain(m, t) for t in transfers)]
-    if not methods:
-        raise DoesNotApply(f"no gain of {', '.join(named)} over {evidence.reference}")
-    figure, axes = panels(len(pairs), 3.3, 2.9, most=3, sharey=True)
+    gained = {m: [g for t in transfers if (g := scores.gain(m, t))] for m in evidence.methods}
+    known = [m for m in evidence.methods if gained[m]]
+    if not known:
+        raise DoesNotApply(f"no gain of a method over {evidence.reference}")
+    means = {m: float(np.mean([g["gain"] for g in gained[m]])) for m in known}
+    # those with a role first, then the best: more cannot be told apart
+    first = sorted(known, key=lambda m: (-look(evidence, m).width, -means[m]))[:MOST_SIDE_BY_SIDE]
+    methods = [m for m in known if m in first]
+    room = {"least": 1.6 if width < WIDE else 2.2, "most": 4.6, "beside": 0.3}
+    figure, axes, own = panels(len(pairs), width, 2.4, sharey=True, **room)
     for ax, (pair, places) in zip(axes, pairs.items(), strict=True):
-        ax.axhline(0, color=GREY, linewidth=0.9)
+        ax.axhline(0, color=SOFT, linewidth=0.9)
         offsets = _offsets(len(methods), [n for n, _ in places])
         for offset, method in zip(offsets, methods, strict=True):
             _gains(ax, evidence, scores, places, method, offset)
         _shots_axis(ax, places)
-        ax.set_title(heading(pair, 3.1))
-    legend(figure, axes, False)
+        ax.set_title(heading(pair, own))
     unit = evidence.gain_unit(scores.metric)
-    axes[0].set_ylabel(f"gain over {evidence.reference} [{unit}]")
-    figure.supxlabel("target training subjects", fontsize=9)
+    label_beside(figure, f"gain over {evidence.reference} [{unit}]")
+    legend(figure, axes)
+    label_below(figure, "target training subjects")
+    left = len(known) - len(methods)
     return Drawing(
         figure,
         "Gain against shots",
         f"Paired gain in {NAMES[scores.metric]} over {evidence.reference} with its 95 % interval, "
         "over subjects and seeds; above 0 is better. Marks of one number of subjects stand side "
-        "by side.",
+        "by side."
+        + (f" {left} methods with smaller gains stand in the tables alone." if left else ""),
         f"Gains of {', '.join(methods)} over {evidence.reference} against the number of target "
         f"training subjects, for {', '.join(pairs)}.",
     )
@@ -144,10 +170,13 @@ def _gains(
         return
     x = np.array([n * offset for n, _ in found])
     y, low, high = np.array([[g[k] for k in ("gain", "low", "high")] for _, g in found]).T
-    colour, marker, line = look(evidence, method)
-    style: Any = {"color": colour, "linestyle": line, "linewidth": 1.0, "markersize": 4.5}
-    ax.plot(x, y, marker=marker, label=plain(method), zorder=3, **style)
-    ax.vlines(x, low, high, color=colour, linewidth=1.6, zorder=2)
+    said = [
+        f"{method}, {n} subjects: {signed(g['gain'])} [{signed(g['low'])}, {signed(g['high'])}]"
+        for n, g in found
+    ]
+    _line(ax, evidence, method, x, y, said, marked=True)
+    bars = ax.vlines(x, low, high, color=look(evidence, method).colour, linewidth=1.8, zorder=2)
+    tag(bars, method, method)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -179,38 +208,31 @@ WORDS: dict[Kind, tuple[str, str, str]] = {
 }
 
 
-def training(evidence: Evidence, kind: Kind = "loss") -> Drawing:
+def training(evidence: Evidence, width: float = WIDE, kind: Kind = "loss") -> Drawing:
     """Training curves: the mean over seeds of a curve of the records, a panel a transfer."""
     by_cell = _curves(evidence, kind)
     if not by_cell:
         raise DoesNotApply(f"the records hold no {WORDS[kind][1]}")
     transfers = [t for t in evidence.transfers if any(key[0] == t for key in by_cell)]
-    figure, axes = panels(len(transfers), 3.0, 2.4, sharey=True)
-    coloured = highlights(evidence)
+    room = {"least": 1.6 if width < WIDE else 2.2, "beside": 0.3}
+    high = 2.6 if len(transfers) == 1 else 1.75
+    figure, axes, own = panels(len(transfers), width, high, sharey=True, **room)
     for ax, transfer in zip(axes, transfers, strict=True):
-        for method in sorted(evidence.methods, key=coloured.__contains__):
-            curve = by_cell.get((transfer, method))
-            if curve is None:
-                continue
-            if method in coloured:
-                colour, _, line = look(evidence, method)
-                ax.plot(
-                    *curve,
-                    color=colour,
-                    linestyle=line,
-                    linewidth=1.5,
-                    label=plain(method),
-                    zorder=3,
-                )
-            else:
-                ax.plot(*curve, color=PALE, linewidth=0.9, zorder=1)
-        ax.set_title(heading(transfer, 2.8))
+        for method in evidence.methods:
+            if curve := by_cell.get((transfer, method)):
+                _line(ax, evidence, method, *curve, [f"{method}: {curve[1][-1]:.3g} at the end"])
+        ax.set_title(heading(transfer, own))
+        ax.grid(axis="y")
+        ax.locator_params(axis="x", nbins=4)
         if kind == "loss" and all((y > 0).all() for _, y in by_cell.values()):
             _log(ax)
-    legend(figure, axes, any(m not in coloured for _, m in by_cell))
+    if kind == "voxel_share":
+        axes[0].set_ylim(0, 1)
+        unit_ticks(*(ax.yaxis for ax in axes))
     title, axis, caption = WORDS[kind]
-    axes[0].set_ylabel(axis)
-    figure.supxlabel("step", fontsize=9)
+    label_beside(figure, axis)
+    legend(figure, axes)
+    label_below(figure, "step")
     methods = len({m for _, m in by_cell})
     alt = f"{title} against the step for {methods} methods in {len(transfers)} transfers."
     return Drawing(figure, title, caption, alt)
@@ -243,7 +265,7 @@ def _curves(evidence: Evidence, kind: str) -> dict[tuple[str, str], Steps]:
 # ------------------------------------------------------------------------------------ voxel level
 
 
-def lost_voxels(evidence: Evidence) -> Drawing:
+def lost_voxels(evidence: Evidence, width: float = WIDE) -> Drawing:
     """ROC curves of the risk maps: do they find the voxels that the reference lost?"""
     curves: dict[str, dict[str, list[np.ndarray]]] = {}
     for audit in evidence.audits:
@@ -257,29 +279,36 @@ def lost_voxels(evidence: Evidence) -> Drawing:
             raise DoesNotApply(f"a map of {of} cannot be made again from the records")
         raise DoesNotApply("needs runs of scratch, finetune and trm, with their predictions")
     overall = evidence.findings[evidence.findings["class"] == ALL_VOXELS]
-    figure, axes = panels(len(curves), 2.75, 2.9, sharex=True, sharey=True)
+    room = {"least": 1.65 if width < WIDE else 2.3, "most": 3.6, "beside": 0.3}
+    narrow = len(curves) < 3 and width < WIDE
+    room |= {"least": width - 0.3} if narrow else {}
+    columns = max(1, min(len(curves), int((width - 0.3) / room["least"])))
+    high = min(room["most"], (width - 0.3) / columns) + 0.1  # panels are squares
+    figure, axes, own = panels(len(curves), width, high, sharex=True, sharey=True, **room)
     listed = []
     for ax, (transfer, by_map) in zip(axes, curves.items(), strict=True):
         areas = overall[overall["transfer"] == transfer].set_index("map")["auroc"]
-        ax.plot([0, 1], [0, 1], color=PALE, linewidth=1)
-        for name, several in by_map.items():
-            colour, _, line = look(evidence, name)
+        ax.plot([0, 1], [0, 1], color=LINE, linewidth=1.2, zorder=1, label="chance")
+        for i, (name, several) in enumerate(by_map.items()):
+            area = f"{name} {areas[name]:.3f}"
             mean = np.mean(several, axis=0)
-            style: Any = {"color": colour, "linestyle": line, "linewidth": 1.6}
-            ax.plot(FALSE_POSITIVE_RATES, mean, label=plain(name), **style)
-            listed.append(f"{transfer} {name} {areas[name]:.3f}")
-        ax.set_title(
-            "\n".join([heading(transfer, 2.5), *(f"{name} {areas[name]:.3f}" for name in by_map)])
-        )
-        ax.set_aspect("equal")
-    legend(figure, axes, False)
-    axes[0].set_ylabel("share of the lost voxels found")
-    figure.supxlabel("share of the other voxels marked", fontsize=9)
+            _line(ax, evidence, name, FALSE_POSITIVE_RATES, mean, [f"{transfer}, area {area}"])
+            text = ax.text(0.98, 0.04 + 0.095 * (len(by_map) - 1 - i), area, ha="right")
+            text.set(fontsize=SMALL, color=TEXT)
+            tag(text, name, f"area of {area}")
+            listed.append(f"{transfer} {area}")
+        ax.set_title(heading(transfer, own))
+        ax.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        unit_ticks(ax.xaxis, ax.yaxis)
+        ax.grid()
+    label_beside(figure, "share of the lost voxels found")
+    legend(figure, axes)
+    label_below(figure, "share of the other voxels marked")
     return Drawing(
         figure,
         "Does the map find the lost voxels?",
-        f"ROC of each risk map against the voxels that scratch has right and {REFERENCE} wrong, "
-        "over all voxels of a subject, mean over subjects and seeds; area under the curve in the "
-        "title. Diagonal: chance.",
+        f"ROC of each risk map against the voxels that {SCRATCH} has right and {REFERENCE} wrong, "
+        "over all voxels of a subject, mean over subjects and seeds. Numbers: area under the "
+        "curve; 1 finds all, 0.5 is chance.",
         f"ROC curves; areas: {'; '.join(listed)}.",
     )

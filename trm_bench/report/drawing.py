@@ -1,42 +1,29 @@
-"""What the charts share: style, panels, colours, legends, and writing a chart as PNG and SVG.
+"""What the charts share: panels, legends, names, and writing a chart for pages and for papers.
 
-Shape and order tell as much as colour does.
+A chart is a function of a width in inches. It is drawn twice: for a page (`style.WIDE`; PNG and
+SVG) and for a telephone (`style.NARROW`; SVG).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trm_bench.analysis.verdict import CONTROLS
-from trm_bench.analysis.voxels import SCRATCH
-from trm_bench.files import write_atomically
+from trm_bench.files import write_atomically, write_text
 from trm_bench.report.evidence import Evidence, Scores
+from trm_bench.report.style import NARROW, NORMAL, ORANGE, SMALL, STYLE, TEXT, WIDE
+from trm_bench.report.svg import finished
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito
-BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
-DARK, GREY, PALE = "#222222", "#767676", "#c8c8c8"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "xtick.color": DARK,
-    "ytick.color": DARK,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-    "svg.hashsalt": "trm-bench",  # the same numbers give the same file
-    "text.parse_math": False,  # a name with $ in it is no formula
-}
+STAND_IN = "phantom: stand-in data, no evidence on the paper"
 
 
 @dataclass(frozen=True)
@@ -51,45 +38,88 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Chart:
-    """A written chart."""
+    """A written chart or picture.
+
+    Attributes:
+        png: For papers and slides.
+        svg: For pages, see `svg.finished`; None of a picture, which is made of pixels.
+        narrow: The same for narrow pages.
+    """
 
     name: str
     title: str
     caption: str
     alt: str
     png: Path
-    svg: Path
+    svg: Path | None = None
+    narrow: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Those there are."""
+        return [path for path in (self.png, self.svg, self.narrow) if path]
 
 
 class DoesNotApply(Exception):
     """Why a chart cannot be drawn from this evidence."""
 
 
-def write(drawing: Drawing, name: str, png: Path, svg: Path, phantom: bool) -> Chart:
-    """Writes a chart; one of stand-in data says so in itself, since files get about."""
-    figure = drawing.figure
-    if phantom:
-        _mark_as_phantom(figure)
-    figure.draw_without_rendering()
-    # the layout has done its work by now, which takes as long as drawing does
-    figure.set_layout_engine("none")
-    write_atomically(png, figure.savefig)
-    write_atomically(svg, partial(figure.savefig, metadata={"Date": None}))
-    return Chart(name, drawing.title, drawing.caption, drawing.alt, png, svg)
+# ----------------------------------------------------------------------------------------- writing
 
 
-def _mark_as_phantom(figure: Figure) -> None:
-    """Above the legend where there is one, since the layout puts a title over it."""
-    text = "phantom: stand-in data, no evidence on the paper"
-    if not figure.legends:
-        figure.suptitle(text, x=0.01, ha="left", fontsize=8.5, color=ORANGE, weight="bold")
-        return
-    from matplotlib.font_manager import FontProperties
+def files_of(name: str, folder: Path) -> tuple[Path, Path, Path]:
+    """Where a chart lies: PNG, SVG, and the narrow SVG."""
+    return folder / f"{name}.png", folder / f"{name}.svg", folder / f"{name}.narrow.svg"
 
-    legend = figure.legends[0]
-    legend.set_title(text, prop=FontProperties(size=8.5, weight="bold"))
-    legend.get_title().set_color(ORANGE)
-    legend.set_alignment("left")
+
+def write(make: Callable[[float], Drawing], name: str, folder: Path, phantom: bool) -> Chart:
+    """Draws and writes a chart; one of stand-in data says so in itself, since files get about.
+
+    Args:
+        make: From a width in inches to the chart.
+        name: Of its files.
+        folder: For them.
+        phantom: Whether its data are the stand-in.
+
+    Raises:
+        DoesNotApply: There is nothing to draw; nothing was written.
+    """
+    import matplotlib as mpl
+
+    png, svg, narrow = files_of(name, folder)
+    with mpl.rc_context(STYLE):
+        for width, path in ((WIDE, svg), (NARROW, narrow)):
+            drawing = make(width)
+            box = _laid_out(drawing.figure, phantom)
+            if path is svg:
+                title, caption, alt = drawing.title, drawing.caption, drawing.alt
+                write_atomically(png, partial(drawing.figure.savefig, bbox_inches=box))
+            text = io.StringIO()
+            drawing.figure.savefig(text, format="svg", bbox_inches=box)
+            own = name if path is svg else f"{name}-narrow"
+            write_text(path, finished(text.getvalue(), own, alt))
+    return Chart(name, title, caption, alt, png, svg, narrow)
+
+
+def _laid_out(figure: Figure, phantom: bool) -> Any:
+    """What of the figure is to be written, in inches: all, and a line above it on stand-in data."""
+    from matplotlib.transforms import Bbox
+
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine(None)  # with any other, each file would cost a drawing more
+    width, height = figure.get_size_inches()
+    for shown in figure.legends:  # else it follows the edge of what is written
+        shown.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+    if not phantom:
+        return Bbox.from_bounds(0, 0, width, height)
+    above = 0.26
+    style: Any = {"fontsize": SMALL, "color": ORANGE, "weight": "bold", "va": "bottom"}
+    figure.text(0.05 / width, 1 + 0.06 / height, STAND_IN, **style)
+    return Bbox.from_bounds(0, 0, width, height + above)
+
+
+# ------------------------------------------------------------------------------------------ layout
 
 
 def scored(evidence: Evidence) -> Scores:
@@ -104,70 +134,101 @@ def scored(evidence: Evidence) -> Scores:
 
 
 def panels(
-    number: int, width: float, height: float, most: int = 4, **shared: Any
-) -> tuple[Figure, list[Axes]]:
-    """A figure of panels, filled row by row; places that are not needed stay empty.
+    number: int,
+    width: float,
+    height: float,
+    *,
+    least: float,
+    most: float = WIDE,
+    beside: float = 0.0,
+    **shared: Any,
+) -> tuple[Figure, list[Axes], float]:
+    """A figure of panels that wrap, filled row by row; places that are not needed stay empty.
 
     Args:
         number: Of panels.
-        width: Of one, inches.
-        height: Likewise.
-        most: Panels in a row.
+        width: Of the figure at most, inches.
+        height: Of a row of panels.
+        least: The smallest width of a panel.
+        most: The largest.
+        beside: What stands left of the panels, such as names.
         shared: Of `Figure.subplots`.
+
+    Returns:
+        Figure, panels, and the width of one.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    columns = min(number, most)
+    columns = max(1, min(number, int((width - beside) / least)))
+    own = min(most, (width - beside) / columns)
     rows = -(-number // columns)
-    figure = Figure(figsize=(max(width * columns, 4.2), height * rows), layout="constrained")
+    # no narrower than what a legend or a label below takes
+    size = max(beside + own * columns, NARROW), height * rows
+    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.04)
+    figure = Figure(figsize=size, layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
     for ax in axes[number:]:
         ax.remove()
     for ax in axes[max(0, number - columns) : number]:
         ax.tick_params(labelbottom=True)  # the last of each column, also above an empty place
-    return figure, list(axes[:number])
+    return figure, list(axes[:number]), own
 
 
-def look(evidence: Evidence, method: str) -> tuple[str, str, str]:
-    """Colour, marker and line of a method: the focus, its controls and the references stand out."""
-    fixed = {
-        evidence.focus: (BLUE, "D", "-"),
-        evidence.reference: (DARK, "o", "-"),
-        SCRATCH: (ORANGE, "X", "--"),
-        "trm_prior": (GREEN, "s", "-."),
-        "trm_uniform": (PINK, "^", ":"),
-        "trm_shuffled": (SKY, "v", "--"),
-    }
-    return fixed.get(method, (GREY, "o", "-"))
+def legend(figure: Figure, axes: Sequence[Axes], more: Sequence[Any] = ()) -> None:
+    """A legend of all panels above them.
 
-
-def highlights(evidence: Evidence) -> list[str]:
-    """Methods that are drawn in colour; the others are pale."""
-    named = (SCRATCH, evidence.reference, evidence.focus, *CONTROLS)
-    return [m for m in evidence.methods if m in named]
-
-
-def legend(figure: Figure, axes: Sequence[Axes], others: bool) -> None:
-    """A legend of all panels above them; `others`: whether there are pale lines."""
-    from matplotlib.lines import Line2D
-
+    Args:
+        figure: Of the panels.
+        axes: With labelled artists.
+        more: Further ones, with labels.
+    """
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    if others:
-        entries["other methods"] = Line2D([], [], color=PALE, linewidth=1.2)
+    entries |= {handle.get_label(): handle for handle in more}
     longest = max(map(len, entries), default=0)
-    needed = max(1.35, 0.45 + 0.068 * longest)  # inches
-    columns = max(1, min(len(entries), 4, int(figure.get_figwidth() / needed)))
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside upper left", ncols=columns, fontsize=8.5
-    )
+    needed = 0.55 + 0.066 * longest  # inches
+    columns = max(1, min(len(entries), 5, int(figure.get_figwidth() / needed)))
+    _grow(figure, 0.17 * -(-len(entries) // columns) + 0.1)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns)
+
+
+def label_below(figure: Figure, text: str) -> None:
+    """What the horizontal axes of all panels show, in lines that fit."""
+    lines = wrapped(text, figure.get_figwidth())
+    _grow(figure, 0.16 * (lines.count("\n") + 1) + 0.05)
+    figure.supxlabel(lines, fontsize=NORMAL, color=TEXT)
+
+
+def label_beside(figure: Figure, text: str) -> None:
+    """What the vertical axes of all panels show; before a legend or a label below is added."""
+    figure.supylabel(wrapped(text, figure.get_figheight()), fontsize=NORMAL, color=TEXT)
+
+
+def _grow(figure: Figure, inches: float) -> None:
+    """Room for what stands beside the panels, so that these keep their height."""
+    figure.set_figheight(figure.get_figheight() + inches)
+
+
+def unit_ticks(*axes: Any) -> None:
+    """Ticks of axes that go from 0 to 1, both ends among them."""
+    for axis in axes:
+        axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+
+
+# ------------------------------------------------------------------------------------------- names
 
 
 def plain(text: str) -> str:
     """A name as charts show it; matplotlib leaves one that begins with _ out of legends."""
     return (f" {text}" if text.startswith("_") else text).replace("->", " → ")
+
+
+def wrapped(text: str, inches: float) -> str:
+    """A sentence in lines that fit."""
+    return "\n".join(textwrap.wrap(text, max(12, int(inches / 0.078))))
 
 
 def heading(transfer: str, inches: float) -> str:

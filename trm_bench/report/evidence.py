@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,26 +21,24 @@ from trm_bench.analysis import (
     negative_transfer,
     power,
     table,
-    tests,
     transferability,
     verdict,
 )
 from trm_bench.analysis.designs import design_of
-from trm_bench.analysis.intervals import (
-    Design,
-    gains,
-    over_transfers,
-    seed_spread,
-)
+from trm_bench.analysis.intervals import Design, gains, over_transfers, seed_spread
 from trm_bench.analysis.power import Spread
-from trm_bench.analysis.table import OVERALL, UNITS, Grid, mean_over
-from trm_bench.errors import UserError
-from trm_bench.protocol.schema import Claim, Protocol
+from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL, UNITS, Grid, mean_over
+from trm_bench.analysis.voxels import REFERENCE, SCRATCH
+from trm_bench.protocol.schema import Protocol
+from trm_bench.report import gathering
 from trm_bench.runs.records import VoxelAudit
 from trm_bench.runs.store import Results
 
 NAMES = {"dice": "Dice", "hd95": "HD95", "surface_dice": "Surface Dice"}
-PHANTOM = "STAND-IN DATA (phantom): these numbers say nothing about the paper's claim."
+PHANTOM = (
+    "STAND-IN DATA (phantom): they show that the software works, and say nothing about the claim "
+    "or about real images."
+)
 SENSITIVITY = [
     "transfer",
     "method",
@@ -53,6 +51,33 @@ SENSITIVITY = [
     "sd_over_seeds",
 ]
 RELATIVE = ["relative", "relative_low", "relative_high"]
+
+
+def direction(metric: str) -> str:
+    """Which way a metric is better, in words."""
+    return f"{'higher' if HIGHER_IS_BETTER[metric] else 'lower'} is better"
+
+
+class Largest(NamedTuple):
+    """The largest of the gains over the reference, corrected for having looked at all of them.
+
+    Attributes:
+        method: Whose gain it is.
+        gain: Over all transfers, printed units.
+        low: Lower end of the corrected interval, NaN without one.
+        high: Likewise.
+        looked: At how many gains.
+        clear: Methods whose interval, likewise corrected, does not hold 0, by gain.
+        better: Those of them that gain.
+    """
+
+    method: str
+    gain: float
+    low: float
+    high: float
+    looked: int
+    clear: tuple[str, ...]
+    better: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -219,7 +244,12 @@ class Evidence:
     @cached_property
     def costs(self) -> pd.DataFrame:
         """What each method used and took; see `costs.spent`."""
-        return costs.spent(self.results)
+        return costs.spent(self.results, self.unit_of_cost)
+
+    @property
+    def unit_of_cost(self) -> str:
+        """The method whose passes others are counted in: fine-tuning, or else the reference."""
+        return REFERENCE if REFERENCE in self.methods else self.reference
 
     @cached_property
     def gaps(self) -> pd.DataFrame:
@@ -250,7 +280,8 @@ class Evidence:
     @cached_property
     def transferability(self) -> pd.DataFrame:
         """LEEP, mean risk and gain of transfer in the main metric, a row a transfer and seed."""
-        if self.main.grid is None or self.is_mixed(self.main.metric):
+        mixed = self.is_mixed(self.main.metric)
+        if self.main.grid is None or mixed or self.reference == SCRATCH:
             return transferability.empty()
         given = self.reference, self.main.metric, self.focus
         return transferability.cells(self.results, *given)
@@ -305,27 +336,30 @@ class Evidence:
         return over_transfers(grid.gain(self.focus, self.reference))
 
     @cached_property
-    def best(self) -> dict[str, float | str] | None:
-        """The largest gain of all methods, corrected for having looked at all of them.
-
-        Returns:
-            method, gain, low, high, looked (at so many), clear (so many of them, likewise
-            corrected, have an interval without 0); None with one method, or no interval.
-        """
+    def best(self) -> Largest | None:
+        """The largest gain of all methods over the reference; None where there is no gain."""
         gained = self.main.gains
         if gained.empty:
             return None
-        rows = gained[(gained["transfer"] == OVERALL) & gained["p"].notna()]
-        if len(rows) < 2:
+        rows = gained[(gained["transfer"] == OVERALL) & gained["gain"].notna()]
+        if rows.empty:
             return None
-        top = rows.sort_values("gain").iloc[-1]
-        pairs, level = [(top["method"], self.reference)], 1 - family.ALPHA / len(rows)
+        rows = rows.sort_values("gain", ascending=False)
+        looked, top = len(rows), rows.iloc[0]
+        pairs, level = [(top["method"], self.reference)], 1 - family.ALPHA / looked
         again = gains(
             self._main_rows, self.main.metric, pairs, design=self.design, level=level
         ).iloc[-1]
-        ends = {k: float(again[k]) for k in ("gain", "low", "high")}
-        clear = int((rows["p"] <= family.ALPHA / len(rows)).sum())
-        return {"method": str(top["method"]), **ends, "looked": len(rows), "clear": clear}
+        clear = rows[rows["p"] <= family.ALPHA / looked]
+        return Largest(
+            method=str(top["method"]),
+            gain=float(again["gain"]),
+            low=float(again["low"]),
+            high=float(again["high"]),
+            looked=looked,
+            clear=tuple(clear["method"]),
+            better=tuple(clear.loc[clear["gain"] > 0, "method"]),
+        )
 
     @property
     def _main_rows(self) -> pd.DataFrame:
@@ -349,93 +383,26 @@ def _collect(results: Results) -> Evidence:
     protocol = results.plan.protocol
     long = table.long_table(results).assign(data=results.plan.data)
     claim = protocol.claim
-    reference = claim.versus if claim else "finetune"
-    focus = claim.method if claim else _first_trm(protocol)
+    reference, focus = gathering.sides(protocol)
     design = design_of(results)
-    judgement, no_verdict = _judge(long, claim, design)
+    judgement, no_verdict = gathering.judged(long, protocol, design)
     scores: dict[str, Scores] = {}
     for metric in protocol.metrics:
-        grid, comparisons, fault = _compared(
+        grid, comparisons, fault = gathering.compared(
             long[long.metric == metric], metric, reference, focus, claim, design
         )
         if len(comparisons) and len(table.units_of(results, metric)) > 1:
             comparisons = comparisons[comparisons["transfer"] != OVERALL]
-        incomplete = _incomplete(results, grid) if grid else {}
-        scores[metric] = Scores(metric, fault, reference, grid, comparisons, incomplete)
+        lacks = gathering.incomplete(results, grid) if grid else {}
+        scores[metric] = Scores(metric, fault, reference, grid, comparisons, lacks)
     return Evidence(
         results=results,
         long=long,
         scores=scores,
-        problems=_problems(long, protocol.split.design == "resampled"),
+        problems=gathering.problems(long, protocol.split.design == "resampled"),
         judgement=judgement,
         no_verdict=no_verdict,
         reference=reference,
         focus=focus,
         design=design,
     )
-
-
-def _first_trm(protocol: Protocol) -> str:
-    """What the table calls the paper's method, or the first of its readings."""
-    labels = [m.label for m in protocol.methods if m.name == "trm"]
-    return "trm" if "trm" in labels or not labels else labels[0]
-
-
-def _judge(
-    long: pd.DataFrame, claim: Claim | None, design: Design
-) -> tuple[verdict.Judgement | None, str]:
-    if claim is None or claim.gain is None:
-        return None, "no verdict: this protocol holds no claim to judge"
-    try:
-        judgement = verdict.judge(long, claim, design=design)
-    except UserError as error:
-        return None, f"no verdict: {error}"
-    return judgement, judgement.no_verdict
-
-
-def _compared(
-    rows: pd.DataFrame,
-    metric: str,
-    reference: str,
-    focus: str,
-    claim: Claim | None,
-    design: Design,
-) -> tuple[Grid | None, pd.DataFrame, str]:
-    """Values, comparisons, and why there are none."""
-    try:
-        grid = table.grid(rows, metric)
-    except UserError as error:
-        return None, pd.DataFrame(), "no run has finished" if rows.empty else str(error)
-    if len(grid.methods) < 2 or not {reference, focus} & set(grid.methods):
-        return grid, pd.DataFrame(), ""
-    made = tests.compare(rows, metric, reference, focus, claim=claim, design=design)
-    return grid, made, ""
-
-
-def _incomplete(results: Results, grid: Grid) -> dict[tuple[str, str], str]:
-    """What each (transfer, method) lacks: seeds, or subjects that another method has."""
-    planned: dict[tuple[str, str], set[int]] = {}
-    done: dict[tuple[str, str], set[int]] = {}
-    for cell in results.cells:
-        planned.setdefault((cell.transfer, cell.method), set()).add(cell.seed)
-    for cell, _ in results.finished():
-        done.setdefault((cell.transfer, cell.method), set()).add(cell.seed)
-    lacks = {}
-    for (transfer, method), seeds in planned.items():
-        finished = len(done.get((transfer, method), ()))
-        if finished < len(seeds):
-            lacks[transfer, method] = f"{finished} of {len(seeds)} seeds"
-        elif method in grid.methods and transfer in grid.transfers:
-            t = grid.transfers.index(transfer)
-            has, all_have = int(np.isfinite(grid.of(method)[t]).sum()), int(grid.cells[t].sum())
-            if has < all_have:
-                lacks[transfer, method] = f"{has} of {all_have} scans"
-    return lacks
-
-
-def _problems(long: pd.DataFrame, resampled: bool) -> list[str]:
-    """Faults of the table; with a split a seed, each seed has its own test subjects."""
-    if long.empty:
-        return []
-    parts = [part for _, part in long.groupby("seed")] if resampled else [long]
-    return list(dict.fromkeys(problem for part in parts for problem in table.check(part)))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,34 +18,29 @@ from urllib.parse import quote
 import numpy as np
 
 from trm_bench import __version__
-from trm_bench.analysis.table import HIGHER_IS_BETTER
-from trm_bench.analysis.transferability import CLASSES, predicts, variable_of
+from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
+from trm_bench.analysis.transferability import predicts
 from trm_bench.analysis.verdict import RULES
-from trm_bench.report import comparison, figures, sides, tables, transferability, words
+from trm_bench.analysis.voxels import REFERENCE
+from trm_bench.report import comparison, particulars, tables, transferability, words
+from trm_bench.report.captions import WORSE
 from trm_bench.report.compared import Compared
 from trm_bench.report.comparison import Beside
 from trm_bench.report.drawing import Chart
-from trm_bench.report.evidence import PHANTOM, Evidence
+from trm_bench.report.evidence import NAMES, PHANTOM, Evidence, direction
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-DASH = tables.MISSING
 TONES = {
     "reproduced": "good",
     "smaller than claimed": "open",
     "contradicted": "bad",
     "not reproduced": "bad",
 }
-
-
-# what the columns of a conditional matrix are, by LEEP's source variable, and the head of one
-CONDITIONS = {
-    CLASSES: ("source class", "source"),
-    "clusters": ("cluster", "cluster"),
-    "probe": ("class of the probe", "probe"),
-}
+HARM = {words.YES: "bad", words.NO: "good"}
+MOST_VALUES = 60_000  # of subjects, that a page holds to compare any two methods
 
 
 @cache
@@ -61,7 +57,7 @@ def _environment() -> Environment:
     )
     environment.globals["version"] = __version__
     environment.globals["beside_reference"] = comparison.beside_reference
-    for name, file in (("style", "style.css"), ("script", "sort.js")):
+    for name, file in (("style", "style.css"), ("script", "page.js")):
         text = (TEMPLATES / file).read_text(encoding="utf-8")
         environment.globals[name] = Markup(text)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -81,15 +77,13 @@ def report(
     evidence: Evidence,
     charts: Sequence[Chart],
     absent: Sequence[str],
-    overlays: Mapping[str, Path],
 ) -> str:
     """The page of one protocol.
 
     Args:
         evidence: What to show.
-        charts: Written.
+        charts: Written, pictures of subjects among them.
         absent: Lines on the charts that do not apply.
-        overlays: Transfer to the picture of its risk map.
     """
     import yaml
 
@@ -100,57 +94,124 @@ def report(
         e=evidence,
         description=plan.protocol.description,
         size=_size(evidence),
+        found=words.found(evidence),
+        harm_tone=HARM.get(words.found(evidence).harm, "open"),
         phantom=PHANTOM,
         problems=evidence.problems,
         tone=_tone(evidence.words),
         verdict_lines=words.reasons(evidence),
         verdict_rows=list(words.gains(evidence)),
         controls=list(words.controls(evidence)),
-        gaps=list(words.gaps(evidence)),
-        gap_columns=["transfer", "method", "gap", "95 % interval", "present"],
+        main_gaps=words.main_gaps(evidence),
+        gaps=_gaps(evidence),
+        table_mark=WORSE,
         gone=words.gone(evidence),
         judge_notes=words.notes(evidence),
-        tables=[(tables.build(evidence, m), not HIGHER_IS_BETTER[m]) for m in evidence.scores],
-        pictures=[*map(picture, charts), *(_overlay(evidence, *o) for o in overlays.items())],
+        tables=[_scores(evidence, metric) for metric in evidence.scores],
+        compared=_each_subject(evidence),
+        pictures=[*map(picture, charts)],
+        lost_by=REFERENCE,
         absent=absent,
         sensitivity=list(words.sensitivity(evidence)),
         over_transfers=words.over_transfers(evidence),
-        family=tables.family_table(evidence),
+        family=_without_banner(tables.family_table(evidence)),
         costs=list(words.costs(evidence)),
         confusion=list(words.confusion(evidence)),
         confusion_columns=["noise", "seeds", "true gain", *RULES, "half is shown"],
         unit=evidence.gain_unit(evidence.main.metric),
         rates=list(words.rates(evidence)),
         findings=list(words.findings(evidence)),
-        diagnostics=list(_diagnostics(evidence)),
-        matrices=list(_matrices(evidence)),
         transferability=transferability.section(
             evidence.predicts, evidence.reference, transferability.what_counts(evidence)
         ),
         unfinished=[(c.transfer, c.method, c.seed, why) for c, why in unfinished],
         left_out=[(x.subject, x.file, x.reason) for x in plan.left_out],
-        spent=list(_spent(evidence)),
-        balance=list(_balance(evidence)),
-        data=list(_data(evidence)),
-        data_sets=list(_data_sets(evidence)),
-        networks=list(_networks(evidence)),
-        environments=list(_environments(evidence)),
+        **particulars.of(evidence),
         config=yaml.safe_dump(protocol, sort_keys=False, allow_unicode=True),
     )
 
 
 def _size(evidence: Evidence) -> str:
-    counts = {
-        "transfer": len(evidence.transfers),
-        "method": len(evidence.methods),
-        "seed": len(evidence.seeds),
-    }
-    text = ", ".join(f"{n} {noun}{'' if n == 1 else 's'}" for noun, n in counts.items())
-    return f"{text}; {evidence.results.plan.data} data; runs: {_states(evidence) or 'none'}."
+    return f"{evidence.results.plan.data.capitalize()} data; runs: {_states(evidence) or 'none'}."
 
 
 def _states(evidence: Evidence) -> str:
     return ", ".join(f"{n} {state}" for state, n in sorted(evidence.states().items()))
+
+
+def _without_banner(table: tables.Table | None) -> tables.Table | None:
+    """A table whose notes leave to the page's head that the data are the stand-in."""
+    if table is None:
+        return None
+    return replace(table, notes=[note for note in table.notes if note != PHANTOM])
+
+
+def _gaps(evidence: Evidence) -> tables.Table | None:
+    """The negative transfer gap of each method (row), over all transfers and in each (columns)."""
+    rows = words.overall_classes(evidence).to_dict("records")
+    known = {(row["method"], row["transfer"]): _gap(row) for row in rows}
+    methods = list(dict.fromkeys(method for method, _ in known))
+    places = [*([OVERALL] if len(evidence.transfers) > 1 else []), *evidence.transfers]
+    if not methods:
+        return None
+    return tables.Table(
+        "Negative transfer gap of each method",
+        [words.ALL_TRANSFERS if place == OVERALL else place for place in places],
+        [(m, [known.get((m, place), tables.Cell(None)) for place in places]) for m in methods],
+        [],
+    )
+
+
+def _gap(row: Mapping[Hashable, Any]) -> tables.Cell:
+    """A gap with its interval, marked where there is negative transfer."""
+    low, high = (x if np.isfinite(x) else None for x in (row["low"], row["high"]))
+    mark = WORSE if row["low"] > 0 else ""
+    return tables.Cell(float(row["gap"]), low=low, high=high, signed=True, mark=mark)
+
+
+def _scores(evidence: Evidence, metric: str) -> dict[str, Any]:
+    """The table of a metric, with its heading and which way is better."""
+    unit = evidence.unit(metric)
+    return {
+        "table": _without_banner(tables.build(evidence, metric)),
+        "name": NAMES[metric],
+        "unit": unit,
+        "lower": not HIGHER_IS_BETTER[metric],
+        "direction": direction(metric),
+    }
+
+
+def _each_subject(evidence: Evidence) -> dict[str, Any]:
+    """The main metric of every test subject under every method, as the page's script reads it."""
+    scores, found = evidence.main, evidence.best
+    numbers = {
+        transfer: {method: scores.by_subject(transfer, method) for method in evidence.methods}
+        for transfer in evidence.transfers
+    }
+    count = sum(len(of) for methods in numbers.values() for of in methods.values())
+    if len(evidence.methods) < 2 or not 0 < count <= MOST_VALUES:
+        return {}
+    transfers = {}
+    for transfer, by_method in numbers.items():
+        subjects = list(dict.fromkeys(s for of in by_method.values() for s in of))
+        transfers[transfer] = {
+            "subjects": subjects,
+            "values": {
+                method: [round(of[s], 2) if s in of else None for s in subjects]
+                for method, of in by_method.items()
+            },
+        }
+    content = {
+        "points": evidence.gain_unit(scores.metric),
+        "lower": not HIGHER_IS_BETTER[scores.metric],
+        "transfers": transfers,
+    }
+    return {
+        "metric": NAMES[scores.metric],
+        "unit": evidence.unit(scores.metric),
+        "method": found.method if found else evidence.focus,
+        "numbers": json.dumps(content, separators=(",", ":"), ensure_ascii=False),
+    }
 
 
 def _tone(words: Sequence[str]) -> str:
@@ -161,150 +222,22 @@ def _tone(words: Sequence[str]) -> str:
 # --------------------------------------------------------------------------------------- pictures
 
 
-def picture(chart: Chart) -> dict[str, str]:
-    """A chart as templates take it."""
+def picture(chart: Chart) -> dict[str, Any]:
+    """A chart as templates take it: as elements of the page, or as an image where it is pixels."""
+    from markupsafe import Markup
+
+    drawn = [path for path in (chart.svg, chart.narrow) if path]
     return {
         "title": chart.title,
         "caption": chart.caption,
         "alt": chart.alt,
-        "source": _embedded(chart.svg),
+        "source": "" if drawn else _embedded(chart.png),
+        "svgs": [Markup(path.read_text(encoding="utf-8")) for path in drawn],
     }
 
 
-def _overlay(evidence: Evidence, transfer: str, path: Path) -> dict[str, str]:
-    of_source = figures.shown_of_source(evidence.results, transfer)
-    said = of_source.replace("source prediction", "prediction of the source network")
-    return {
-        "title": f"Transfer risk map, {transfer}",
-        "caption": "Test subjects of the first seed: image with its label (outline), "
-        f"{said}, risk map, the voxels that fine-tuning lost and won against training "
-        "from scratch, and errors.",
-        "alt": f"Slices of test subjects of {transfer}: image, {of_source}, risk map, lost "
-        "and won voxels",
-        "source": _embedded(path),
-    }
-
-
-def _embedded(path: Path) -> str:
-    kind = {".svg": "svg+xml", ".png": "png"}[path.suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-# --------------------------------------------------------------------- diagnostics and provenance
-
-
-def _of_runs(evidence: Evidence) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Diagnostics of the runs that made a risk map, by transfer and method."""
-    by_cell: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell, record in evidence.results.finished():
-        if "leep" in record.diagnostics:
-            by_cell.setdefault((cell.transfer, cell.method), []).append(record.diagnostics)
-    return by_cell
-
-
-def _diagnostics(evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    for (transfer, method), runs in _of_runs(evidence).items():
-        leep, explained, risk = (
-            np.mean([r.get(k, np.nan) for r in runs])
-            for k in ("leep", "class_explained", "risk_mean")
-        )
-        per_class = np.mean([r.get("risk_per_class", [np.nan]) for r in runs], axis=0)
-        listed = ", ".join(f"{x:.4g}" for x in per_class)
-        share = f"{100 * explained:.2f} %"
-        variable = variable_of(runs[0])
-        method = method if variable == CLASSES else f"{method}, {variable}"
-        yield transfer, method, f"{leep:.4f}", share, f"{risk:.4g}", listed, len(runs)
-
-
-def _matrices(evidence: Evidence) -> Iterator[tuple[str, str, list[str], list[list[object]]]]:
-    """Title, what it conditions on, head and rows."""
-    for (transfer, method), runs in _of_runs(evidence).items():
-        several = [np.array(r["conditional"], float) for r in runs if r.get("conditional")]
-        if method != evidence.focus or not several:
-            continue
-        matrix = np.mean([m for m in several if m.shape == several[0].shape], axis=0)
-        on, noun = CONDITIONS.get(variable_of(runs[0]), CONDITIONS[CLASSES])
-        header = ["target class", *[f"{noun} {c}" for c in range(matrix.shape[1])]]
-        rows = [[k, *[f"{x:.4f}" for x in row]] for k, row in enumerate(matrix)]
-        yield f"{transfer}, {method}", on, header, rows
-
-
-def _spent(evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    for method in evidence.methods:
-        runs = [r for c, r in evidence.results.finished() if c.method == method]
-        if not runs:
-            yield method, 0, *([DASH] * 4)
-            continue
-        train, test = ([r.seconds.get(k, np.nan) for r in runs] for k in ("train", "test"))
-        memory = max(r.peak_memory_bytes or 0 for r in runs)
-        total = float(np.nansum([sum(r.seconds.values()) for r in runs]))
-        mean = (f"{np.nanmean(x):.1f} s" if np.isfinite(x).any() else DASH for x in (train, test))
-        yield method, len(runs), *mean, duration(total), f"{memory / 2**30:.2f} GiB"
-
-
-def _balance(evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    """Each method's share of the voxel-wise term in the gradient; see `training.loop.Curves`."""
-    for method in evidence.methods:
-        runs = [r for c, r in evidence.results.finished() if c.method == method]
-        curves = [[y for _, y in r.curves.get("voxel_share", [])] for r in runs]
-        if logged := [curve for curve in curves if curve]:
-            ends = ([curve[i] for curve in logged] for i in (0, -1))
-            first, last = (f"{np.mean(values):.2f}" for values in ends)
-            yield method, len(logged), first, f"{np.mean(np.concatenate(logged)):.2f}", last
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _data(evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    by_transfer: dict[str, dict[str, dict[str, Any]]] = {}
-    for cell, record in evidence.results.finished():
-        parts = by_transfer.setdefault(cell.transfer, {})
-        for part, subjects in record.manifest.items():
-            parts.setdefault(part, {}).update(subjects)
-    for transfer, parts in by_transfer.items():
-        files = {  # files of two data sets may have one name
-            (name, digest): size
-            for part in parts.values()
-            for of_subject in part.values()
-            for name, (size, digest) in of_subject.items()
-        }
-        counts = [len(parts.get(part, ())) for part in ("train", "val", "test")]
-        yield transfer, *counts, len(files), f"{sum(files.values()) / 2**20:.1f} MiB"
-
-
-def _data_sets(evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    for about in sides.data_sets(evidence.results):
-        yield tuple(about[key] or DASH for key in ("name", "title", "licence", "citation"))
-
-
-def _networks(evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    results = evidence.results
-    for name, config in sides.imported(results).items():
-        channels = ", ".join(config.domain.images)
-        head, took = sides.classes_of(config), sides.account(results, config)
-        yield name, config.sha256, config.network.name, channels, head, took
-
-
-def _environments(evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    records = filter(None, map(evidence.results.record, evidence.results.cells))
-    counts = Counter(
-        (
-            f"{about.device} ({about.device_name})",
-            about.python,
-            f"trm-bench {about.trm_bench}, "
-            + ", ".join(f"{k} {v}" for k, v in about.packages.items()),
-            about.platform,
-        )
-        for about in (record.environment for record in records)
-    )
-    for described, n in counts.items():
-        yield n, *described
+def _embedded(png: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
 
 # ------------------------------------------------------------------------------- several protocols
@@ -318,21 +251,14 @@ def index(pages: Iterable[tuple[str, Evidence]]) -> str:
             "name": e.name,
             "description": e.protocol.description,
             "data": e.results.plan.data,
-            "verdict": " / ".join(e.words) or e.no_verdict,
-            "gain": _gain(e),
+            "phantom": PHANTOM if e.phantom else "",
+            "verdict": " / ".join(e.words) or (e.judgement.no_verdict if e.judgement else ""),
+            "found": words.found(e),
             "runs": _states(e),
         }
         for link, e in pages
     ]
     return page("index.html", rows=rows)
-
-
-def _gain(evidence: Evidence) -> str:
-    gain, unit = evidence.main.gain(evidence.focus), evidence.gain_unit(evidence.main.metric)
-    if not gain:
-        return DASH
-    interval = words.interval(gain["low"], gain["high"])
-    return f"{evidence.focus} {words.signed(gain['gain'])} {unit} {interval}"
 
 
 def compare(labelled: Mapping[str, Compared], pairs: Sequence[Beside]) -> str:

@@ -10,7 +10,7 @@ from trm_bench.analysis.generalised import half_width
 from trm_bench.analysis.intervals import LEVEL, mean_squares, trimmed
 from trm_bench.analysis.table import OVERALL
 from trm_bench.analysis.voxels import ALL_VOXELS
-from trm_bench.report import tables
+from trm_bench.report import tables, words
 from trm_bench.report.evidence import Evidence, Scores
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
             "holds": evidence.holds,
             "fails": evidence.judgement.fails if evidence.judgement else "",
         },
+        "finding": words.finding(evidence),
         "problems": evidence.problems,
         "left_out": [subject.model_dump() for subject in evidence.results.plan.left_out],
         "negative_transfer": {

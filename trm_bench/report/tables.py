@@ -10,7 +10,7 @@ from trm_bench.analysis import family
 from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.report import sheets
 from trm_bench.report.captions import BETTER, WORSE, caption, family_notes
-from trm_bench.report.evidence import NAMES, RELATIVE, Evidence, Scores
+from trm_bench.report.evidence import NAMES, RELATIVE, Evidence, Scores, direction
 
 MISSING = "\N{EN DASH}"
 USED = {
@@ -168,13 +168,13 @@ def build(evidence: Evidence, metric: str = "") -> Table:
     shown.append(_costs(evidence))
     unit, mixed = evidence.gain_unit(metric), evidence.is_mixed(metric)
     return Table(
-        title=f"{evidence.name}: {NAMES[metric]} [{evidence.unit(metric)}]",
+        title=f"{evidence.name}: {NAMES[metric]} [{evidence.unit(metric)}], {direction(metric)}",
         columns=[
             *(f"{t} [{evidence.unit(metric, t)}]" if mixed else t for t in evidence.transfers),
             "mean",
             f"gain [{unit}]",
             "gain [% rel.]",
-            "passes / finetune",
+            f"passes / {evidence.unit_of_cost}",
         ],
         rows=[(m, [column[i] for column in shown]) for i, m in enumerate(evidence.methods)],
         notes=caption(evidence, scores),

@@ -17,28 +17,25 @@ from trm_bench.analysis.transferability import (
 )
 from trm_bench.report import sides, words
 from trm_bench.report.drawing import (
-    BLUE,
-    DARK,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    SKY,
     DoesNotApply,
     Drawing,
+    label_beside,
     legend,
     panels,
     plain,
+    signed,
+    wrapped,
 )
 from trm_bench.report.evidence import NAMES, Evidence
+from trm_bench.report.style import COLOURS, SOFT, WIDE
+from trm_bench.report.svg import tag
 from trm_bench.report.tables import MISSING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEWEST_CELLS = 3  # for a chart
-COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, DARK)
-MARKERS = ("o", "^")
+MARKERS = ("o", "^", "s")
 VARIABLES = {
     CLASSES: "the source's classes",
     "clusters": "clusters of the source's features",
@@ -138,7 +135,7 @@ def _named(variable: str) -> str:
 # ------------------------------------------------------------------------------------------- chart
 
 
-def chart(evidence: Evidence) -> Drawing:
+def chart(evidence: Evidence, width: float = WIDE) -> Drawing:
     """Gain of the reference over scratch against LEEP and against the mean risk."""
     cells = evidence.transferability
     if len(cells) < FEWEST_CELLS:
@@ -147,7 +144,7 @@ def chart(evidence: Evidence) -> Drawing:
             f"risk map, has {len(cells)}"
             + "".join(f". {note.removesuffix('.')}" for note in what_counts(evidence))
         )
-    figure, axes = panels(len(MEASURES), 3.6, 3.6, sharey=True)
+    figure, axes, own = panels(len(MEASURES), width, 3.0, least=2.6, most=3.6, sharey=True)
     listed = []
     for ax, row in zip(axes, evidence.predicts.to_dict("records"), strict=True):
         measure = row["measure"]
@@ -156,10 +153,12 @@ def chart(evidence: Evidence) -> Drawing:
         _scatter(ax, cells, measure, evidence.transfers)
         ax.set_title(listed[-1])
         best = "highest" if MEASURES[measure] > 0 else "lowest"
-        ax.set_xlabel(f"{TITLES[measure]} ({best} should gain most)")
+        ax.set_xlabel(wrapped(f"{TITLES[measure]} ({best} should gain most)", own - 0.5))
+        ax.locator_params(axis="x", nbins=4)
+        ax.tick_params(labelleft=True)
     unit = evidence.gain_unit(evidence.main.metric)
-    axes[0].set_ylabel(f"gain of {evidence.reference} over scratch [{unit}]")
-    legend(figure, axes, False)
+    label_beside(figure, f"gain of {evidence.reference} over scratch [{unit}]")
+    legend(figure, axes)
     return Drawing(
         figure,
         "Does transferability predict?",
@@ -175,13 +174,24 @@ def chart(evidence: Evidence) -> Drawing:
 
 def _scatter(ax: Axes, cells: pd.DataFrame, measure: str, transfers: Sequence[str]) -> None:
     """One panel: a colour and marker a transfer, or one colour for all where they are many."""
-    ax.axhline(0, color=GREY, linewidth=0.9)
+    ax.axhline(0, color=SOFT, linewidth=0.9)
+    ax.grid()
     present = [t for t in transfers if t in set(cells["transfer"])]
     if len(present) > len(COLOURS) * len(MARKERS):
-        label = f"{len(present)} transfers"
-        ax.scatter(cells[measure], cells["gain"], s=18, alpha=0.8, color=BLUE, label=label)
-        return
-    for i, transfer in enumerate(present):
-        part = cells[cells["transfer"] == transfer]
-        style: Any = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS)]}
-        ax.scatter(part[measure], part["gain"], s=18, alpha=0.8, label=plain(transfer), **style)
+        groups = [(f"{len(present)} transfers", cells, COLOURS[3], "o")]
+    else:
+        groups = [
+            (
+                t,
+                cells[cells["transfer"] == t],
+                COLOURS[i % len(COLOURS)],
+                MARKERS[i // len(COLOURS)],
+            )
+            for i, t in enumerate(present)
+        ]
+    for name, part, colour, marker in groups:
+        style: Any = {"color": colour, "marker": marker, "label": plain(name)}
+        marks = ax.scatter(part[measure], part["gain"], s=22, alpha=0.85, linewidths=0, **style)
+        said = zip(part["transfer"], part["seed"], part[measure], part["gain"], strict=True)
+        tag(marks, "", *(f"{plain(t)}, seed {s}: {TITLES[measure]} {x:.3g}, gain {signed(y)}"
+                         for t, s, x, y in said))  # fmt: skip

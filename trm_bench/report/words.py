@@ -3,31 +3,175 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from trm_bench.analysis.intervals import MIN_SEEDS
 from trm_bench.analysis.table import OVERALL
 from trm_bench.analysis.verdict import RULES
-from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON
+from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON, SCRATCH
+from trm_bench.plurals import counted
 from trm_bench.protocol.schema import Claim
-from trm_bench.report.evidence import NAMES, Evidence
+from trm_bench.report.evidence import NAMES, PHANTOM, Evidence
 from trm_bench.report.tables import MISSING, USED
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ALL_TRANSFERS = "mean over transfers"
-HOLDS = (
-    "at least half of the claim is shown in each reading of its unit, and the gain over "
-    "trm_prior and trm_shuffled survives"
-)
+HOLDS = "at least half of the claim is shown in each reading of its unit"
+YES, NO, OPEN, UNKNOWN = "yes", "no", "cannot be told", "not known"
+
+
+class Finding(NamedTuple):
+    """What came out of a protocol, with or without a claim.
+
+    Attributes:
+        best: The best method in a few words.
+        told: Whether it can be told from the reference.
+        gain: Its gain, in sentences.
+        harm: Whether there is negative transfer: `YES`, `NO`, `OPEN` or `UNKNOWN`.
+        transfer: Where, in sentences.
+        amount: How many transfers and seeds were seen.
+        seen: What else was seen, in a sentence.
+    """
+
+    best: str
+    told: bool
+    gain: str
+    harm: str
+    transfer: str
+    amount: str
+    seen: str
+
+
+def finding(evidence: Evidence) -> str:
+    """The finding as plain text: the best methods, negative transfer, how much was seen.
+
+    On stand-in data the last sentence says that it is no evidence.
+    """
+    parts = found(evidence)
+    sentences = [
+        f"{parts.best}. {parts.gain}",
+        f"Negative transfer: {parts.harm}. {parts.transfer}",
+        f"Seen: {parts.amount}; {parts.seen}",
+        *([PHANTOM] if evidence.phantom else []),
+    ]
+    return " ".join(sentence.strip() for sentence in sentences)
+
+
+def found(evidence: Evidence) -> Finding:
+    """The parts of the finding."""
+    harm, transfer = _negative_transfer(evidence)
+    transfers, seeds = len(evidence.transfers), len(evidence.seeds)
+    amount = f"{counted(transfers, 'transfer')}, {counted(seeds, 'seed')}"
+    return Finding(*_best(evidence), harm, transfer, amount, _seen(evidence))
+
+
+def _best(evidence: Evidence) -> tuple[str, bool, str]:
+    """The best method in a few words, whether it can be told from the reference, its gain."""
+    scores, best, reference = evidence.main, evidence.best, evidence.reference
+    if best is None:
+        needs = f"it takes {reference} and another method, with numbers in the same transfers"
+        return "No method can be compared yet", False, _sentence(scores.fault or needs)
+    unit, name = evidence.gain_unit(scores.metric), NAMES[scores.metric]
+    number = f"{signed(best.gain)} {unit}"
+    over = f"over {reference}"
+    if not np.isfinite(best.low):
+        lead = f"{best.method} is ahead" if best.gain > 0 else f"{reference} is ahead"
+        of = f"the gain of {best.method} {over} is {number} of {name}"
+        return lead, False, f"{_sentence(of)} {_no_interval(evidence)}"
+    ends = f"{number} of {name} {interval(best.low, best.high)}"
+    known = "95 % interval" + (
+        f", corrected for having looked at {best.looked} methods" if best.looked > 1 else ""
+    )
+    if best.method in best.better:
+        others = [m for m in best.better if m != best.method]
+        also = f" Better than {reference}, so corrected, too: {_listed(others)}." if others else ""
+        told = f"{best.method} gains {ends} {over} ({known}), which is more than chance."
+        return f"{best.method} beats {reference}", True, told + also
+    first = f"The largest gain {over} is" if best.gain > 0 else f"Closest to {reference} comes"
+    told = f"{first} {'that of ' if best.gain > 0 else ''}{best.method}: {ends} ({known})"
+    if best.high < 0:
+        return f"No method reaches {reference}", True, f"{told}."
+    return f"No method can be told from {reference}", False, f"{told}, which holds 0."
+
+
+def _no_interval(evidence: Evidence) -> str:
+    """Why gains have no interval."""
+    seeds = len(evidence.seeds)
+    if seeds < MIN_SEEDS:
+        return (
+            f"That may be chance: {counted(seeds, 'seed')} {'give' if seeds > 1 else 'gives'} no "
+            f"interval, {MIN_SEEDS} would."
+        )
+    return "That may be chance: there is no interval, which takes two test subjects everywhere."
+
+
+def _negative_transfer(evidence: Evidence) -> tuple[str, str]:
+    """Whether training from scratch would have been better, and where."""
+    rows = overall_classes(evidence)
+    if SCRATCH not in evidence.methods:
+        why = f"It takes the method {SCRATCH} (training without a source) beside the others."
+        return UNKNOWN, why
+    method = evidence.reference if evidence.reference != SCRATCH else evidence.focus
+    own = {row["transfer"]: row for row in rows[rows["method"] == method].to_dict("records")}
+    if not own:
+        return UNKNOWN, f"It takes numbers of both {SCRATCH} and {method}."
+    unit = evidence.gain_unit(evidence.main.metric)
+    overall = own.get(OVERALL) or next(iter(own.values()))
+    gap, low, high = (float(overall[key]) for key in ("gap", "low", "high"))
+    where = "Over all transfers " if len(evidence.transfers) > 1 else ""
+    text = (
+        f"{where}{method} is {abs(gap):.2f} {unit} {'worse' if gap > 0 else 'better'} "
+        f"than {SCRATCH}"
+    )
+    if not np.isfinite(low):
+        return OPEN, f"{text}; without an interval that may be chance."
+    text += f" (95 % interval of {method} minus {SCRATCH}: {interval(-high, -low)})"
+    present = [t for t in evidence.transfers if t in own and own[t]["low"] > 0]
+    alone = f"; each on its own, {method} loses in {_listed(present)}" if present else ""
+    if low > 0:
+        return YES, f"{text}{alone}."
+    if present:
+        of = counted(len(evidence.transfers), "transfer")
+        return f"in {len(present)} of {of}", f"{text}{alone}."
+    if high < 0:
+        return NO, f"{text}, and no single transfer shows a loss."
+    return OPEN, f"{text}, which holds 0."
+
+
+def _seen(evidence: Evidence) -> str:
+    """Methods, test subjects, and runs without numbers."""
+    parts = [counted(len(evidence.methods), "method")]
+    if evidence.main.grid is not None:
+        numbers = sorted({int(cells.any(axis=1).sum()) for cells in evidence.main.grid.cells})
+        ends = "-".join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))
+        each = " in each transfer" if len(evidence.transfers) > 1 else ""
+        parts.append(f"{ends} test subject{'' if ends == '1' else 's'}{each}")
+    lacking = len(evidence.results.unfinished())
+    without = f"; {counted(lacking, 'run')} without numbers" if lacking else ""
+    return f"{', '.join(parts)}{without}."
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _holds(evidence: Evidence) -> str:
+    """Why a claim is upheld."""
+    decisive = evidence.judgement.decisive if evidence.judgement else ()
+    over = " and ".join(decisive)
+    return HOLDS + (f", and the gain over {over} survives" if over else "")
 
 
 def verdict(evidence: Evidence) -> str:
     """A protocol's verdict for the terminal: word, rule, controls, negative transfer."""
     lines = [f"{evidence.name}: {' / '.join(evidence.words) or 'no verdict'}"]
     lines += [f"  {line}" for line in reasons(evidence)]
+    lines.append(f"  {finding(evidence)}")
     judgement = evidence.judgement
     if judgement is None:
         return "\n".join(lines)
@@ -44,7 +188,7 @@ def verdict(evidence: Evidence) -> str:
     if over := list(controls(evidence)):
         head = (f"{evidence.focus} against", f"gain [{unit}]", "interval", "survives")
         lines += ["", *_columns([head, *over])]
-    if overall := [row[1:] for row in gaps(evidence) if row[0] == ALL_TRANSFERS]:
+    if overall := main_gaps(evidence):
         head = ("negative transfer", f"gap [{unit}]", "95 % interval", "present")
         lines += ["", *_columns([head, *overall]), f"  {gone(evidence)}"]
     return "\n".join([*lines, *(f"  {note}" for note in notes(evidence))])
@@ -59,17 +203,18 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def reasons(evidence: Evidence) -> list[str]:
-    """Why this verdict, or why none; the claim; without a claim, what was measured."""
+    """Why this verdict, or why none; the claim, or without one what was measured."""
     if evidence.no_verdict:
         lines = [_sentence(evidence.no_verdict.removeprefix("no verdict: "))]
     else:
         lines = [_sentence(RULES[word]) for word in evidence.words]
         fails = evidence.judgement.fails if evidence.judgement else ""
-        lines.append(_sentence(f"the claim is not upheld: {fails}" if fails else HOLDS))
+        lines.append(_sentence(f"the claim is not upheld: {fails}" if fails else _holds(evidence)))
     claim = evidence.protocol.claim
     if claim and claim.gain is not None:
+        source = f" ({claim.source})" if claim.source else ""
         lines.append(
-            f"Claim ({claim.source}): {claim.method} gains {claim.gain:g} "
+            f"Claim{source}: {claim.method} gains {claim.gain:g} "
             f"{_claim_unit(evidence, claim)} in {NAMES[claim.metric]} over {claim.versus}."
         )
     elif gain := evidence.main.gain(evidence.focus):
@@ -119,13 +264,24 @@ def controls(evidence: Evidence) -> Iterator[tuple[str, ...]]:
 
 def gaps(evidence: Evidence) -> Iterator[tuple[str, ...]]:
     """Transfer, method, negative transfer gap, interval, whether it is present; means first."""
-    if evidence.judgement is None:
-        return
-    rows = evidence.judgement.negative_transfer
+    rows = overall_classes(evidence)
     for transfer in [OVERALL, *evidence.transfers]:
-        for _, row in rows[rows.transfer == transfer].iterrows():
-            cells = signed(row["gap"]), interval(row["low"], row["high"]), _yes(row["present"])
+        for row in rows[rows["transfer"] == transfer].to_dict("records"):
+            present = _yes(row["negative_transfer"])
+            cells = signed(row["gap"]), interval(row["low"], row["high"]), present
             yield _place(transfer), row["method"], *cells
+
+
+def main_gaps(evidence: Evidence) -> list[tuple[str, ...]]:
+    """Of the reference and the focus over all transfers: what `gaps` has after the transfer."""
+    two = (evidence.reference, evidence.focus)
+    return [r[1:] for r in gaps(evidence) if r[0] == ALL_TRANSFERS and r[1] in two]
+
+
+def overall_classes(evidence: Evidence) -> pd.DataFrame:
+    """The negative transfer gaps over all classes, in the main metric."""
+    rows = evidence.gaps[evidence.gaps["metric"] == evidence.main.metric]
+    return rows.drop_duplicates(["transfer", "method"])  # those over all classes come first
 
 
 def _place(transfer: str) -> str:
@@ -238,8 +394,8 @@ def _plain(value: float) -> str:
 
 
 def gone(evidence: Evidence) -> str:
-    """Whether there was negative transfer, and whether the focus avoids it."""
-    if evidence.judgement is None:
+    """Whether there was negative transfer, and whether the focus avoids it; "" if not known."""
+    if evidence.judgement is None or any(row[-1] == MISSING for row in main_gaps(evidence)):
         return ""
     reference = evidence.reference
     if evidence.judgement.gone is None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trm_bench.report.drawing import (
-    BLUE,
-    DARK,
-    GREY,
-    ORANGE,
-    PALE,
     Drawing,
+    heading,
+    label_below,
+    label_beside,
     legend,
     panels,
     plain,
+    wrapped,
 )
+from trm_bench.report.style import BLUE, ORANGE, SOFT, TEXT, WIDE
+from trm_bench.report.svg import tag
 from trm_bench.runs.records import SweptTrial
 from trm_bench.sweep.findings import Finding, float_of
 from trm_bench.sweep.space import Dimension
@@ -26,34 +27,33 @@ if TYPE_CHECKING:
 FAILED, DEFAULT, BEST = "failed", "trial 0: the defaults", "best trial"
 
 
-def history(findings: Sequence[Finding]) -> Drawing:
+def history(findings: Sequence[Finding], width: float = WIDE) -> Drawing:
     """Score of each trial and the best so far, a panel a method."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = panels(len(findings), 2.3, 1.75, sharex=True, sharey=True)
+    room = {"least": 1.6 if width < WIDE else 2.2, "beside": 0.3}
+    high = 2.6 if len(findings) == 1 else 1.75
+    figure, axes, own = panels(len(findings), width, high, sharex=True, sharey=True, **room)
     for ax, finding in zip(axes, findings, strict=True):
         scored = [t for t in finding.trials if t.validation_dice is not None]
-        ax.plot(
-            [t.number for t in scored],
-            [100 * float_of(t.validation_dice) for t in scored],
-            "o",
-            color=GREY,
-            markersize=2.8,
-            label="trial",
-        )
+        scores = [100 * float_of(t.validation_dice) for t in scored]
+        numbers = [t.number for t in scored]
+        (dots,) = ax.plot(numbers, scores, "o", color=SOFT, markersize=3, label="trial")
+        tag(dots, "", *(f"trial {n}: {y:.2f}" for n, y in zip(numbers, scores, strict=True)))
         best = [100 * float_of(score) for score in finding.best_so_far()]
-        numbers = [t.number for t in finding.trials]
-        ax.step(numbers, best, where="post", color=BLUE, linewidth=1.4, label="best so far")
+        every = [t.number for t in finding.trials]
+        ax.step(every, best, where="post", color=BLUE, linewidth=1.8, label="best so far")
         failed = [t.number for t in finding.trials if t.validation_dice is None]
         if failed:
             at_bottom = ax.get_xaxis_transform()
             ax.plot(failed, [0.04] * len(failed), "x", color=ORANGE, markersize=4, label=FAILED,
                     transform=at_bottom)  # fmt: skip
-        ax.set_title(plain(finding.title), fontsize=8.5)
+        ax.set_title(heading(finding.title, own))
+        ax.grid(axis="y")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    legend(figure, axes, others=False)
-    figure.supylabel("validation Dice [%]", fontsize=9)
-    figure.supxlabel("trial", fontsize=9)
+    label_beside(figure, "validation Dice [%]")
+    legend(figure, axes)
+    label_below(figure, "trial")
     gains = ", ".join(f"{f.title} {f.gain:+.2f}" for f in findings if f.gain is not None)
     return Drawing(
         figure,
@@ -64,21 +64,22 @@ def history(findings: Sequence[Finding]) -> Drawing:
     )
 
 
-def slices(finding: Finding) -> Drawing:
+def slices(finding: Finding, width: float = WIDE) -> Drawing:
     """Score against the value of each parameter, a panel a parameter."""
     dimensions = finding.dimensions
-    figure, axes = panels(len(dimensions), 2.3, 1.9, sharey=True)
+    room = {"least": 1.6 if width < WIDE else 2.2, "most": 4.2, "beside": 0.3}
+    figure, axes, own = panels(len(dimensions), width, 1.9, sharey=True, **room)
     for ax, dimension in zip(axes, dimensions, strict=True):
-        own = [
+        trials = [
             t
             for t in finding.trials
             if dimension.name in t.values and t.validation_dice is not None
         ]
-        _slice(ax, dimension, own, finding)
-        condition = "".join(f"\nwhere {k} is {v}" for k, v in dimension.when.items())
-        ax.set_title(plain(dimension.name + condition), fontsize=8.5)
-    legend(figure, axes, others=False)
-    figure.supylabel("validation Dice [%]", fontsize=9)
+        _slice(ax, dimension, trials, finding)
+        condition = "".join(f" where {k} is {v}" for k, v in dimension.when.items())
+        ax.set_title(wrapped(plain(dimension.name + condition), own))
+    label_beside(figure, "validation Dice [%]")
+    legend(figure, axes)
     best = finding.best
     values = "" if best is None else ", ".join(f"{k} {v}" for k, v in best.values.items())
     return Drawing(
@@ -96,7 +97,7 @@ def _slice(ax: Axes, dimension: Dimension, trials: Sequence[SweptTrial], finding
     choices = [str(choice) for choice in dimension.search]
     is_choice = dimension.kind == "choice"
     if is_choice:
-        ax.set_xticks(range(len(choices)), choices, rotation=30, ha="right", fontsize=7.5)
+        ax.set_xticks(range(len(choices)), choices, rotation=30, ha="right", rotation_mode="anchor")
         ax.set_xlim(-0.5, len(choices) - 0.5)
     else:
         low, high = map(float, dimension.search)
@@ -108,15 +109,16 @@ def _slice(ax: Axes, dimension: Dimension, trials: Sequence[SweptTrial], finding
         else:
             ax.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         for end in (low, high):
-            ax.axvline(end, color=PALE, linestyle=":", linewidth=1)
+            ax.axvline(end, color=SOFT, linestyle=":", linewidth=1)
     for trial in trials:
         value = trial.values[dimension.name]
         x = choices.index(str(value)) if is_choice and str(value) in choices else float_of(value)
-        looks = {"color": GREY, "marker": "o", "markersize": 3.2, "label": "trial"}
+        looks: Any = {"color": SOFT, "marker": "o", "markersize": 3.2, "label": "trial"}
         if trial.number == 0:
-            looks = {"color": DARK, "marker": "s", "markersize": 5, "label": DEFAULT}
+            looks = {"color": TEXT, "marker": "s", "markersize": 5, "label": DEFAULT}
         if trial.number == finding.entry.trial:
             looks = {"color": BLUE, "marker": "D", "markersize": 5.5, "label": BEST}
         top = trial.number in (0, finding.entry.trial)
         y = 100 * float_of(trial.validation_dice)
-        ax.plot([x], [y], linestyle="none", zorder=3 if top else 2, clip_on=False, **looks)  # type: ignore[arg-type]
+        (dot,) = ax.plot([x], [y], linestyle="none", zorder=3 if top else 2, clip_on=False, **looks)
+        tag(dot, "", f"trial {trial.number}, {dimension.name} {value}: {y:.2f}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from trm_bench.analysis.table import SCALE
 from trm_bench.files import write_text
 from trm_bench.report import sheets
-from trm_bench.report.drawing import STYLE, Chart, Drawing, write
+from trm_bench.report.drawing import Chart, Drawing, write
 from trm_bench.report.evidence import PHANTOM
-from trm_bench.report.pages import DASH, duration, page, picture
-from trm_bench.report.tables import md
+from trm_bench.report.pages import page, picture
+from trm_bench.report.particulars import duration
+from trm_bench.report.tables import MISSING, md
 from trm_bench.runs.folders import ProtocolFolder, slug
 from trm_bench.runs.records import Budget, Tuned
 from trm_bench.sweep.charts import history, slices
@@ -48,14 +50,15 @@ def write_sweep(folder: ProtocolFolder) -> list[Path]:
     Raises:
         UserError: There is no tuned.yaml that can be read.
     """
-    import matplotlib as mpl
-
     tuned, findings = read_findings(folder)
     if not findings:
         return []
-    with mpl.rc_context(STYLE):
-        first = _written(history(findings), folder, "history", tuned)
-        others = [_written(slices(f), folder, slug(f.title), tuned) for f in findings]
+
+    def written(make: Callable[[float], Drawing], name: str) -> Chart:
+        return write(make, name, folder.sweep / "figures", tuned.data == "phantom")
+
+    first = written(partial(history, findings), "history")
+    others = [written(partial(slices, f), slug(f.title)) for f in findings]
     texts = {
         "report.html": _html(tuned, findings, first, others),
         "summary.md": _markdown(tuned, findings),
@@ -63,13 +66,8 @@ def write_sweep(folder: ProtocolFolder) -> list[Path]:
     }
     for name, text in texts.items():
         write_text(folder.sweep / name, text)
-    charts = [path for chart in (first, *others) for path in (chart.png, chart.svg)]
+    charts = [path for chart in (first, *others) for path in chart.files]
     return [*(folder.sweep / name for name in texts), *charts]
-
-
-def _written(drawing: Drawing, folder: ProtocolFolder, name: str, tuned: Tuned) -> Chart:
-    png, svg = (folder.sweep / "figures" / f"{name}.{end}" for end in ("png", "svg"))
-    return write(drawing, name, png, svg, tuned.data == "phantom")
 
 
 def _html(tuned: Tuned, findings: Sequence[Finding], first: Chart, others: Sequence[Chart]) -> str:
@@ -106,7 +104,7 @@ def described(budget: Budget) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{SCALE['dice'] * value:.2f}"
+    return MISSING if value is None else f"{SCALE['dice'] * value:.2f}"
 
 
 def _rows(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
@@ -116,8 +114,8 @@ def _rows(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
             f.title,
             _percent(e.default_validation_dice),
             _percent(e.validation_dice),
-            DASH if f.gain is None else f"{f.gain:+.2f}",
-            DASH if e.trial is None else e.trial,
+            MISSING if f.gain is None else f"{f.gain:+.2f}",
+            MISSING if e.trial is None else e.trial,
             f"{e.finished} of {e.finished + e.failed}",
             shown(e.values),
         )
@@ -126,7 +124,7 @@ def _rows(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
 def _balance(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
     for f in findings:
         shares = (None if t is None else t.voxel_share for t in (f.trials[0], f.best))
-        yield f.title, *(DASH if share is None else f"{share:.2f}" for share in shares)
+        yield f.title, *(MISSING if share is None else f"{share:.2f}" for share in shares)
 
 
 def _costs(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
@@ -147,7 +145,7 @@ def _importances(findings: Sequence[Finding]) -> Iterator[tuple[object, ...]]:
 
 def _trials(finding: Finding) -> Iterator[tuple[object, ...]]:
     for t in finding.trials:
-        share = DASH if t.voxel_share is None else f"{t.voxel_share:.2f}"
+        share = MISSING if t.voxel_share is None else f"{t.voxel_share:.2f}"
         score, time = _percent(t.validation_dice), duration(t.seconds)
         yield t.number, score, share, time, shown(t.values), t.reason
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trm_bench.files import write_text
 from trm_bench.report import sheets
-from trm_bench.report.drawing import (
-    BLUE,
-    GREY,
-    PALE,
-    STYLE,
-    Drawing,
-    legend,
-    panels,
-    plain,
-    write,
-)
+from trm_bench.report.drawing import Drawing, label_below, legend, panels, write
 from trm_bench.report.evidence import PHANTOM
+from trm_bench.report.forests import INTERVAL, ROW, explained, interval, rows
+from trm_bench.report.style import BLUE, LINE, SMALL, SOFT, WIDE
+from trm_bench.report.svg import tag
 from trm_bench.report.tables import md
 from trm_bench.sweep.pages import markdown_table
 from trm_bench.sweep.readings import (
@@ -59,7 +53,7 @@ FEW = (
 
 
 def write_readings(paths: Sequence[Path], method: str, output: Path) -> list[Path]:
-    """Writes readings.md, readings.csv, readings.png and readings.svg.
+    """Writes readings.md, readings.csv and the chart of readings.
 
     Args:
         paths: Folders of results, or of protocols, with sweeps.
@@ -72,61 +66,60 @@ def write_readings(paths: Sequence[Path], method: str, output: Path) -> list[Pat
     Raises:
         UserError: See `readings.collect`.
     """
-    import matplotlib as mpl
-
     datasets = collect(paths, method)
     table = over_datasets(datasets)
-    png, svg, markdown, csv = (output / f"readings.{end}" for end in ("png", "svg", "md", "csv"))
-    with mpl.rc_context(STYLE):
-        write(_forest(table, datasets, method), "readings", png, svg, _phantom(datasets))
+    markdown, csv = (output / f"readings.{end}" for end in ("md", "csv"))
+    chart = write(partial(_forest, table, datasets, method), "readings", output, _phantom(datasets))
     write_text(markdown, _markdown(table, datasets, method))
     write_text(csv, sheets.of_frame(table))
-    return [markdown, csv, png, svg]
+    return [markdown, csv, *chart.files]
 
 
 def _phantom(datasets: Sequence[Dataset]) -> bool:
     return datasets[0].data == "phantom"
 
 
-def _forest(table: pd.DataFrame, datasets: Sequence[Dataset], method: str) -> Drawing:
+def _forest(
+    table: pd.DataFrame, datasets: Sequence[Dataset], method: str, width: float = WIDE
+) -> Drawing:
     """A row a value: dots of the datasets, their mean, its interval."""
-    figure, (ax,) = panels(1, 5.6, 0.2 * len(table) + 1.2)
-    ax.axvline(0, color=GREY, linewidth=0.9, zorder=0)
-    for y, (_, row) in enumerate(table.iterrows()):
-        _mark(ax, y, row, [row[d.name] for d in datasets] if len(datasets) > 1 else [])
     names = [f"{row.option}: {row.value}" for row in table.itertuples()]
-    ax.set_yticks(range(len(names)), [plain(name) for name in names])
-    ax.set_ylim(len(names) - 0.4, -0.6)
+    figure, (ax,), _ = panels(1, width, ROW * len(table) + 0.3, least=1)
+    rows(ax, names, 36)
+    for y, (_, row) in enumerate(table.iterrows()):
+        _mark(ax, y, row, datasets)
     changes = [i for i in range(1, len(table)) if table.option[i] != table.option[i - 1]]
     for place in changes:
-        ax.axhline(place - 0.5, color=PALE, linewidth=0.6)
-    ax.set_xlabel("effect on validation Dice [points]")
+        ax.axhline(place - 0.5, color=LINE, linewidth=0.8)
+    label_below(figure, "effect on validation Dice [points], better to the right")
     if table.datasets.any():
-        legend(figure, [ax], others=False)
+        shown = table[table.datasets > 0]
+        noun = "range of two" if len(datasets) == 2 else INTERVAL
+        legend(figure, [ax], explained(list(zip(shown.low, shown.high, strict=True)), noun))
     listed = ", ".join(f"{n} {_points(e)}" for n, e in zip(names, table.effect, strict=True))
     return Drawing(
         figure,
         f"Readings of {method}",
-        "Effect of each value; pale: single datasets; filled: a line without 0.",
+        "Effect of each value; small grey dots: single datasets; a filled mark has an interval "
+        "that does not hold 0.",
         f"Forest plot of effects in Dice points: {listed}.",
     )
 
 
-def _mark(ax: Axes, y: float, row: pd.Series, single: Sequence[float]) -> None:
+def _mark(ax: Axes, y: float, row: pd.Series, datasets: Sequence[Dataset]) -> None:
     if not row.datasets:
-        ax.text(0, y, " not estimable", fontsize=7, color=GREY, va="center")
+        ax.text(0, y, " not estimable", fontsize=SMALL, color=SOFT, va="center")
         return
-    known = [effect for effect in single if math.isfinite(effect)]
+    single = {d.name: row[d.name] for d in datasets if len(datasets) > 1}
+    known = {name: effect for name, effect in single.items() if math.isfinite(effect)}
     if known:
-        ax.plot(known, [y] * len(known), "o", color=PALE, markersize=4, zorder=1, label="a dataset")
+        values = list(known.values())
+        (dots,) = ax.plot(values, [y + 0.33] * len(values), "o", color=SOFT, label="a dataset")
+        dots.set(markersize=2.8, zorder=1)
+        tag(dots, "", *(f"{name}: {_points(effect)}" for name, effect in known.items()))
     alone = len(single) > 1 and len(known) == 1  # among intervals over datasets, another thing
-    colour, label = (GREY, "one dataset's trials") if alone else (BLUE, "mean")
-    label = label if single else "effect"
-    if math.isfinite(row.low):
-        ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1.6, zorder=2)
-    clear = math.isfinite(row.low) and (row.low > 0 or row.high < 0)
-    ax.plot([row.effect], [y], "D", color=colour, markersize=5, zorder=3, linestyle="none",
-            markerfacecolor=colour if clear else "white", label=label)  # fmt: skip
+    ends, title = (row.low, row.high), f"{row.option} {row.value}: {_points(row.effect)}"
+    interval(ax, y, row.effect, ends, SOFT if alone else BLUE, method="", title=title)
 
 
 def _markdown(table: pd.DataFrame, datasets: Sequence[Dataset], method: str) -> str:
