@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from reported import METHODS, change, collected, small
 
 from trm_bench import report
 from trm_bench.report import charts, figures, forests, style
-from trm_bench.report.drawing import STAND_IN, Chart, signed
+from trm_bench.report.drawing import STAND_IN, Chart, signed, write
 from trm_bench.report.evidence import Evidence
 from trm_bench.runs import arrays
 from trm_bench.seals import digest_of_file
@@ -116,6 +117,14 @@ class TestFiles:
 
 
 class TestForests:
+    @pytest.mark.filterwarnings("error:constrained_layout")
+    @pytest.mark.parametrize("name", ["gains", "gains_by_transfer", "subjects", "training_loss"])
+    def test_of_one_method_have_room(self, name: str, tmp_path: Path) -> None:
+        methods = ["finetune", "a_method_with_a_name_longer_than_any_other_of_these"]
+        given: dict[str, Any] = {"methods": methods, "claim": None, "subjects": 4}
+        found = collected(small(tmp_path / "p", data="phantom", **given))
+        write(partial(charts.CHARTS[name], found), name, tmp_path, phantom=True)
+
     def test_a_short_interval_stands_out_of_its_mark(self, tmp_path: Path) -> None:
         found = collected(small(tmp_path / "p", noise=0.01))
         figure = forests.gains(found).figure

@@ -188,11 +188,13 @@ def legend(figure: Figure, axes: Sequence[Axes], more: Sequence[Any] = ()) -> No
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     entries |= {handle.get_label(): handle for handle in more}
-    longest = max(map(len, entries), default=0)
-    needed = 0.55 + 0.066 * longest  # inches
-    columns = max(1, min(len(entries), 5, int(figure.get_figwidth() / needed)))
+    width, letter = figure.get_figwidth(), 0.066  # inches
+    names = [shortened(name, int((width - 0.55) / letter)) for name in entries]
+    needed = 0.55 + letter * max(map(len, names), default=0)
+    columns = max(1, min(len(entries), 5, int(width / needed)))
     _grow(figure, 0.17 * -(-len(entries) // columns) + 0.1)
-    figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns)
+    placed: Any = {"loc": "outside upper left", "ncols": columns, "fontsize": SMALL}
+    figure.legend(entries.values(), names, **placed)
 
 
 def label_below(figure: Figure, text: str) -> None:

@@ -134,7 +134,7 @@ def _has_overall(evidence: Evidence, scores: Scores) -> bool:
 
 def _gains(evidence: Evidence, scores: Scores, places: Sequence[str], width: float) -> Drawing:
     methods = _ordered(evidence, scores, places)
-    height = ROW * len(methods) + (0.3 if len(places) == 1 else 0.45)
+    height = ROW * len(methods) + (0.5 if len(places) == 1 else 0.6)
     room = {"least": 1.1 if width < WIDE else 1.7, "beside": _beside(methods)}
     figure, axes, own = panels(len(places), width, height, sharex=True, sharey=True, **room)
     alone, shown = len(axes) == 1, []
@@ -233,7 +233,7 @@ def subjects(evidence: Evidence, width: float = WIDE) -> Drawing:
     gained = _by_subject(evidence, scores)
     methods = [m for m in _ordered(evidence, scores, list(gained)) if
                any(m in by_method for by_method in gained.values())]  # fmt: skip
-    height = ROW * len(methods) + 0.6
+    height = ROW * len(methods) + 0.75
     room = {"least": 1.7 if width < WIDE else 2.1, "beside": _beside(methods)}
     figure, axes, own = panels(len(gained), width, height, sharex=True, sharey=True, **room)
     dots = sum(len(v) for by in gained.values() for v in by.values()) <= MOST_DOTS
@@ -329,7 +329,7 @@ def ranks(evidence: Evidence, width: float = WIDE) -> Drawing:
         raise DoesNotApply(f"Friedman's test {note}")
     order = test.ranks.sort_values()
     methods, half = [str(m) for m in order.index], test.critical_difference / 2
-    figure, (ax,), _ = panels(1, width, ROW * len(methods) + 0.35, least=1)
+    figure, (ax,), _ = panels(1, width, ROW * len(methods) + 0.4, least=1)
     rows(ax, methods)
     ax.lines[0].remove()
     for y, (method, rank) in enumerate(zip(methods, order, strict=True)):

@@ -84,7 +84,7 @@ def _forest(
 ) -> Drawing:
     """A row a value: dots of the datasets, their mean, its interval."""
     names = [f"{row.option}: {row.value}" for row in table.itertuples()]
-    figure, (ax,), _ = panels(1, width, ROW * len(table) + 0.3, least=1)
+    figure, (ax,), _ = panels(1, width, ROW * len(table) + 0.4, least=1)
     rows(ax, names, 36)
     for y, (_, row) in enumerate(table.iterrows()):
         _mark(ax, y, row, datasets)
