@@ -12,7 +12,7 @@ import typer
 
 # isort: off
 # importing these adds their commands, in the order in which --help lists them
-from trm_bench.cli import running, reading, listing, using, tools, sources  # noqa: F401
+from trm_bench.cli import running, reading, listing, protocols, using, tools, sources  # noqa: F401
 
 # isort: on
 from trm_bench import signals
