@@ -50,10 +50,11 @@ def json_schema() -> dict[str, Any]:
     own = {
         "extends": {
             "type": "string",
+            "default": None,
             "description": "A bundled protocol, or a file beside this one or below it: it says "
             "all that this one does not.",
         },
-        "x-shared": {"description": "A place for YAML anchors; not read."},
+        "x-shared": {"default": None, "description": "A place for YAML anchors; not read."},
     }
     properties = {**own, **schema["properties"]}
     method = properties["methods"]
