@@ -323,7 +323,7 @@ def protocols() -> str:
             for t in (p.training.source, p.training.target)
         )
         pace = paced.get(_work(p))
-        hours = f"{(pre + own) * pace / 3600 / 2:.1f}" if pace else "not measured"
+        hours = f"{(pre + own) * pace / 3600 / 2:.1f}" if pace else "?"
         data = ", ".join(code(d) for d in dict.fromkeys(of.dataset for of in p.sets))
         whats.append([code(name), plain(p.description), data, "yes" if p.phantom else "-"])
         costs.append([
