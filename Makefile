@@ -2,11 +2,12 @@
 # make test   install, run the tests
 # make lint   formatting, linting and types, as CI checks them
 # make mutants   break the numeric core in more than a hundred places: do the tests notice?
+# make docs   the documentation site, in site/; a link that leads nowhere is an error
 # make faults   thousands of bad inputs, a hundred kills, full disks; writes docs/faults.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint mutants faults clean
+.PHONY: demo test lint mutants faults docs clean
 
 demo: .venv/installed
 	@echo "Twenty infant brains of a phantom, their tissues on T1, from two training subjects, three seeds."
@@ -28,10 +29,13 @@ mutants: .venv/installed
 faults: .venv/installed
 	PYTHONPATH=tests $(BIN)/python -m faults --report docs/faults.md
 
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict
+
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

@@ -1,6 +1,6 @@
 """What the documentation shows works.
 
-Recipes run, links lead somewhere, tables name what there is.
+Recipes and the tutorial run, links lead somewhere, the site builds and names what there is.
 """
 
 from __future__ import annotations
@@ -113,15 +113,13 @@ def test_the_recipes_work_from_another_package(tmp_path: Path, toy_data: Path) -
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_to_files(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), target
 
 
-def test_readme_names_what_there_is() -> None:
+def test_readme_shows_commands_that_there_are() -> None:
     text = (ROOT / "README.md").read_text()
-    for name in [*bundled(), *REGISTRY.names()]:
-        assert f"`{name}`" in text, name
     runner = CliRunner()
     for command in re.findall(r"^trm-bench ([a-z-]+)", text, re.M):
         assert runner.invoke(cli.app, [command, "--help"]).exit_code == 0, command
@@ -130,16 +128,73 @@ def test_readme_names_what_there_is() -> None:
         runner.invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
         for command in ("run", "sweep", "")
     )
-    assert options and all(option in help_text for option in options), options
+    assert all(option in help_text for option in options), options
 
 
-def test_readme_shows_the_defaults_of_a_sweep() -> None:
-    block = re.search(r"```yaml\n(sweep:\n.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_every_method_has_its_place() -> None:
+    text = (ROOT / "docs/methods.md").read_text()
+    assert [name for name in REGISTRY.builtin if f"`{name}`" not in text] == []
+
+
+def test_the_page_on_tuning_shows_the_defaults() -> None:
+    block = re.search(r"```yaml\n(sweep:\n.*?)```", (ROOT / "docs/tuning.md").read_text(), re.S)
     assert block
     shown = yaml.safe_load(block[1])["sweep"]
     assert SweepConfig.model_validate(shown) == SweepConfig()
     assert shown.keys() == SweepConfig.model_fields.keys()
     assert shown["shared_space"].keys() == SharedSpace.model_fields.keys()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation site, built as `make docs` does, where every warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_holds_what_is_made_of_the_code(site: Path) -> None:
+    expected = {
+        "protocols": [*bundled()],
+        "methods": [f'id="{name}"' for name in REGISTRY.builtin],
+        "datasets": [f"<code>{name}</code>" for name in datasets.REGISTRY.builtin],
+        "commands": ["trm-bench run PROTOCOL [OPTIONS]", "trm-bench protocols copy PROTOCOL"],
+        "protocol": [f"<code>{key}</code>" for key in SweepConfig.model_fields],
+        "contributing": ["WeightNormParameters"],
+    }
+    for page, texts in expected.items():
+        content = (site / f"{page}.html").read_text()
+        assert [text for text in texts if text not in content] == [], page
+        assert "<!-- made" not in content and "<!-- file" not in content
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    loading = re.compile(r'<(?:script|img|iframe|link rel="?(?:stylesheet|icon)"?)[^>]*?//[^>]*>')
+    pages = [*site.glob("*.html")]
+    assert len(pages) > 20
+    assert [found for page in pages for found in loading.findall(page.read_text())] == []
+
+
+@pytest.mark.slow
+def test_the_tutorial_gives_what_it_shows() -> None:
+    """Its commands, typed as they stand; `python docs/tutorial.py --write` renews the page."""
+    command = [sys.executable, str(ROOT / "docs/tutorial.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_lines_are_compared_without_what_machines_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    tutorial = importlib.import_module("tutorial")
+    shown, found = "| **trm** | 1.5 |\n3 runs in 2 min\n", "| trm   | 12.25 |\n12 runs in 40 s\n"
+    assert tutorial.masked(shown) == tutorial.masked(found)
+    assert tutorial.masked(shown) != tutorial.masked(found.replace("runs", "trainings"))
+    assert tutorial.abridged("a\nb\nc\nd\n", "x\n...\ny\n") == "a\n...\nd\n"
+    assert tutorial.abridged("a\nb\n", "x\n") == "a\nb\n"
 
 
 def test_changelog_has_the_version() -> None:

@@ -28,7 +28,10 @@ GIVEN: dict[str, list[str]] = {
     "mlflow": ["{out}"],  # which has no store, so that no server starts
     "methods": ["trm"],
     "datasets": ["lgg"],
-    "protocols": [],
+    "protocols list": [],
+    "protocols show": ["{protocol}"],
+    "protocols copy": ["{protocol}", "new.yaml"],
+    "protocols schema": [],
     "doctor": [],
     "data phantom": ["--layout", "iseg2019", "--subjects", "1", "--spacing", "6", "--out", "new"],
     "data check": ["{protocol}"],

@@ -206,12 +206,12 @@ class TestReport:
     def test_a_report_shows_the_reference_beside_its_own(self, one: Path, known: None) -> None:
         found = comparison.beside_reference(collected(one))
         assert found is not None and words(found)["trm"] == DIFFER
-        text = pages.report(collected(one), [], [], {})
+        text = pages.report(collected(one), [], [])
         section = text[text.index("Beside the reference results") : text.index('id="figures"')]
         assert "agree with the reference, 2 differ" in section and "difference" in section
 
     def test_without_a_reference_there_is_no_such_section(self, one: Path) -> None:
-        assert "Beside the reference results" not in pages.report(collected(one), [], [], {})
+        assert "Beside the reference results" not in pages.report(collected(one), [], [])
 
     def test_the_stand_in_is_beside_no_real_data(self, known: None, tmp_path: Path) -> None:
         phantom = small(tmp_path / "phantom" / "p", data="phantom", **GIVEN)

@@ -19,7 +19,7 @@ from reported import change, change_plan, collected, set_units, small
 from trm_bench import networks, pipeline, report
 from trm_bench.protocol import parse
 from trm_bench.protocol.schema import NetworkConfig
-from trm_bench.report import charts, figures, forests, mlflow, sides, tables, transferability
+from trm_bench.report import charts, figures, forests, logged, sides, tables, transferability
 from trm_bench.report.drawing import heading, shortened, signed
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.store import read_results
@@ -349,11 +349,11 @@ class TestProvenance:
     def test_a_run_says_its_source_in_mlflow(self, across: Path) -> None:
         results = read_results(ProtocolFolder(across))
         by_cell = {(c.transfer, c.method): r for c, r in results.finished()}
-        told = mlflow._parameters(by_cell["brains->delft", "finetune"].config)
+        told = logged.parameters(by_cell["brains->delft", "finetune"].config)
         assert told["source.classes"] == 0 and len(told["source.sha256"]) == 64
-        told = mlflow._parameters(by_cell["one->toys", "finetune"].config)
+        told = logged.parameters(by_cell["one->toys", "finetune"].config)
         assert (told["source.dataset"], told["source.labels"]) == ("nnunet", "all")
-        assert "source.id" not in mlflow._parameters(by_cell["one->toys", "scratch"].config)
+        assert "source.id" not in logged.parameters(by_cell["one->toys", "scratch"].config)
 
 
 def test_commands_read_all_of_it(

@@ -12,7 +12,17 @@ import typer
 
 # isort: off
 # importing these adds their commands, in the order in which --help lists them
-from trm_bench.cli import running, looking, reading, viewing, listing, using, tools, sources  # noqa: F401
+from trm_bench.cli import (  # noqa: F401
+    running,
+    looking,
+    reading,
+    viewing,
+    protocols,
+    listing,
+    using,
+    tools,
+    sources,
+)
 
 # isort: on
 from trm_bench import signals

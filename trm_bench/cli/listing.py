@@ -1,4 +1,4 @@
-"""Commands that say what there is: methods, datasets, protocols, this machine."""
+"""Commands that say what there is: methods, datasets, this machine."""
 
 from __future__ import annotations
 
@@ -98,19 +98,6 @@ def _facts(kind: Any) -> list[str]:
     }
     lines = ["", *(f"{key}: {value}" for key, value in facts.items())]
     return [*lines, "layout:", *(f"  {line}" for line in kind.layout.splitlines())]
-
-
-@app.command(epilog=example("trm-bench protocols"))
-def protocols() -> None:
-    """List the bundled protocols."""
-    from trm_bench.protocol import bundled, load_protocol
-
-    table = Table(Column("protocol", no_wrap=True), "dataset", "what", "methods", "seeds")
-    for name in bundled():
-        p = load_protocol(name)
-        used = ", ".join(dict.fromkeys(data.dataset for data in p.sets))
-        table.add_row(name, used, p.description, str(len(p.methods)), str(len(p.seeds)))
-    out.print(table)
 
 
 @app.command(epilog=example("TRM_DATA=data trm-bench doctor"))

@@ -94,6 +94,7 @@ class DataConfig(Strict):
             dataset's, or its classes with their label values.
         label_maps: More label maps by name, beside those of the dataset.
         modalities: The modalities in play; all of the dataset's when null.
+        volume: How its volumes are prepared.
         distance_unit: What distances in its files are in, where the data set does not say it:
             `voxels` where published files have lost the size of their voxels.
         on_bad_subject: `stop`, or `skip` to leave unusable subjects out, visibly.
@@ -113,7 +114,13 @@ class DataConfig(Strict):
 
 
 class TargetSplit(Strict):
-    """Numbers of target subjects. `rest` means all that are left."""
+    """Numbers of target subjects.
+
+    Attributes:
+        train: That a network is fine-tuned on.
+        val: That methods may look at while they train, and that sweeps score.
+        test: That are scored at the end; `rest` means all that are left.
+    """
 
     train: Number
     val: Number

@@ -37,7 +37,7 @@ def load_protocol(name: str, overrides: Sequence[str] = (), phantom: bool = Fals
     Raises:
         UserError: The file is missing or not YAML, a key is unknown, or a value does not fit.
     """
-    path = _find(name)
+    path = find(name)
     raw = _extended(path, ())
     settings = [_parse(item) for item in overrides]
     if phantom:
@@ -134,7 +134,12 @@ def parse(raw: Mapping[str, Any], where: object) -> Protocol:
         ) from error
 
 
-def _find(name: str) -> Path:
+def find(name: str) -> Path:
+    """The file of a protocol: a path, or the name of a bundled one.
+
+    Raises:
+        UserError: There is none.
+    """
     path = Path(name)
     known = bundled()
     if is_file(path) or (name not in known and exists(path)):

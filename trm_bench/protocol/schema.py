@@ -76,6 +76,7 @@ class Claim(Strict):
 
     Attributes:
         source: Who claims it; "" for one's own question.
+        metric: In which the gain is.
         gain: As printed by the paper; null where there is none to be judged.
         unit: `points` (Dice x 100), `relative` (per cent of the baseline), or `points-or-relative`
             where nothing says.
@@ -100,8 +101,23 @@ class Protocol(Strict):
     """A benchmark: data, split, transfers, network, training, methods, seeds, metrics.
 
     Attributes:
+        name: Of the protocol, and of the folder of its results.
+        description: What it is about, in a line.
+        claim: What is to be found out; null where nothing is claimed, and so nothing judged.
+        data: Which data.
         domains: What the pairs of a `cross_dataset` protocol name: subjects with what is seen and
             learned of them, or networks that were trained elsewhere.
+        split: How patients are divided.
+        transfers: From where to where.
+        network: Which network all trainings train.
+        training: How the source and the target are trained.
+        methods: What is compared; a name alone has the method's defaults.
+        seeds: Of the trainings; every method is trained once with each.
+        metrics: What is measured of every test subject; the first is the one of the table.
+        evaluation: How test subjects are segmented and scored.
+        sweep: The budget with which methods are tuned.
+        phantom: The stand-in that takes the place of the data under `--phantom`; null for none.
+        tracking: Whether runs are written to MLflow as well.
         keep: Which target networks stay in `networks/`: none, all, or of each transfer and method
             that of the seed with the best validation Dice.
     """

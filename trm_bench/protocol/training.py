@@ -24,6 +24,9 @@ class NetworkConfig(Strict):
     """A MONAI network by its class name; every further key is an argument of that class.
 
     Arguments are plain values; see `networks.build` for the limits of their size.
+
+    Attributes:
+        name: Of the class, such as `UNet`; nnU-Net's own networks go by theirs.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -37,7 +40,14 @@ class NetworkConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """Attributes: name, lr (learning rate), weight_decay, momentum (Nesterov; of sgd)."""
+    """The optimiser.
+
+    Attributes:
+        name: Which.
+        lr: Learning rate.
+        weight_decay: Decoupled under `adamw`, as an L2 term under `sgd`.
+        momentum: Nesterov's; of `sgd` alone.
+    """
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Rate = 1e-3
@@ -48,7 +58,9 @@ class OptimizerConfig(Strict):
 class LossConfig(Strict):
     """The segmentation loss: weights of the voxel-wise term and of soft Dice over the batch.
 
-    The voxel-wise term is the mean cross-entropy, unless a method has its own.
+    Attributes:
+        cross_entropy: Of the voxel-wise term: the mean cross-entropy, unless a method has its own.
+        dice: Of soft Dice.
     """
 
     cross_entropy: float = Field(1.0, ge=0, le=1e6)
@@ -98,11 +110,14 @@ class TrainingConfig(Strict):
         patch: Voxels; three numbers for 3D networks, two for 2D networks that see slices (axes 0
             and 1).
         foreground: Share of patches centred on a foreground voxel.
+        optimizer: What moves the weights.
         schedule: Of the learning rate: `poly` (power 0.9), `cosine`, `one_cycle`, `constant`.
         warmup: Share of the steps over which the learning rate rises linearly from 0 to what the
             schedule says.
         clip: Largest gradient norm; null for none.
         precision: `auto` is bf16 where the device has it, else fp32.
+        loss: What is made small.
+        augment: How patches are varied.
         select: Which weights are kept: `last`, or `best` by mean Dice on the validation subjects.
         validate_every: Steps between validations for `best`; 0 for ten in all.
     """
@@ -131,7 +146,12 @@ class TrainingConfig(Strict):
 
 
 class TrainingsConfig(Strict):
-    """Source pre-training and target training; every method on the target gets the same."""
+    """Source pre-training and target training.
+
+    Attributes:
+        source: Of the source networks.
+        target: Of every method on the target, alike.
+    """
 
     source: TrainingConfig
     target: TrainingConfig
@@ -184,7 +204,11 @@ class MethodTraining(Strict):
 
 
 class MethodSettings(Strict):
-    """A method's parameters, and `training`, where its target training differs."""
+    """A method's parameters, and where its target training differs.
+
+    Attributes:
+        training: What differs.
+    """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Plain]
@@ -206,6 +230,8 @@ class MethodConfig(MethodSettings):
     """A method by name; every further key is one of its parameters.
 
     Attributes:
+        training: Where its target training differs from the protocol's.
+        name: Of the method, as `trm-bench methods` lists it.
         label: What the method is called in tables; needed where a method is listed twice.
         per_transfer: Name of a transfer to settings that hold there.
     """

@@ -124,16 +124,15 @@ def summarised(summary: dict[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"{safe(name)}/{safe(method)}", value
 
 
-def note(protocol: Protocol, verdict: str, table: str) -> str:
+def note(protocol: Protocol, found: str, table: str) -> str:
     """The description of a benchmark's run, in Markdown.
 
     Args:
         protocol: Of the benchmark.
-        verdict: A sentence.
+        found: What came out, in sentences.
         table: table.md.
     """
-    told = f"**{verdict[:1].upper()}{verdict[1:]}.**"
-    head = "\n\n".join(filter(None, (protocol.description, told)))
+    head = "\n\n".join(filter(None, (protocol.description, f"**{found}**")))
     how = (
         "The runs below this one are the cells of the table: one for each transfer, method and "
         "seed. Tick some and press *Compare* to see their curves and parameters side by side. "

@@ -347,8 +347,8 @@ class _RunMirror(Mirror):
         table = self.folder.report("table.md").read_text(encoding="utf-8")
         step = len(self.plan.cells)
         words = " / ".join(summary["verdict"]["words"])
-        verdict = f"Verdict: {words}" if words else summary["verdict"]["none_because"]
-        tags = {"verdict": words or "no verdict", NOTE: note(self.plan.protocol, verdict, table)}
+        found = f"Verdict: {words}. {summary['finding']}" if words else summary["finding"]
+        tags = {"verdict": words or "no verdict", NOTE: note(self.plan.protocol, found, table)}
         points = ((name, step, value) for name, value in summarised(summary))
         self.log(self.parent, timed(points), tags=tags)
         for pattern in ("*.csv", "table.*", "*.json", "report.html"):
