@@ -434,4 +434,5 @@ def test_summary_is_json_without_nan(trm_bench: Run, file: Path, tmp_path: Path)
     summary = json.loads(
         (tmp_path / "out" / "toy" / "summary.json").read_text(), parse_constant=refuse
     )
-    assert summary["metrics"]["dice"]["trm"]["gain"] is None
+    own = summary["metrics"]["dice"]["trm"]
+    assert summary["reference"] == "trm" and own["gain_interval"] == [None, None]

@@ -101,7 +101,7 @@ def test_the_recipes_work_from_another_package(tmp_path: Path, toy_data: Path) -
     of_toy = toy.write_protocol(tmp_path / "toy.yaml", toy_data)
     paths = os.pathsep.join([str(package), *sys.path])
     for arguments, expected in (
-        (["run", of_toy, "--methods", "weight_norm", "--out", tmp_path / "out"], "1 runs finished"),
+        (["run", of_toy, "--methods", "weight_norm", "--out", tmp_path / "out"], "1 run finished"),
         (["data", "check", own], "2 subjects can be used, 0 cannot"),
     ):
         command = [sys.executable, "-m", "trm_bench", *map(str, arguments)]

@@ -121,6 +121,8 @@ class Stage:
         """Shows what happens to a task of this stage."""
         bars = self.display.bars
         if event.kind == "started":
+            if not self.done and not self.running:  # what came before it is no measure
+                self.started = time.monotonic()
             self.running[event.task] = bars.add_task(f"  {title}", total=None, note="")
         elif event.kind == "progress":
             step, steps, loss = event.value

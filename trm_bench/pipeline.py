@@ -135,6 +135,7 @@ def run(
             with display.phase("writing tables, figures and pages"):
                 if pages:
                     report.write_pages(folder.path)
+                    report.write_index(folder.results)
                 else:
                     report.write(folder)
         states = _states(plan)

@@ -77,7 +77,7 @@ def test_children_lie_under_their_parent_and_hold_the_records(
     assert "gain_points_low/finetune" not in numbers, "the reference has no interval"
     assert parent.data.tags["verdict"] == "no verdict"
     description = parent.data.tags["mlflow.note.content"]
-    assert description.startswith("**No verdict: ") and "*Compare*" in description
+    assert description.startswith("**trm is ahead. ") and "*Compare*" in description
     assert folder.report("table.md").read_text().strip() in description
     kept = {a.path for a in client(tmp_path).list_artifacts(parent.info.run_id)}
     assert {

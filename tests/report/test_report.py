@@ -154,7 +154,7 @@ class TestTable:
             *("16 test subjects", "2 classes", "3 seeds", "Bold", "Split by patient", "last step"),
             *("± is the standard deviation over the seeds", "95 % interval", "Empty masks"),
             *("over subjects and seeds (initial weights and patches", "exploratory, without marks"),
-            *("The largest of 6 gains", "Generalised p-value", "Holm-corrected for a family of 4"),
+            *("The largest of 5 gains", "Generalised p-value", "Holm-corrected for a family of 4"),
             *("no marks with 3 seeds, they need 5", "Design: fixed", "effects as symmetric"),
         ):
             assert said in caption, said

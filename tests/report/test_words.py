@@ -24,7 +24,8 @@ OWN = {"methods": ["scratch", "topk", "focal"], "gains": {"scratch": -3, "topk":
     [
         ({}, "trm beats finetune", True, words.NO),
         ({"gains": LEVEL}, "No method can be told from finetune", False, words.OPEN),
-        ({"gains": LEVEL | {"scratch": 9}}, "scratch beats finetune", True, words.YES),
+        ({"gains": LEVEL | {"scratch": 9}}, "No method can be told from finetune", False,
+         words.YES),
         ({"seeds": (0, 1)}, "trm is ahead", False, words.OPEN),
         ({"seeds": (0,), "data": "phantom"}, "trm is ahead", False, words.OPEN),
         ({"subjects": 1}, "trm is ahead", False, words.OPEN),

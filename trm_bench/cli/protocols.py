@@ -101,9 +101,7 @@ def copy_protocol(
         out.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-@protocols_app.command(
-    "schema", epilog=example("trm-bench protocols schema > protocol.schema.json")
-)
+@protocols_app.command("schema", epilog=example("trm-bench protocols schema"))
 def protocols_schema() -> None:
     """Print the JSON schema of protocols, which editors use to complete and check."""
     import json

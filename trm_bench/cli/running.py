@@ -99,10 +99,12 @@ def _print_outcome(outcome: Any, protocol: Any) -> None:
     folder = outcome.folder
     summary = json.loads(folder.report("summary.json").read_text(encoding="utf-8"))
     out.print(_scores(summary, protocol.metrics[0]))
+    out.print(summary["finding"], markup=False, highlight=False)
     states = ", ".join(f"{counted(n, 'run')} {s}" for s, n in sorted(outcome.states.items()))
     out.print(states, highlight=False)
     places = {
         "report": folder.report("report.html"),
+        "all reports": folder.results.index,
         "table": folder.report("table.md"),
         "figures": folder.figures,
         "records": folder.records,
@@ -125,6 +127,7 @@ def _scores(summary: dict[str, Any], metric: str) -> Table:
         Column("method", overflow="fold"),
         *(Column(escape(name), justify="right", overflow="fold") for name in numbers),
         title=escape(title),
+        caption=escape(f"gain over {summary['reference']}, in {_points(summary['units'][metric])}"),
     )
     for method, row in methods.items():
         values = [_number(row["per_transfer"][t]) for t in shown]
@@ -133,6 +136,11 @@ def _scores(summary: dict[str, Any], metric: str) -> Table:
             mean += f" ± {row['sd_over_seeds']:.2f}"
         table.add_row(escape(method), *values, mean, _gain(row))
     return table
+
+
+def _points(unit: str) -> str:
+    """The unit of differences."""
+    return "points" if unit == "%" else unit
 
 
 def _number(value: float | None) -> str:

@@ -48,8 +48,8 @@ def write_pages(output: Path) -> list[Path]:
     """
     from trm_bench.report import charts, pages
 
-    written, listed = [], []
-    for folder in protocol_folders(output):
+    written, folders = [], protocol_folders(output)
+    for folder in folders:
         evidence = collect(read_results(folder))
         page = folder.report("report.html")
         written += _write(evidence)
@@ -57,15 +57,18 @@ def write_pages(output: Path) -> list[Path]:
         drawn += figures.draw(evidence)
         write_text(page, pages.report(evidence, drawn, absent))
         written += [*(path for chart in drawn for path in chart.files), page]
-        if folder.path != output:
-            listed.append((page.relative_to(output).as_posix(), evidence))
-    for results in dict.fromkeys(folder.results for folder in protocol_folders(output)):
-        written += sources.write(results)
-    if listed:
-        index = ResultsFolder(output).index
-        write_text(index, pages.index(listed))
-        written.append(index)
+    written += sources.write(folders[0].results)
+    if folders[0].path != output:
+        written.append(write_index(ResultsFolder(output)))
     return written
+
+
+def write_index(folder: ResultsFolder) -> Path:
+    """Writes index.html over the reports that a results folder holds."""
+    from trm_bench.report import pages
+
+    write_text(folder.index, pages.index(folder))
+    return folder.index
 
 
 def compare(several: Sequence[Path], output: Path) -> tuple[list[Path], list[comparison.Beside]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trm_bench.errors import UserError
 from trm_bench.inputs import is_file, read_text
@@ -61,12 +61,15 @@ class Summary(Known):
     """summary.json, or what of it a comparison needs."""
 
     protocol: str
+    description: str = ""
     data: Literal["phantom", "real"]
     reference: str = "finetune"
     units: dict[str, str]
     seeds: tuple[int, ...]
     design: Splits = Splits()
     verdict: Verdict = Verdict()
+    finding: str = ""
+    states: dict[str, int] = Field(default_factory=dict)
     metrics: dict[str, dict[str, Numbers]]
 
     @model_validator(mode="after")

@@ -337,11 +337,17 @@ class Evidence:
 
     @cached_property
     def best(self) -> Largest | None:
-        """The largest gain of all methods over the reference; None where there is no gain."""
+        """The largest gain of all methods over the reference; None where there is no gain.
+
+        Not that of scratch, where others transfer: whether they are worse than it is another
+        question (`gaps`).
+        """
         gained = self.main.gains
         if gained.empty:
             return None
         rows = gained[(gained["transfer"] == OVERALL) & gained["gain"].notna()]
+        others = rows[rows["method"] != SCRATCH]
+        rows = rows if others.empty else others
         if rows.empty:
             return None
         rows = rows.sort_values("gain", ascending=False)

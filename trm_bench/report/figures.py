@@ -36,6 +36,7 @@ MISSED, ADDED, OTHER = "#d55e00", "#56b4e9", "#f0e442"  # errors
 LOST, WON = "#d55e00", "#56b4e9"  # by transfer, against training from scratch
 MOST_TILES = 24  # pictures of one subject under one method, in a figure
 ACROSS, DPI = 4.8, 170  # inches: between a page and a telephone, since one file serves both
+CROWDED = 0.12  # of a label's pixels that lie on an edge: from there outlines are drawn thin
 FEWEST_VOXELS = 24  # along a side of a picture, so that there is something around
 MAP_TEST = (
     " A map that knows where transfer harms is bright where voxels are lost, and dark where they "
@@ -257,9 +258,15 @@ def _panel(ax: Axes, shown: Slice, paint: Callable[[Axes, Any], None], what: Any
     ax.spines[:].set_visible(False)
     paint(ax, what)
     label = shown["label"]
+    width = 0.9 if _edges(label) < CROWDED else 0.4
     for k in np.unique(label[label > 0]):
-        lines = ax.contour(_turn(label == k), levels=[0.5], colors=["white"], linewidths=0.9)
-        lines.set_path_effects([withStroke(linewidth=2.0, foreground="black")])
+        lines = ax.contour(_turn(label == k), levels=[0.5], colors=["white"], linewidths=width)
+        lines.set_path_effects([withStroke(linewidth=2.2 * width, foreground="black")])
+
+
+def _edges(label: np.ndarray) -> float:
+    """The share of pixels whose neighbour has another class."""
+    return float((np.diff(label.astype(int), axis=0) != 0).mean())
 
 
 def _errors(ax: Axes, shown: Slice) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,12 +22,14 @@ from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
 from trm_bench.analysis.transferability import predicts
 from trm_bench.analysis.verdict import RULES
 from trm_bench.analysis.voxels import REFERENCE
+from trm_bench.errors import UserError
 from trm_bench.report import comparison, particulars, tables, transferability, words
 from trm_bench.report.captions import WORSE
-from trm_bench.report.compared import Compared
+from trm_bench.report.compared import Compared, of_files
 from trm_bench.report.comparison import Beside
 from trm_bench.report.drawing import Chart
 from trm_bench.report.evidence import NAMES, PHANTOM, Evidence, direction
+from trm_bench.runs.folders import ResultsFolder, run_folders
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -132,7 +134,8 @@ def report(
 
 
 def _size(evidence: Evidence) -> str:
-    return f"{evidence.results.plan.data.capitalize()} data; runs: {_states(evidence) or 'none'}."
+    data = evidence.results.plan.data.capitalize()
+    return f"{data} data; cells of the table: {_states(evidence) or 'none'}."
 
 
 def _states(evidence: Evidence) -> str:
@@ -243,21 +246,23 @@ def _embedded(png: Path) -> str:
 # ------------------------------------------------------------------------------- several protocols
 
 
-def index(pages: Iterable[tuple[str, Evidence]]) -> str:
-    """The index of a results folder, from links and what they lead to."""
-    rows = [
-        {
-            "link": quote(link),
-            "name": e.name,
-            "description": e.protocol.description,
-            "data": e.results.plan.data,
-            "phantom": PHANTOM if e.phantom else "",
-            "verdict": " / ".join(e.words) or (e.judgement.no_verdict if e.judgement else ""),
-            "found": words.found(e),
-            "runs": _states(e),
-        }
-        for link, e in pages
-    ]
+def index(folder: ResultsFolder) -> str:
+    """The index of a results folder: what the summary of each report in it says."""
+    rows = []
+    for protocol in run_folders(folder.path):
+        report = protocol.report("report.html")
+        if not report.is_file():
+            continue
+        link = quote(report.relative_to(folder.path).as_posix())
+        row: dict[str, Any] = {"link": link, "name": protocol.path.name, "trouble": ""}
+        try:
+            said = of_files(protocol.path).summary
+        except UserError as error:
+            row["trouble"] = str(error)
+        else:
+            runs = ", ".join(f"{n} {state}" for state, n in sorted(said.states.items()))
+            row |= {"said": said, "runs": runs, "verdict": " / ".join(said.verdict.words)}
+        rows.append(row)
     return page("index.html", rows=rows)
 
 

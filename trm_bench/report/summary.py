@@ -24,6 +24,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
     scores = evidence.scores.items()
     return {
         "protocol": evidence.name,
+        "description": evidence.protocol.description,
         "data": evidence.results.plan.data,
         "units": {m: evidence.unit(m) for m in evidence.scores},
         "reference": evidence.reference,
