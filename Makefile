@@ -1,4 +1,4 @@
-# make demo   install, run the demo protocol on a phantom, print its table (four minutes on two cores)
+# make demo   install, run the demo protocol on a phantom, print its table (three minutes on two cores)
 # make test   install, run the tests
 # make lint   formatting, linting and types, as CI checks them
 # make mutants   break the numeric core in more than a hundred places: do the tests notice?

@@ -297,9 +297,10 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 # Bundled protocols and what they take
 
-UNTOLD = {  # of protocols whose data say it: ways of a transfer
-    "msd_brain_cross_modality": 12,
-    "lgg_cross_institution": 5,
+UNTOLD = {  # of protocols whose data say it: source networks of a seed, and transfers
+    "lgg_cross_institution": (5, 5),
+    "msd_brain_cross_modality": (4, 12),
+    "msd_prostate_cross_modality": (2, 2),
 }
 MOST_CHANNELS = MOST_CLASSES = 4  # of any bundled protocol
 
@@ -313,7 +314,7 @@ def protocols() -> str:
     paced = {_work(load_protocol(name)): pace for name, pace in paces.items()}
     whats, costs = [], []
     for name in bundled():
-        p = load_protocol(name)
+        p = load_protocol(name, phantom=name == "demo")  # which is for nothing else
         sources, ways = _ways(name, p)
         seeds = len(p.seeds)
         runs = seeds * (ways * len(p.methods))
@@ -346,8 +347,8 @@ def _ways(name: str, p: Any) -> tuple[int, int]:
     if isinstance(pairs, str):
         kind = REGISTRY.get(p.data.dataset)
         number = len(p.data.modalities or getattr(kind, "modalities", ()))
-        ways = UNTOLD.get(name) or number * (number - 1)
-        sources = 4 if name == "msd_brain_cross_modality" else ways if name in UNTOLD else number
+        sources, ways = UNTOLD.get(name) or (number, number * (number - 1))
+        assert ways, f"{name}: say in UNTOLD how many transfers its data make"
         return sources, ways * shots
     return len({way[:-1] for way in pairs}), len(pairs) * shots
 
