@@ -194,7 +194,7 @@ def test_a_run_without_a_map_or_with_other_labels_is_told(
     results = done.path.parent
     with pytest.raises(UserError, match="no risk map of its own"):
         risk_map.of_run(str(done.record(record_of(done, "trm_prior").id)), results, CPU)
-    with pytest.raises(UserError, match="names no runs"):
+    with pytest.raises(UserError, match="begins with"):
         risk_map.of_run("ffffffff", results, CPU)
     basis = risk_map.of_run(record_of(done, "mine").id, results, CPU)
     image, odd = toy_data / "imagesTr" / "toy_000.nii.gz", tmp_path / "odd.nii"

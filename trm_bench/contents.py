@@ -199,7 +199,7 @@ def find(name: str, results: Path) -> Run:
         return _run(path)
     if not re.fullmatch("[0-9a-f]{1,16}", name):
         what = "neither a folder, a record nor the id of a run"
-        raise UserError(f"'{name}' is {what}", "show", fix)
+        raise UserError(f"'{name[:200]}' is {what}", results, fix)
     paths = sorted(results.glob(f"*/records/{name}*.json")) or sorted(
         results.glob(f"records/{name}*.json")
     )

@@ -7,7 +7,6 @@ options are those of a protocol's method, or the defaults, and P(y | c) is that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trm_bench import prediction
+from trm_bench.contents import Run, find
 from trm_bench.data.volumes import to_classes
 from trm_bench.datasets import REGISTRY as DATASETS
 from trm_bench.datasets.base import LabelMap
 from trm_bench.display import Display
 from trm_bench.errors import UserError, nearest
 from trm_bench.files import write_json
-from trm_bench.inputs import is_file
 from trm_bench.methods.registry import REGISTRY, create
 from trm_bench.methods.trm import READINGS
 from trm_bench.preparing import open_sets
@@ -35,9 +34,7 @@ from trm_bench.report.sources import Network, name_of, named
 from trm_bench.runs import arrays
 from trm_bench.runs.compute import source_of
 from trm_bench.runs.config import RunConfig
-from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, run_folders
-from trm_bench.runs.records import Record, StoredPlan
-from trm_bench.runs.store import open_record, read_model
+from trm_bench.runs.folders import ResultsFolder
 from trm_bench.seeds import deterministic
 from trm_bench.transfer_risk import LeepStatistics, RiskMap, RiskSummary, in_scope
 
@@ -96,7 +93,8 @@ def of_run(text: str, results: Path, device: torch.device) -> Basis:
         UserError: There is no such run, it made no map of its source's classes, or its source
             network is gone.
     """
-    folder, record = _record(text, results)
+    found = find(text, results)
+    folder, record = found.folder, found.record
     config, where = record.config, folder.record(record.id)
     _require_reading(config.method.name, where)
     options = create(config.method.name, config.method.parameters).p
@@ -123,7 +121,7 @@ def of_run(text: str, results: Path, device: torch.device) -> Basis:
         options,
         (config.domain.labels, config.domain.label_map),
         torch.tensor(conditional, dtype=torch.float64),
-        _run(folder, record),
+        _run(found),
     )
 
 
@@ -276,31 +274,12 @@ def _label_map(name: str, config: RunConfig, protocol: Protocol | None) -> tuple
     return name, maps[name]
 
 
-def _record(text: str, results: Path) -> tuple[ProtocolFolder, Record]:
-    path = Path(text)
-    if is_file(path):
-        files = [path]
-    elif re.fullmatch(r"[0-9a-f]{4,16}", text):
-        folders = [folder.records for folder in run_folders(results)]
-        files = [file for folder in folders for file in sorted(folder.glob(f"{text}*.json"))]
-    else:
-        files = []
-    if len(files) != 1:
-        what = f"'{text[:200]}' names {len(files) or 'no'} runs"
-        fix = "give more digits of its id, or its record, PROTOCOL/records/ID.json"
-        raise UserError(what, results, fix if files else f"{fix}; --results says where it lies")
-    record = open_record(files[0])
-    assert record is not None, "which is there"
-    return ProtocolFolder(files[0].resolve().parent.parent), record
-
-
-def _run(folder: ProtocolFolder, record: Record) -> dict[str, Any]:
-    plan = read_model(StoredPlan, folder.plan)
-    cells = [cell for cell in plan.cells if cell.run == record.id] if plan else []
+def _run(found: Run) -> dict[str, Any]:
+    record, cells = found.record, found.cells
     numbers = ("leep", "class_explained", "risk_mean", "risk_per_class")
     return {
         "id": record.id,
-        "protocol": folder.path.name,
+        "protocol": found.folder.path.name,
         "transfers": [cell.transfer for cell in cells],
         "method": cells[0].method if cells else record.config.method.name,
         "seed": record.config.seed,

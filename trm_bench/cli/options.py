@@ -113,8 +113,9 @@ def load(
     transfers: str | None = None,
 ) -> Any:
     """The protocol with what a command chooses of it, refused where it cannot be."""
-    from trm_bench import pipeline
-    from trm_bench.protocol.choices import refuse_twice
+    with err.status("loading", spinner="line"):  # PyTorch takes seconds
+        from trm_bench import pipeline
+        from trm_bench.protocol.choices import refuse_twice
 
     chosen = split(methods)
     refuse_twice(chosen, "--methods")

@@ -10,7 +10,6 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from trm_bench.cli.looking import tell_failures
 from trm_bench.cli.options import (
     Device,
     Jobs,
@@ -83,6 +82,8 @@ def run(
     )
     _print_outcome(outcome, loaded)
     if outcome.states.get("failed"):
+        from trm_bench.cli.looking import tell_failures
+
         tell_failures(outcome.folder)
         raise typer.Exit(1)
 
