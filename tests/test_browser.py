@@ -60,7 +60,7 @@ def test_the_printed_link_lands_on_the_runs(
             page.get_by_role("link", name="train_loss").wait_for()
             page.get_by_role("link", name="test_dice_percent").wait_for()
             page.locator("a[href*='/runs/']", has_text=re.compile("^toy$")).first.click()
-            page.get_by_text("this protocol holds no claim to judge").wait_for()
+            page.get_by_text("The gain of trm over finetune is").wait_for()
             browser.close()
         group = server_of(process.pid)
         process.send_signal(signal.SIGINT)

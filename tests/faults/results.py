@@ -257,7 +257,8 @@ def equal(
     mine = records(out)
     if mine != theirs:
         scene.fault(LOST, f"{sorted(mine ^ theirs)}: {detail}")
-    if left := [n for n in now if Path(n).name.startswith(".") and not n.endswith(".lock")]:
+    own = (".lock", ".settled")
+    if left := [n for n in now if Path(n).name.startswith(".") and not n.endswith(own)]:
         scene.fault(LOST, f"temporary files are left: {left}: {detail}")
 
 

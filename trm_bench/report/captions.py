@@ -70,7 +70,7 @@ def caption(evidence: Evidence, scores: Scores) -> list[str]:
         f"Empty masks: {both:g} where both are empty, {where_one} where one is.",
     ]
     if tuned := evidence.results.plan.tuned:
-        notes.append(_how_it_was_tuned(tuned, evidence.results.folder))
+        notes.append(how_it_was_tuned(tuned, evidence.results.folder))
     if left_out := evidence.results.plan.left_out:
         notes.append(f"Left out: {_some([x.subject for x in left_out])}.")
     if unfinished := evidence.results.unfinished():
@@ -95,7 +95,7 @@ def _how_it_is_split(evidence: Evidence) -> str:
     return f"Split by patient: {drawn}. {parts[0].upper()}{parts[1:]}." + (f" {own}" if own else "")
 
 
-def _how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
+def how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
     """The budget and what it took; the time, where the sweep lies beside the results."""
     b = tuned.budget
     took = f"{tuned.passes} forward-backward passes in all"

@@ -13,6 +13,7 @@ from trm_bench.analysis.verdict import RULES
 from trm_bench.analysis.voxels import ALL_VOXELS, LOST_OR_WON, SCRATCH
 from trm_bench.plurals import counted
 from trm_bench.protocol.schema import Claim
+from trm_bench.report.captions import how_it_was_tuned
 from trm_bench.report.evidence import NAMES, PHANTOM, Evidence
 from trm_bench.report.tables import MISSING, USED
 
@@ -49,13 +50,15 @@ class Finding(NamedTuple):
 def finding(evidence: Evidence) -> str:
     """The finding as plain text: the best methods, negative transfer, how much was seen.
 
-    On stand-in data the last sentence says that it is no evidence.
+    It says how methods were tuned, where they were. On stand-in data the last sentence says that it
+    is no evidence.
     """
-    parts = found(evidence)
+    parts, plan = found(evidence), evidence.results.plan
     sentences = [
         f"{parts.best}. {parts.gain}",
         f"Negative transfer: {parts.harm}. {parts.transfer}",
         f"Seen: {parts.amount}; {parts.seen}",
+        *([how_it_was_tuned(plan.tuned, evidence.results.folder)] if plan.tuned else []),
         *([PHANTOM] if evidence.phantom else []),
     ]
     return " ".join(sentence.strip() for sentence in sentences)

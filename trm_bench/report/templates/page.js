@@ -74,7 +74,7 @@ for (const table of all("table.sorts")) {
 
 // --------------------------------------------------------------------------- which methods are shown
 
-const chooser = document.getElementById("methods");
+const chooser = document.getElementById("choice");
 if (chooser) {
   chooser.hidden = false;
   const boxes = all("input", chooser);
