@@ -593,6 +593,25 @@ MUTANTS = [
         ("the new head takes the source's weights", "run.parts, run.same_task, partial", "run.parts, False, partial"),
         ("patches ignore the seed", "len(training_set), config.seed)", "len(training_set))"),
     ),
+    *_of(
+        "report.settled",
+        "report/test_settled",
+        ("an edited report is taken for whole", "digest_of_file(p) for p in paths", "0 for p in paths"),
+        ("a report of another version stays", "digest_of(package_digest(), files, tracked)", "digest_of(files, tracked)"),
+        ("what is not tracked is done", "digest_of(package_digest(), files, tracked)", "digest_of(package_digest(), files)"),
+    ),
+    *_of(
+        "report.comparison",
+        "report/test_comparison",
+        ("ends of a difference are swapped", "value - math.hypot(b - b1, a2 - a)", "value - math.hypot(b2 - b, a - a1)"),
+        ("whatever differs agrees", "AGREE if low <= 0 <= high else DIFFER", "AGREE"),
+        ("other transfers are compared", "same and alike)", "same)"),
+    ),
+    *_of(
+        "report.evidence",
+        "report/test_words",
+        ("scratch is the best method", "rows = rows if others.empty else others", "rows = rows"),
+    ),
 ]  # fmt: skip
 
 # Survivors that no test can kill, and why.
