@@ -519,7 +519,7 @@ class TestPage:
             const there = (e) => getComputedStyle(e).display !== "none";
             const shown = () => Array.from(rows).filter(there).map((r) => r.dataset.method);
             const marks = () => find(".frame svg [data-method=trm]").filter(there).length;
-            const trm = find("#methods input").find((box) => box.value === "trm");
+            const trm = find("#choice input").find((box) => box.value === "trm");
             seen.marks = marks(); trm.click();
             seen.without = shown(); seen.unmarked = marks(); trm.click();
             seen.again = shown();
