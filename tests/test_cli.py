@@ -5,6 +5,7 @@ Exit codes, messages without tracebacks, files where they should be.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -436,3 +437,24 @@ def test_summary_is_json_without_nan(trm_bench: Run, file: Path, tmp_path: Path)
     )
     own = summary["metrics"]["dice"]["trm"]
     assert summary["reference"] == "trm" and own["gain_interval"] == [None, None]
+
+
+def test_a_gain_of_nothing_is_a_number_and_the_reference_has_none() -> None:
+    from rich.console import Console
+
+    from trm_bench.cli.running import _scores
+
+    row = {"mean": 50.0, "sd_over_seeds": None, "per_transfer": {"a->b": 50.0}, "gain": 0.0}
+    rows = {"finetune": [None, None], "twin": [-0.5, 0.5], "alone": [None, None]}
+    methods: dict[str, dict[str, object]] = {
+        m: {**row, "gain_interval": ends} for m, ends in rows.items()
+    }
+    methods["alone"]["gain"] = None
+    summary = {"protocol": "p", "data": "real", "units": {"dice": "%"}, "reference": "finetune"}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(_scores({**summary, "metrics": {"dice": methods}}, "dice"))
+    lines = {
+        line.split()[1]: line for line in console.export_text().splitlines() if " 50.00 " in line
+    }
+    assert lines["finetune"].split()[-2] == "-" and "+0.00 [-0.50, +0.50]" in lines["twin"]
+    assert lines["alone"].split()[-2] == "\N{EN DASH}"

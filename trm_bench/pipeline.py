@@ -116,7 +116,8 @@ def run(
     executor = LocalPool(device, jobs)
     with only_one(folder), display:
         data, plan = planned(protocol, folder, stand_in, transfers, device, jobs, display, tuned)
-        done = all(job.is_done() for job in (*plan.sources, *plan.runs))
+        ended = {job.id for job in (*plan.sources, *plan.runs) if job.is_done()}  # reads all files
+        done = len(ended) == len(plan.sources) + len(plan.runs)
         if not done:
             with display.phase("checking networks"):
                 check_networks(protocol, plan)
@@ -126,7 +127,7 @@ def run(
             return Outcome(folder, _states(plan))
         with mlflow.tracker(protocol, folder, display) as tracked:
             for job in plan.runs:
-                if job.is_done():
+                if job.id in ended:
                     tracked.hear(Event(job.id, "done"))
             train(plan, executor, device, display, tracked.hear)
             if said := keeping.settle(folder, protocol.keep):

@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Column, Table
 
-from trm_bench.cli.options import ProtocolName, app, example, out
+from trm_bench.cli.options import ProtocolName, app, example, out, written
 from trm_bench.errors import UserError
 
 protocols_app = typer.Typer(help="List, show and copy protocols; print their schema.")
@@ -98,7 +98,7 @@ def copy_protocol(
         "give it a `name` of its own (its results go to a folder of that name), edit it, then",
         f"trm-bench check {target}",
     ):
-        out.print(line, soft_wrap=True, highlight=False, markup=False)
+        written(line)
 
 
 @protocols_app.command("schema", epilog=example("trm-bench protocols schema"))

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from trm_bench.cli.options import AsJson, Settings, app, err, example, load, out, split
+from trm_bench.cli.options import AsJson, Settings, app, err, example, load, out, split, written
 from trm_bench.errors import UserError
 from trm_bench.plurals import counted
 
@@ -52,9 +52,9 @@ def report(
 
     warn_of_damage(folder)
     swept = [path for one in swept_folders(folder) for path in write_sweep(one)]
-    written = report.write_pages(folder) if run_folders(folder) or not swept else []
-    for path in [*written, *swept]:
-        out.print(path, soft_wrap=True, highlight=False)
+    paths = report.write_pages(folder) if run_folders(folder) or not swept else []
+    for path in [*paths, *swept]:
+        written(str(path))
 
 
 @app.command(
@@ -77,7 +77,7 @@ def compare(
     from trm_bench.report.comparison import RULE
 
     warn_of_damage(*folders)
-    written, pairs = report.compare(folders, out_dir)
+    paths, pairs = report.compare(folders, out_dir)
     for pair in pairs:
         title, head, rows = pair.table(next(iter(pair.rows)))
         table = Table(title=escape(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -89,11 +89,11 @@ def compare(
         out.print(pair.sentence, markup=False, highlight=False)
         for key, one, other in pair.settings:
             line = f"  {key}: {one} in {pair.names[0]}, {other} in {pair.names[1]}"
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+            written(line)
     if pairs:
         out.print(RULE, markup=False, highlight=False)
-    for path in written:
-        out.print(path, soft_wrap=True, highlight=False)
+    for path in paths:
+        written(str(path))
 
 
 @app.command(epilog=example("trm-bench readings results --method trm --out results"))
@@ -111,7 +111,7 @@ def readings(
 
     warn_of_damage(*folders)
     for path in write_readings(folders, method, out_dir):
-        out.print(path, soft_wrap=True, highlight=False)
+        written(str(path))
 
 
 @app.command(
@@ -155,7 +155,7 @@ def power_(
         for row in rows:
             table.add_row(*row)
         for sentence in prospects.sentences(prospect):
-            out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+            written(sentence)
         out.print(table)
 
 
@@ -186,7 +186,7 @@ def verdict(
 
     warn_of_damage(folder)
     holds, text = report.verdict(folder)
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    written(text)
     if not holds:
         raise typer.Exit(1)
 
@@ -213,7 +213,7 @@ def verify(
         for f in findings:
             line = f"{f.kind}: {f.path} {f.what}"
             style = "red" if f.is_fault else None
-            out.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+            written(line, style=style)
         notes = len(findings) - len(faults)
         files, noted = counted(read, "file"), counted(notes, "note")
         summary = f"{files}, {len(faults)} damaged or missing, {noted}"

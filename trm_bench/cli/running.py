@@ -117,6 +117,8 @@ def _print_outcome(outcome: Any, protocol: Any) -> None:
 
 def _scores(summary: dict[str, Any], metric: str) -> Table:
     """The main table as a terminal shows it; table.md and the report have all of it."""
+    from trm_bench.report.comparison import Estimate
+
     methods = summary["metrics"][metric]
     transfers = list(next(iter(methods.values()))["per_transfer"])
     shown = transfers if 1 < len(transfers) <= MOST_TRANSFERS else []
@@ -135,7 +137,9 @@ def _scores(summary: dict[str, Any], metric: str) -> Table:
         mean = _number(row["mean"])
         if row["sd_over_seeds"] is not None:
             mean += f" ± {row['sd_over_seeds']:.2f}"
-        table.add_row(escape(method), *values, mean, _gain(row))
+        gain = Estimate.of(row["gain"], tuple(row["gain_interval"])).shown(signed=True)
+        own = "-" if method == summary["reference"] else gain
+        table.add_row(escape(method), *values, mean, own)
     return table
 
 
@@ -148,15 +152,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _gain(row: dict[str, Any]) -> str:
-    """A gain over the reference, which has none itself."""
-    if not row["gain"]:
-        return "-"
-    low, high = row["gain_interval"]
-    interval = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
-    return f"{row['gain']:+.2f}{interval}"
-
-
 def _print_places(protocol: Any, folder: Any, places: dict[str, Any]) -> None:
     """Where what a command left is to be found, and how to open the tracking store."""
     from trm_bench.report.tracking import Store
@@ -164,7 +159,7 @@ def _print_places(protocol: Any, folder: Any, places: dict[str, Any]) -> None:
     if protocol.tracking != "off":
         places = places | {"MLflow": Store(folder.results).ui}
     for name, where in places.items():
-        out.print(f"{name:12} {where}", soft_wrap=True, highlight=False, markup=False)
+        written(f"{name:12} {where}")
 
 
 @app.command(epilog=example("trm-bench sweep hippocampus_cross_task --trials 24 --methods trm"))
@@ -200,18 +195,18 @@ def sweep(
         display=Display(),
     )
     for line in tuned.lines(outcome.tuned):
-        out.print(line, soft_wrap=True, highlight=False, markup=False)
+        written(line)
     swept = outcome.folder.sweep
     places = {"report": swept / "report.html", "trials": swept / "trials.csv"}
     _print_places(loaded, outcome.folder, places)
     where = outcome.folder.tuned
     text = f"use it with run {protocol} --tuned {where}"
-    out.print(text, soft_wrap=True, highlight=False, markup=False)
+    written(text)
     if export_study is not None:
         names = export.export(outcome.folder, export_study)
         studies = counted(len(names), "study is", "studies are")
         text = f"{studies} in {urls.shown(export_study)}"
-        out.print(text, soft_wrap=True, highlight=False, markup=False)
+        written(text)
     if any(m.trial is None for m in outcome.tuned.methods):
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from trm_bench.cli.options import app, example, out
+from trm_bench.cli.options import app, example, out, written
 from trm_bench.errors import UserError
 from trm_bench.plurals import counted
 
@@ -43,21 +43,17 @@ def inspect(
     foreign = checkpoints.read(file)
     out.print(_tensors(foreign))
     for name, value in _said(foreign):
-        _print(f"{name}: {value}")
+        written(f"{name}: {value}")
     found = guess(foreign, config)
     if found is None:
-        _print("network: none of the usual ones takes most of these tensors; try one by --network")
+        written("network: none of the usual ones takes most of these tensors; try one by --network")
     else:
-        _print(
+        written(
             f"network: {found.network.name} takes {found.fits} of {found.of_file} tensors; "
             f"{found.initial} of its own would keep their initial values"
         )
-    _print("as a domain of a protocol:\n")
-    _print(_yaml(file, foreign, found))
-
-
-def _print(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    written("as a domain of a protocol:\n")
+    written(_yaml(file, foreign, found))
 
 
 def _network(path: Path) -> NetworkConfig:

@@ -18,6 +18,7 @@ from trm_bench.cli.options import (
     load,
     out,
     split,
+    written,
 )
 from trm_bench.errors import UserError
 from trm_bench.plurals import counted
@@ -45,7 +46,7 @@ def data_phantom(
         root = phantom.write_phantom(
             layout, out_dir, subjects, spacing, seed, lambda done, total: stage.advance(done)
         )
-    out.print(f"use it with --set data.root={root}", soft_wrap=True, highlight=False, markup=False)
+    written(f"use it with --set data.root={root}")
 
 
 @data_app.command(
@@ -66,7 +67,7 @@ def data_download(
 
     dataset, archive = download.find(name)
     about = f"{name}: {dataset.title}\nlicence: {dataset.licence}\ncite: {dataset.citation}"
-    out.print(about, soft_wrap=True, highlight=False, markup=False)
+    written(about)
     columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         bar = bars.add_task(name, total=None)
@@ -74,7 +75,7 @@ def data_download(
             name, archive, out_dir, lambda have, of: bars.update(bar, completed=have, total=of)
         )
     state = "" if done else " is there: nothing to do"
-    out.print(f"{out_dir / name}{state}", soft_wrap=True, highlight=False, markup=False)
+    written(f"{out_dir / name}{state}")
 
 
 @data_app.command(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trm_bench.cli.options import Device, app, example, out
+from trm_bench.cli.options import Device, app, example, written
 from trm_bench.errors import UserError
 
 Network = Annotated[
@@ -26,11 +26,6 @@ Images = Annotated[
         "--image", help="NIfTI image; once per modality that the network sees, in its order."
     ),
 ]
-
-
-def say(text: str) -> None:
-    """A line of text as it is."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -109,12 +104,12 @@ def _new_basis(
 def _say_what_it_is(out_file: Path, about: dict[str, Any]) -> None:
     source, explained = about["source"], about["class_explained"]
     numbers = f"LEEP {about['leep']:.4f}, class-explained variance {explained:.3f}"
-    say(f"{out_file}  {about['values']}, {numbers}")
-    say(f"  source: {source['name']} ({source['id']})")
-    say(f"  statistics: {about['statistics']}")
+    written(f"{out_file}  {about['values']}, {numbers}")
+    written(f"  source: {source['name']} ({source['id']})")
+    written(f"  statistics: {about['statistics']}")
     names = ("risk", "scope", "normalise", "weight", "strength", "base")
     listed = ", ".join(f"{name} {about['options'][name]}" for name in names)
-    say(f"  options of {about['method']}: {listed}")
+    written(f"  options of {about['method']}: {listed}")
 
 
 @app.command(
@@ -141,7 +136,7 @@ def predict(
     chosen = environment.device_of(device)
     counts = prediction.write(find(results, checkpoint), image, out_file, values, chosen)
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-    say(f"{out_file}  voxels: {listed}")
+    written(f"{out_file}  voxels: {listed}")
 
 
 @app.command(
@@ -157,4 +152,4 @@ def export(
     from trm_bench.report.sources import find
 
     bundle.write(find(results, checkpoint), out_dir)
-    say(f"{out_dir}: see README.md in it")
+    written(f"{out_dir}: see README.md in it")

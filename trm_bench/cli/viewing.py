@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trm_bench.cli.options import app, err, example, out
+from trm_bench.cli.options import app, err, example, out, written
 from trm_bench.errors import UserError
 
 
@@ -50,7 +50,7 @@ def mlflow(
     def ready() -> None:
         status.stop()
         for name, link in links.items():
-            out.print(f"{name}: {link}", soft_wrap=True, highlight=False, markup=False)
+            written(f"{name}: {link}")
         out.print("Ctrl-C ends the server", highlight=False)
         if browser and not webbrowser.open(next(iter(links.values()))):
             out.print("no browser opens here: copy the link", highlight=False)

@@ -232,7 +232,8 @@ def _one_subject(methods: Sequence[str]) -> tuple[Figure, list[Axes]]:
 def _write(figure: Figure, path: Path, about: str, key: Mapping[str, str], phantom: bool) -> None:
     from matplotlib.patches import Patch
 
-    figure.suptitle(about, fontsize=NORMAL, x=0.01, ha="left")
+    title: Any = {"t": f"{about}\n{STAND_IN}", "color": ORANGE} if phantom else {"t": about}
+    figure.suptitle(fontsize=NORMAL, x=0.01, ha="left", **title)
     if key:
         patches = [Patch(color=colour, label=label) for label, colour in key.items()]
         figure.legend(
@@ -240,8 +241,6 @@ def _write(figure: Figure, path: Path, about: str, key: Mapping[str, str], phant
             loc="outside lower left",
             ncols=len(patches) if max(map(len, key)) < 30 else 1,
         )
-    if phantom:
-        figure.suptitle(f"{about}\n{STAND_IN}", fontsize=NORMAL, x=0.01, ha="left", color=ORANGE)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI))
 
 

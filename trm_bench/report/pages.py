@@ -90,14 +90,15 @@ def report(
     import yaml
 
     plan, unfinished = evidence.results.plan, evidence.results.unfinished()
+    found = words.found(evidence)
     protocol = plan.protocol.model_dump(mode="json")
     return page(
         "report.html",
         e=evidence,
         description=plan.protocol.description,
         size=_size(evidence),
-        found=words.found(evidence),
-        harm_tone=HARM.get(words.found(evidence).harm, "open"),
+        found=found,
+        harm_tone=HARM.get(found.harm, "open"),
         phantom=PHANTOM,
         problems=evidence.problems,
         tone=_tone(evidence.words),
@@ -135,11 +136,11 @@ def report(
 
 def _size(evidence: Evidence) -> str:
     data = evidence.results.plan.data.capitalize()
-    return f"{data} data; cells of the table: {_states(evidence) or 'none'}."
+    return f"{data} data; cells of the table: {_states(evidence.states()) or 'none'}."
 
 
-def _states(evidence: Evidence) -> str:
-    return ", ".join(f"{n} {state}" for state, n in sorted(evidence.states().items()))
+def _states(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {state}" for state, n in sorted(numbers.items()))
 
 
 def _without_banner(table: tables.Table | None) -> tables.Table | None:
@@ -260,8 +261,8 @@ def index(folder: ResultsFolder) -> str:
         except UserError as error:
             row["trouble"] = str(error)
         else:
-            runs = ", ".join(f"{n} {state}" for state, n in sorted(said.states.items()))
-            row |= {"said": said, "runs": runs, "verdict": " / ".join(said.verdict.words)}
+            row |= {"said": said, "runs": _states(said.states)}
+            row["verdict"] = " / ".join(said.verdict.words)
         rows.append(row)
     return page("index.html", rows=rows)
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def summary(evidence: Evidence) -> dict[str, Any]:
     """summary.json: per metric and method mean, deviation over seeds, gain and n; the verdict."""
-    gaps, metric = evidence.gaps, evidence.main.metric
-    overall = gaps[(gaps["transfer"] == OVERALL) & (gaps["metric"] == metric)]
+    gaps = words.overall_classes(evidence)
     scores = evidence.scores.items()
     return {
         "protocol": evidence.name,
@@ -46,8 +45,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
                 "interval": [_finite(row["low"]), _finite(row["high"])],
                 "present": row["negative_transfer"],
             }
-            # the rows over all classes come first
-            for row in overall.drop_duplicates("method").to_dict("records")
+            for row in gaps[gaps["transfer"] == OVERALL].to_dict("records")
         },
         "voxel_level": {
             "net_transfer_rate": _overall(evidence.rates, "method", "net"),
