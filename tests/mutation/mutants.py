@@ -67,6 +67,14 @@ MUTANTS = [
         ("a changed file keeps its old sum", "_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)", "_digest(path)"),
     ),
     *_of(
+        "files",
+        "test_files",
+        ("another machine's processes are judged here", "m[1] == HOST and not lives", "not lives"),
+        ("a machine's name is enough", '" ".join(known).encode()', "b''"),
+        ("writers of one file share a part", "{os.getpid()}-{secrets.token_hex(4)}", "{os.getpid()}-0"),
+        ("what is new is forgotten", "_changed(path) < oldest", "_changed(path) > 0"),
+    ),
+    *_of(
         "runs.store",
         "runs/test_store",
         ("a record under any name", "if not path.stem == record.id == record.config.id:", "if not record.id:"),
