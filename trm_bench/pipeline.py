@@ -94,6 +94,7 @@ def run(
     display: Display | None = None,
     pages: bool = True,
     tuned: Tuned | None = None,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Runs a protocol; what has been done before is not done again.
 
@@ -107,15 +108,18 @@ def run(
         display: Where progress is shown.
         pages: Draw charts and report.html too, which takes some seconds.
         tuned: The sweep whose values the protocol's methods have.
+        executor: Where trainings run; a pool on `device` where not given.
 
     Raises:
         UserError: Protocol, data or folder are not as they must be; nothing has been trained then.
     """
-    device, display = device or torch.device("cpu"), display or Display(quiet=True)
-    folder = ResultsFolder(output).protocol(protocol.name)
-    executor = LocalPool(device, jobs)
+    executor = executor or LocalPool(device or torch.device("cpu"), jobs)
+    display, folder = display or Display(quiet=True), ResultsFolder(output).protocol(protocol.name)
     with only_one(folder), display:
-        data, plan = planned(protocol, folder, stand_in, transfers, device, jobs, display, tuned)
+        device, bf16 = executor.device, executor.has_bf16
+        data, plan = planned(
+            protocol, folder, stand_in, transfers, device, jobs, display, tuned, bf16
+        )
         ended = {job.id for job in (*plan.sources, *plan.runs) if job.is_done()}  # reads all files
         done = len(ended) == len(plan.sources) + len(plan.runs)
         if not done:
@@ -129,7 +133,7 @@ def run(
             for job in plan.runs:
                 if job.id in ended:
                     tracked.hear(Event(job.id, "done"))
-            train(plan, executor, device, display, tracked.hear)
+            train(plan, executor, display, tracked.hear)
             if said := keeping.settle(folder, protocol.keep):
                 display.warn(said)
             judged = _audit(folder, data, executor, display)
@@ -185,6 +189,7 @@ def planned(
     jobs: int | None,
     display: Display,
     tuned: Tuned | None = None,
+    bf16: bool | None = None,
 ) -> tuple[Data, Plan]:
     """What `run` would do, without training: the data, prepared, and the plan.
 
@@ -193,7 +198,7 @@ def planned(
     """
     data = open_data(protocol, folder.results, stand_in, jobs, display, transfers)
     chosen = choose_transfers(protocol, data.datasets, transfers)
-    planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device)
+    planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device, bf16=bf16)
     plan = planner.plan(chosen)
     if tuned:
         refuse_misfit(tuned, plan, data.kind)
@@ -228,7 +233,6 @@ def check_networks(protocol: Protocol, plan: Plan) -> int:
 def train(
     plan: Plan,
     executor: Executor,
-    device: torch.device,
     display: Display,
     track: Listen = lambda event: None,
     runs: str = "runs",
@@ -238,7 +242,6 @@ def train(
     Args:
         plan: The jobs.
         executor: Where they run.
-        device: What records say of where.
         display: Where progress is shown.
         track: Hears of the runs, and not of the sources.
         runs: What they are called there.
@@ -277,7 +280,7 @@ def train(
             if is_source:
                 return
             if event.kind == "failed":
-                execute.failed(job, event.value, device)
+                execute.failed(job, event.value, executor.device)
             track(event)
 
         executor.run(tasks, listen)

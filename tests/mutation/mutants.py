@@ -565,7 +565,7 @@ MUTANTS = [
         ("a configuration ignores data.volume", "volume=domain.data.volume,", "volume=type(domain.data.volume)(),"),
         ("a configuration ignores evaluation", "evaluation=self.protocol.evaluation,", "evaluation=type(self.protocol.evaluation)(),"),
         ("a name ignores the device", '"cuda" if self.device.type == "cuda" else "cpu"', '"cpu"'),
-        ("precision is that of a CPU", "precision = resolved_precision(self.device, training.precision)", 'precision = resolved_precision(torch.device("cpu"), training.precision)'),
+        ("precision is that of a CPU", "precision = resolved_precision(self.device, training.precision, self.bf16)", 'precision = resolved_precision(torch.device("cpu"), training.precision, False)'),
         ("a name ignores the code", "code=code_fingerprint(*NUMERIC, *modules)", 'code=""'),
         ("scratch sees the source", "source if arm.method.transfers else None", "source"),
         ("a table ignores the device", "self.data, self.device.type, precision, code)", "self.data, code)"),
