@@ -5,11 +5,7 @@ Prepare, plan, train what is missing, audit, report, track.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +14,6 @@ import torch
 from trm_bench import networks, report
 from trm_bench.analysis import audit
 from trm_bench.display import Display
-from trm_bench.errors import UserError
-from trm_bench.files import remove_leftovers
 from trm_bench.methods.registry import REGISTRY, create, trainable
 from trm_bench.plurals import counted
 from trm_bench.preparing import Data, open_data
@@ -31,6 +25,7 @@ from trm_bench.report.tracking import Store
 from trm_bench.runs import execute, health, keeping
 from trm_bench.runs.executors import Event, Executor, Failure, Listen, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
+from trm_bench.runs.locks import only_one
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
 from trm_bench.runs.records import StoredPlan, Tuned
 from trm_bench.runs.store import read_record, read_results, write_plan
@@ -115,7 +110,7 @@ def run(
     """
     executor = executor or LocalPool(device or torch.device("cpu"), jobs)
     display, folder = display or Display(quiet=True), ResultsFolder(output).protocol(protocol.name)
-    with only_one(folder), display:
+    with only_one(folder, display.warn), display:
         device, bf16 = executor.device, executor.has_bf16
         data, plan = planned(
             protocol, folder, stand_in, transfers, device, jobs, display, tuned, bf16
@@ -319,41 +314,3 @@ def _states(plan: Plan) -> dict[str, int]:
         state = record.state if record else "failed"
         states[state] = states.get(state, 0) + 1
     return states
-
-
-@contextmanager
-def only_one(folder: ProtocolFolder) -> Iterator[None]:
-    """Holds a lock on the folder, which the system frees when the process ends, however it ends."""
-    folder.refuse_links()
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        what = f"cannot write here: {error.strerror}"
-        raise UserError(what, folder.path, "choose another folder with --out") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        # a command that was killed may leave workers that notice within a second or so
-        time.sleep(2)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise UserError(
-                "another trm-bench command is writing to this folder",
-                folder.path,
-                "wait for it, or choose another --out",
-            ) from error
-    try:
-        _tidy(folder)
-        yield
-    finally:
-        _tidy(folder)
-        os.close(lock)
-
-
-def _tidy(folder: ProtocolFolder) -> None:
-    """Removes what killed commands were writing."""
-    for inside in folder.written():
-        remove_leftovers(inside)

@@ -75,6 +75,13 @@ MUTANTS = [
         ("what is new is forgotten", "_changed(path) < oldest", "_changed(path) > 0"),
     ),
     *_of(
+        "runs.locks",
+        "runs/test_locks",
+        ("a lock that is held is none", "if error.errno in HELD:", "if not error.errno:"),
+        ("without locks nothing goes on", "except NoLocks as error:", "except ZeroDivisionError as error:"),
+        ("a broken disk has no locks", "if error.errno in ABSENT:", "if error.errno:"),
+    ),
+    *_of(
         "runs.store",
         "runs/test_store",
         ("a record under any name", "if not path.stem == record.id == record.config.id:", "if not record.id:"),

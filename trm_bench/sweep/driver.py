@@ -19,6 +19,7 @@ from trm_bench.protocol.transfers import choose_transfers, refuse_unknown
 from trm_bench.runs import health
 from trm_bench.runs.executors import Executor, LocalPool
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
+from trm_bench.runs.locks import only_one
 from trm_bench.runs.plan import Plan, Planner
 from trm_bench.runs.records import Budget, Record, Tuned
 from trm_bench.runs.store import read_record, refuse_mixture
@@ -164,7 +165,7 @@ def sweep(
         raise UserError(what, "split.design", fix)
     folder, config = ResultsFolder(output).protocol(protocol.name), protocol.sweep
     spaces = [space_of(chosen, protocol.training.target, config) for chosen in protocol.methods]
-    with pipeline.only_one(folder), display:
+    with only_one(folder, display.warn), display:
         names = config.transfers or ()
         data = open_data(protocol, folder.results, stand_in, jobs, display, names)
         refuse_mixture(folder, data.kind)
