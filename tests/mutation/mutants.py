@@ -633,6 +633,12 @@ MUTANTS = [
         ("patches ignore the seed", "len(training_set), config.seed)", "len(training_set))"),
     ),
     *_of(
+        "report.tracking",
+        "report/test_postgres",
+        ("a PostgreSQL is made by two at once", "pg_advisory_xact_lock(", "abs("),
+        ("two folders share a parent", 'place = "" if self.own else', 'place = "" if True else'),
+    ),
+    *_of(
         "report.settled",
         "report/test_settled",
         ("an edited report is taken for whole", "digest_of_file(p) for p in paths", "0 for p in paths"),
