@@ -148,3 +148,16 @@ def test_a_store_is_made_by_one_at_a_time(
         assert_no_secret(store.told(caught.value))
     with store.making():
         assert store.client().search_experiments()
+
+
+def test_a_driver_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "postgresql://me:s3cret@127.0.0.1:9/x")
+    for driver in ("psycopg", "psycopg2"):
+        monkeypatch.setitem(sys.modules, driver, None)
+    store = Store(ResultsFolder(tmp_path))
+    with pytest.raises(ImportError) as caught, store.making():
+        raise AssertionError
+    said = store.told(caught.value)
+    assert "psycopg" in said and "'trm-bench[export]'" in said and "s3cret" not in said

@@ -74,7 +74,10 @@ class Store:
             return str(error)
         said, again = told(error, self.uri), AGAIN
         if not self.own:
-            return f"{self.shown}: {said}\n  see to the store that {VARIABLE} names, and {again}"
+            mend = f"see to the store that {VARIABLE} names"
+            if isinstance(error, ImportError):
+                mend = "pip install 'trm-bench[export]' for PostgreSQL"
+            return f"{self.shown}: {said}\n  {mend}, and {again}"
         if "full" in said or "No space" in said:
             return f"{self.path}: {said}\n  free some space, and {again}"
         mend = f"move {self.path} aside, and give the same command again, which logs all of its"
