@@ -154,7 +154,7 @@ def _unnamed(folder: ProtocolFolder, present: set[str]) -> Iterator[Finding]:
 
 def _savepoints(folder: ProtocolFolder) -> Iterator[Finding]:
     """Trainings that are under way or were cut off."""
-    for path in sorted(folder.savepoints.glob("*.safetensors")):
+    for path in sorted(folder.savepoints.glob("[!.]*.safetensors")):
         record = read_record(folder.record(path.stem))
         if folder.results.source(path.stem).exists() or (record and record.state != "failed"):
             yield Finding("leftover", path, "is of a training that has ended; can be deleted")

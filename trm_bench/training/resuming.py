@@ -72,6 +72,10 @@ class Held:
         if own and type(self.method).state is Method.state:
             what = f"{self.method.name} changes {_few(own)} while it trains, and gives no state"
             raise Unfit(f"{what}: see Method.state")
+        try:
+            of_method = self.method.state(run)
+        except Exception as error:  # a plug-in's fault must not end a training that goes well
+            raise Unfit(f"{self.method.name}.state: {type(error).__name__}: {error}") from error
         generators = {"cpu": torch.get_rng_state()}
         if run.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(run.device)
@@ -79,7 +83,7 @@ class Held:
             "network": dict(network.state_dict()),
             "trained": [name for name, p in network.named_parameters() if p.requires_grad],
             "training": [name for name, m in network.named_modules() if m.training],
-            "method": self.method.state(run),
+            "method": of_method,
             "diagnostics": {
                 key: value
                 for key, value in run.diagnostics.items()
