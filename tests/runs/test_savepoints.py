@@ -250,7 +250,7 @@ def test_a_damaged_savepoint_is_told_once_and_set_aside(
     told: list[str] = []
     display = Display(quiet=True)
     monkeypatch.setattr(display, "warn", told.append)
-    pipeline.train(Plan(runs=[one]), LocalPool(CPU, 1), CPU, display)
+    pipeline.train(Plan(runs=[one]), LocalPool(CPU, 1), display)
     assert len(told) == 1 and one.savepoint.name in told[0] and "set aside" in told[0]
     record = read_record(one.result)
     assert record is not None and record.resumed == 0
@@ -434,7 +434,7 @@ def test_verify_and_list_tell_of_trainings_that_were_cut_off(
     assert json.loads(said)[0]["reason"] == "at step 10 of 30"
     one.result.write_bytes(record)
     assert found().keys() == {"leftover"}
-    pipeline.train(Plan(runs=[one]), LocalPool(CPU, 1), CPU, Display(quiet=True))
+    pipeline.train(Plan(runs=[one]), LocalPool(CPU, 1), Display(quiet=True))
     assert not one.savepoint.exists()
 
 
