@@ -30,6 +30,7 @@ LAYERS = (
     ("baselines", "methods"),
     ("training",),
     ("runs",),
+    ("cluster",),
     ("display",),
     ("analysis",),
     ("report",),
