@@ -80,6 +80,7 @@ class Slurm:
     def start(self) -> None:
         """Returns when all nodes can be used."""
         self._configure()
+        folder = self.folder
         key, sock = folder / "munge.key", folder / "munge.socket"
         named = {"key": key, "pid": folder / "munged.pid", "log": folder / "munged.log"}
         files = [f"--{name}-file={path}" for name, path in named.items()]
