@@ -24,6 +24,7 @@ from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol import parse
 from trm_bench.runs import execute
 from trm_bench.runs.folders import ProtocolFolder
+from trm_bench.runs.locks import only_one
 from trm_bench.runs.plan import Job
 from trm_bench.runs.store import Results, read_results
 from trm_bench.training import loop
@@ -495,7 +496,7 @@ class TestFaults:
 
     def test_two_commands_in_one_folder(self, tmp_path: Path, toy_data: Path) -> None:
         with (
-            pipeline.only_one(ProtocolFolder(tmp_path / "toy")),
+            only_one(ProtocolFolder(tmp_path / "toy")),
             pytest.raises(UserError, match="another trm-bench command"),
         ):
             run(tmp_path, toy_data)

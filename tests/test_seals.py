@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trm_bench.errors import Damaged
-from trm_bench.files import HOST, leftovers, remove_leftovers, write_atomically
 from trm_bench.seals import (
     BLANK,
     digest_of_file,
@@ -135,25 +133,3 @@ def test_what_is_no_file_is_never_waited_for(
 
 
 # ------------------------------------------------------------------------------------------ files
-
-
-def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
-    def full(temporary: Path) -> None:
-        temporary.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    path = tmp_path / "folder" / "a.json"
-    with pytest.raises(OSError, match="No space left") as told:
-        write_atomically(path, full)
-    assert told.value.filename == str(path) and list(path.parent.iterdir()) == []
-
-
-def test_leftovers_are_those_of_dead_processes_of_this_machine(tmp_path: Path) -> None:
-    dead = tmp_path / f".{HOST}-{2**22 + 1}.a.json"  # above the largest number of a process
-    kept = [tmp_path / f".{HOST}-{os.getpid()}.a.json", tmp_path / ".other-1.a.json"]
-    kept += [tmp_path / "a.json", tmp_path / ".lock"]
-    for path in (dead, *kept):
-        path.write_text("half")
-    assert leftovers(tmp_path) == [dead] and leftovers(tmp_path / "none") == []
-    remove_leftovers(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted(kept)

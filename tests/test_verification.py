@@ -143,7 +143,7 @@ def test_notes_are_no_faults(out: Path, trm_bench: Run) -> None:
     records = out / "toy" / "records"
     stray = out / "toy" / "predictions" / "stray"
     stray.mkdir()
-    (out / "toy" / ".host-1.table.md").write_text("half")
+    (out / "toy" / ".host-1-0a.table.md").write_text("half")
     (records / "x.json.damaged").write_text("{")
     code, said = trm_bench("verify", out, "--json")
     found = json.loads(said)

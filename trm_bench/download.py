@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ from trm_bench import datasets
 from trm_bench.datasets.base import Archive, Dataset
 from trm_bench.errors import UserError, nearest
 from trm_bench.inputs import ensure_writable, exists
+from trm_bench.runs.locks import take
 
 if TYPE_CHECKING:
     from requests import Response
@@ -80,10 +80,8 @@ def fetch(name: str, archive: Archive, folder: Path, progress: Progress) -> bool
     # by O_NOFOLLOW a link that lies there is not written through
     handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     with os.fdopen(handle, "r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError("another command downloads this", part, "wait for it") from error
+        if not take(file.fileno(), part):
+            raise UserError("another command downloads this", part, "wait for it")
         if not exists(target):  # else that other command has just ended
             _receive(archive.url, file, part, progress)
             _verify(file, archive, part)

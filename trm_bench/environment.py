@@ -69,6 +69,11 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device of this machine computes in bfloat16 by itself."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @cache
 def describe(device: torch.device) -> Environment:
     """The machine, seen from a device."""
@@ -79,7 +84,7 @@ def describe(device: torch.device) -> Environment:
         "packages": {name: package_version(name) for name in PACKAGES},
         "device": str(device),
     }
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():  # maybe not where runs are given out
         index = device.index or 0
         major, minor = torch.cuda.get_device_capability(index)
         about |= {
@@ -88,7 +93,7 @@ def describe(device: torch.device) -> Environment:
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
         }
-    else:
+    elif device.type == "cpu":
         processor = platform.processor() or platform.machine()
         about |= {"device_name": processor, "threads": CPU_THREADS}
     return Environment.model_validate(about)

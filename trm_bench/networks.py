@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trm_bench import nnunet_networks
+from trm_bench.environment import has_bf16
 from trm_bench.errors import UserError, nearest
 from trm_bench.limits import Exceeded, limits
 from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
@@ -392,16 +393,20 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def resolved_precision(
-    device: torch.device, precision: Literal["auto", "fp32", "bf16"]
+    device: torch.device,
+    precision: Literal["auto", "fp32", "bf16"],
+    bf16: bool | None = None,
 ) -> Literal["fp32", "bf16"]:
-    """What a precision setting means on a device.
+    """What a precision setting means on a device: `auto` is bf16 on GPUs that have it, else fp32.
 
-    `auto` is bf16 on GPUs that have it, else fp32.
+    Args:
+        device: Here, or on another machine.
+        precision: The setting.
+        bf16: Whether that device has it; asked here where not given.
     """
     if precision != "auto":
         return precision
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "fp32"
+    return "bf16" if (has_bf16(device) if bf16 is None else bf16) else "fp32"
 
 
 def autocast(device: torch.device, precision: Literal["auto", "fp32", "bf16"]) -> torch.autocast:

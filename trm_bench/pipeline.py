@@ -5,11 +5,7 @@ Prepare, plan, train what is missing, audit, report, track.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +14,6 @@ import torch
 from trm_bench import networks, report
 from trm_bench.analysis import audit
 from trm_bench.display import Display
-from trm_bench.errors import UserError
-from trm_bench.files import remove_leftovers
 from trm_bench.methods.registry import REGISTRY, create, trainable
 from trm_bench.plurals import counted
 from trm_bench.preparing import Data, open_data
@@ -31,6 +25,7 @@ from trm_bench.report.tracking import Store
 from trm_bench.runs import execute, health, keeping
 from trm_bench.runs.executors import Event, Executor, Failure, Listen, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
+from trm_bench.runs.locks import only_one
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
 from trm_bench.runs.records import StoredPlan, Tuned
 from trm_bench.runs.store import read_record, read_results, write_plan
@@ -94,6 +89,7 @@ def run(
     display: Display | None = None,
     pages: bool = True,
     tuned: Tuned | None = None,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Runs a protocol; what has been done before is not done again.
 
@@ -107,15 +103,18 @@ def run(
         display: Where progress is shown.
         pages: Draw charts and report.html too, which takes some seconds.
         tuned: The sweep whose values the protocol's methods have.
+        executor: Where trainings run; a pool on `device` where not given.
 
     Raises:
         UserError: Protocol, data or folder are not as they must be; nothing has been trained then.
     """
-    device, display = device or torch.device("cpu"), display or Display(quiet=True)
-    folder = ResultsFolder(output).protocol(protocol.name)
-    executor = LocalPool(device, jobs)
-    with only_one(folder), display:
-        data, plan = planned(protocol, folder, stand_in, transfers, device, jobs, display, tuned)
+    executor = executor or LocalPool(device or torch.device("cpu"), jobs)
+    display, folder = display or Display(quiet=True), ResultsFolder(output).protocol(protocol.name)
+    with only_one(folder, display.warn), display:
+        device, bf16 = executor.device, executor.has_bf16
+        data, plan = planned(
+            protocol, folder, stand_in, transfers, device, jobs, display, tuned, bf16
+        )
         ended = {job.id for job in (*plan.sources, *plan.runs) if job.is_done()}  # reads all files
         done = len(ended) == len(plan.sources) + len(plan.runs)
         if not done:
@@ -129,7 +128,7 @@ def run(
             for job in plan.runs:
                 if job.id in ended:
                     tracked.hear(Event(job.id, "done"))
-            train(plan, executor, device, display, tracked.hear)
+            train(plan, executor, display, tracked.hear)
             if said := keeping.settle(folder, protocol.keep):
                 display.warn(said)
             judged = _audit(folder, data, executor, display)
@@ -185,6 +184,7 @@ def planned(
     jobs: int | None,
     display: Display,
     tuned: Tuned | None = None,
+    bf16: bool | None = None,
 ) -> tuple[Data, Plan]:
     """What `run` would do, without training: the data, prepared, and the plan.
 
@@ -193,7 +193,7 @@ def planned(
     """
     data = open_data(protocol, folder.results, stand_in, jobs, display, transfers)
     chosen = choose_transfers(protocol, data.datasets, transfers)
-    planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device)
+    planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device, bf16=bf16)
     plan = planner.plan(chosen)
     if tuned:
         refuse_misfit(tuned, plan, data.kind)
@@ -228,7 +228,6 @@ def check_networks(protocol: Protocol, plan: Plan) -> int:
 def train(
     plan: Plan,
     executor: Executor,
-    device: torch.device,
     display: Display,
     track: Listen = lambda event: None,
     runs: str = "runs",
@@ -238,7 +237,6 @@ def train(
     Args:
         plan: The jobs.
         executor: Where they run.
-        device: What records say of where.
         display: Where progress is shown.
         track: Hears of the runs, and not of the sources.
         runs: What they are called there.
@@ -277,7 +275,7 @@ def train(
             if is_source:
                 return
             if event.kind == "failed":
-                execute.failed(job, event.value, device)
+                execute.failed(job, event.value, executor.device)
             track(event)
 
         executor.run(tasks, listen)
@@ -316,41 +314,3 @@ def _states(plan: Plan) -> dict[str, int]:
         state = record.state if record else "failed"
         states[state] = states.get(state, 0) + 1
     return states
-
-
-@contextmanager
-def only_one(folder: ProtocolFolder) -> Iterator[None]:
-    """Holds a lock on the folder, which the system frees when the process ends, however it ends."""
-    folder.refuse_links()
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        what = f"cannot write here: {error.strerror}"
-        raise UserError(what, folder.path, "choose another folder with --out") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        # a command that was killed may leave workers that notice within a second or so
-        time.sleep(2)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise UserError(
-                "another trm-bench command is writing to this folder",
-                folder.path,
-                "wait for it, or choose another --out",
-            ) from error
-    try:
-        _tidy(folder)
-        yield
-    finally:
-        _tidy(folder)
-        os.close(lock)
-
-
-def _tidy(folder: ProtocolFolder) -> None:
-    """Removes what killed commands were writing."""
-    for inside in folder.written():
-        remove_leftovers(inside)

@@ -119,3 +119,7 @@ def held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ask() -> None:
+    """TEMPORARY."""

@@ -21,6 +21,7 @@ from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import NUMERIC
 from trm_bench.runs.records import StoredPlan
+from trm_bench.runs.claims import is_stale
 from trm_bench.runs.store import read_model, read_record, read_trials
 from trm_bench.seals import require_tensors
 
@@ -201,14 +202,14 @@ def _damaged(error: Damaged) -> Finding:
 
 
 def _remain(path: Path) -> Kind | None:
-    if TEMPORARY.fullmatch(path.name):
+    if TEMPORARY.fullmatch(path.name) or (path.suffix == ".claim" and is_stale(path)):
         return "leftover"
     return "set aside" if health.SUFFIX in path.suffix else None
 
 
 def _remains(root: Path) -> Iterator[Finding]:
     words = {
-        "leftover": "is the part of a file that a command was writing",
+        "leftover": "is of a command that was ended while it worked",
         "set aside": "was damaged, and has been made again since or will be",
     }
     for path in sorted(root.rglob("*")):

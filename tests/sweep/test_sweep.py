@@ -31,6 +31,7 @@ from trm_bench.protocol import parse
 from trm_bench.runs import execute
 from trm_bench.runs.executors import LocalPool
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
+from trm_bench.runs.locks import only_one
 from trm_bench.runs.plan import Job
 from trm_bench.runs.records import Record, TunedMethod
 from trm_bench.runs.store import read_record, read_trials
@@ -440,7 +441,7 @@ class TestBadInput:
 
     def test_one_command_at_a_time(self, tmp_path: Path, toy_data: Path) -> None:
         with (
-            pipeline.only_one(ResultsFolder(tmp_path).protocol("toy")),
+            only_one(ResultsFolder(tmp_path).protocol("toy")),
             pytest.raises(UserError, match="another trm-bench command"),
         ):
             sweep(tmp_path, toy_data)

@@ -100,6 +100,14 @@ Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Trainings at a time; by default one a CPU core or GPU."),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="FILE|ADDRESS",
+        help="Train on a cluster: its scheduler.json, or tls://HOST:PORT (see trm-bench cluster).",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 Names = Annotated[str | None, typer.Option(metavar="A,B", help="Comma-separated choice.")]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from trm_bench.cli.options import (
     Device,
     Jobs,
     Names,
+    On,
     Out,
     Phantom,
     ProtocolName,
@@ -49,43 +52,64 @@ def run(
     tuned: Annotated[
         Path | None, typer.Option("--tuned", help="The tuned.yaml of a sweep of this protocol.")
     ] = None,
+    on: On = None,
 ) -> None:
     """Run a protocol: train what is missing, then write the table. The same command resumes."""
-    from trm_bench import environment, pipeline
+    from trm_bench import pipeline
     from trm_bench.display import Display
     from trm_bench.runs.folders import ResultsFolder
     from trm_bench.runs.store import read_tuned
     from trm_bench.sweep.tuned import applied
 
     loaded = load(protocol, settings, phantom, methods, seeds, transfers)
-    chosen = environment.device_of(device)
+    folder = ResultsFolder(out_dir.absolute() if on else out_dir).protocol(loaded.name)
     values = read_tuned(tuned) if tuned else None
     if values and tuned:
         loaded = applied(loaded, values, tuned)
-    if dry_run:
-        folder = ResultsFolder(out_dir).protocol(loaded.name)
-        with Display() as display:
-            _, plan = pipeline.planned(
-                loaded, folder, phantom, split(transfers), chosen, jobs, display, values
-            )
-        _print_plan(plan)
-        return
-    outcome = pipeline.run(
-        loaded,
-        out_dir,
-        stand_in=phantom,
-        transfers=split(transfers),
-        device=chosen,
-        jobs=jobs,
-        display=Display(),
-        tuned=values,
-    )
+    names = split(transfers)
+    with _executor(on, device, jobs, folder) as executor:
+        if dry_run:
+            where, bf16 = executor.device, executor.has_bf16
+            with Display() as display:
+                _, plan = pipeline.planned(
+                    loaded, folder, phantom, names, where, jobs, display, values, bf16
+                )
+            _print_plan(plan)
+            return
+        outcome = pipeline.run(
+            loaded,
+            folder.results.path,
+            stand_in=phantom,
+            transfers=names,
+            jobs=jobs,
+            display=Display(),
+            tuned=values,
+            executor=executor,
+        )
     _print_outcome(outcome, loaded)
     if outcome.states.get("failed"):
         from trm_bench.cli.looking import tell_failures
 
         tell_failures(outcome.folder)
         raise typer.Exit(1)
+
+
+@contextmanager
+def _executor(on: str | None, device: str, jobs: int | None, folder: Any) -> Iterator[Any]:
+    """Where trainings run: on this machine, or on a cluster."""
+    if on is None:
+        from trm_bench import environment
+        from trm_bench.runs.executors import LocalPool
+
+        yield LocalPool(environment.device_of(device), jobs)
+        return
+    from trm_bench.cluster.engine import connected
+    from trm_bench.cluster.executor import DaskExecutor
+    from trm_bench.display import Display
+
+    display = Display()
+    with connected(on, device, display.say) as engine:
+        yield DaskExecutor(engine, folder.path, display.warn)
 
 
 def _print_plan(plan: Any) -> None:
@@ -178,22 +202,26 @@ def sweep(
         str | None,
         typer.Option(metavar="URL|FILE.log", help="Copy the studies to this Optuna storage."),
     ] = None,
+    on: On = None,
 ) -> None:
     """Tune every method with the same budget, on validation subjects. The same command resumes."""
-    from trm_bench import environment, urls
+    from trm_bench import urls
     from trm_bench.display import Display
+    from trm_bench.runs.folders import ResultsFolder
     from trm_bench.sweep import driver, export, tuned
 
     loaded = load(protocol, settings, phantom, methods)
     loaded = driver.with_budget(loaded, trials, split(seeds), split(transfers))
-    outcome = driver.sweep(
-        loaded,
-        out_dir,
-        stand_in=phantom,
-        device=environment.device_of(device),
-        jobs=jobs,
-        display=Display(),
-    )
+    folder = ResultsFolder(out_dir.absolute() if on else out_dir).protocol(loaded.name)
+    with _executor(on, device, jobs, folder) as executor:
+        outcome = driver.sweep(
+            loaded,
+            folder.results.path,
+            stand_in=phantom,
+            jobs=jobs,
+            display=Display(),
+            executor=executor,
+        )
     for line in tuned.lines(outcome.tuned):
         written(line)
     swept = outcome.folder.sweep

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shlex
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trm_bench.errors import UserError
 from trm_bench.runs.folders import ResultsFolder, run_folders
+from trm_bench.runs.locks import NoLocks, take
 from trm_bench.runs.store import read_plan
 from trm_bench.urls import shown, told
 
@@ -78,7 +78,8 @@ class Store:
         """Holds the lock of our own store, so that commands write to it one after the other.
 
         Raises:
-            UserError: Another command has held it for so many seconds.
+            UserError: Another command has held it for so many seconds, or there are no locks,
+                without which sqlite cannot be written by two.
         """
         if not self.own:
             yield
@@ -86,11 +87,15 @@ class Store:
         path, end = self.path.with_name(f".{self.path.name}.lock"), time.monotonic() + patience
         lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
         try:
-            while not _got(lock, fcntl.LOCK_EX):
-                if time.monotonic() > end:
-                    fix = f"when that has ended, {AGAIN}"
-                    raise UserError("another command writes to the tracking store", path, fix)
-                time.sleep(POLL)
+            try:
+                while not take(lock, path):
+                    if time.monotonic() > end:
+                        fix = f"when that has ended, {AGAIN}"
+                        raise UserError("another command writes to the tracking store", path, fix)
+                    time.sleep(POLL)
+            except NoLocks as error:
+                fix = f"name a store elsewhere in {VARIABLE}, and {AGAIN}"
+                raise NoLocks(error.what, path, fix) from error
             yield
         finally:
             os.close(lock)
@@ -210,14 +215,6 @@ def _is_held(lock: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _got(opened, fcntl.LOCK_SH)
+        return not take(opened, lock, shared=True)
     finally:
         os.close(opened)
-
-
-def _got(lock: int, how: int) -> bool:
-    try:
-        fcntl.flock(lock, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -19,7 +19,7 @@ from trm_bench.datasets import REGISTRY as DATASETS
 from trm_bench.methods import Context, Method
 from trm_bench.methods.registry import REGISTRY as METHODS
 from trm_bench.methods.registry import create
-from trm_bench.runs import arrays, compute, store
+from trm_bench.runs import arrays, claims, compute, store
 from trm_bench.runs.executors import Failure
 from trm_bench.runs.plan import Job
 from trm_bench.runs.records import Checkpoint, Loading, Record, SourceNote
@@ -46,6 +46,14 @@ def do(job: Job, device: torch.device, progress: Progress) -> str:
         since it has no record.
     """
     deterministic(device)
+    with claims.claimed(job.result):
+        found = job.health()  # another command may have done it since this one looked
+        if found.done:
+            return found.record.state if found.record else "finished"
+        return _done_now(job, device, progress)
+
+
+def _done_now(job: Job, device: torch.device, progress: Progress) -> str:
     if job.config.kind == "source":
         _train_source(job, device, progress)
         return "finished"

@@ -6,6 +6,7 @@ Another engine (a cluster's) implements `Executor.run` and keeps to what is said
 from __future__ import annotations
 
 import contextlib
+import heapq
 import multiprocessing
 import os
 import threading
@@ -20,6 +21,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from trm_bench import signals
+from trm_bench.environment import has_bf16
 from trm_bench.seeds import CPU_THREADS
 
 # seconds that a worker's death is not told of: what kills all processes gets to this one too, and
@@ -96,7 +98,15 @@ Listen = Callable[[Event], None]
 
 
 class Executor(Protocol):
-    """Something that runs tasks."""
+    """Something that runs tasks.
+
+    Attributes:
+        device: Where each task runs, as its process sees it.
+        has_bf16: Whether that device computes in bfloat16.
+    """
+
+    device: torch.device
+    has_bf16: bool
 
     def run(self, tasks: Sequence[Task], listen: Listen) -> None:
         """Runs tasks and tells what happens; returns when each has had its last event.
@@ -126,10 +136,11 @@ class LocalPool:
 
     def __init__(self, device: torch.device, jobs: int | None = None) -> None:
         self.device, self.jobs = device, jobs or default_jobs(device)
+        self.has_bf16 = has_bf16(device)
 
     def run(self, tasks: Sequence[Task], listen: Listen) -> None:
         """See `Executor.run`."""
-        queue = _Queue(tasks, listen)
+        queue = Queue(tasks, listen)
         if self.jobs <= 1 or len(tasks) <= 1:
             while task := queue.next():
                 _call(task, self.device, queue.hear)
@@ -168,34 +179,59 @@ def default_jobs(device: torch.device) -> int:
     return os.cpu_count() or 1
 
 
-class _Queue:
-    """Tasks that have not started, and how those before them ended."""
+class Queue:
+    """Tasks that have not started, in their order, and what waits for what.
+
+    Takes the same time for each of ten tasks and of ten thousand.
+
+    Args:
+        tasks: Each after those it depends on.
+        listen: Hears the events.
+
+    Raises:
+        ValueError: See `Executor.run`.
+    """
 
     def __init__(self, tasks: Sequence[Task], listen: Listen) -> None:
-        known: set[str] = set()
-        for task in tasks:
-            if task.id in known or not known.issuperset(task.after):
+        self._tasks, self._listen = list(tasks), listen
+        self._before: list[int] = []  # how many each still waits for
+        self._behind: dict[str, list[int]] = {}  # which wait for a task that has not ended
+        self._index: dict[str, int] = {}
+        for index, task in enumerate(self._tasks):
+            after = set(task.after)
+            if task.id in self._index or not after <= self._index.keys():
                 raise ValueError(f"task {task.id}: not the only one, or not after {task.after}")
-            known.add(task.id)
-        self.waiting, self.listen = list(tasks), listen
-        self.ended: dict[str, bool] = {}  # task id to whether it was done
+            self._behind[task.id], self._index[task.id] = [], index
+            self._before.append(len(after))
+            for before in after:
+                self._behind[before].append(index)
+        self._skipped: set[str] = set()
+        self._ready = [index for index, before in enumerate(self._before) if not before]
 
     def next(self) -> Task | None:
-        """The first task that can start now, out of the queue; those that never can are skipped."""
-        for task in list(self.waiting):
-            broken = [before for before in task.after if self.ended.get(before) is False]
-            if broken:
-                self.waiting.remove(task)
-                self.hear(Event(task.id, "skipped", broken[0]))
-            elif all(before in self.ended for before in task.after):
-                self.waiting.remove(task)
-                return task
-        return None
+        """The first task that can start now, out of the queue."""
+        return self._tasks[heapq.heappop(self._ready)] if self._ready else None
+
+    def again(self, task: Task) -> None:
+        """Puts a task back that was cut off."""
+        heapq.heappush(self._ready, self._index[task.id])
 
     def hear(self, event: Event) -> None:
-        if event.kind in ("done", "failed", "skipped"):
-            self.ended[event.task] = event.kind == "done"
-        self.listen(event)
+        """Passes an event on; after the last one of a task, others can start or are skipped."""
+        events = [event]
+        while events:
+            event = events.pop(0)
+            self._listen(event)
+            if event.kind not in ("done", "failed", "skipped"):
+                continue
+            for index in self._behind.pop(event.task):
+                task = self._tasks[index]
+                self._before[index] -= 1
+                if event.kind != "done" and task.id not in self._skipped:
+                    self._skipped.add(task.id)
+                    events.append(Event(task.id, "skipped", event.task))
+                elif not self._before[index] and task.id not in self._skipped:
+                    heapq.heappush(self._ready, index)
 
 
 def _call(task: Task, device: torch.device, hear: Listen) -> None:

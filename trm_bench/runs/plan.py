@@ -185,6 +185,7 @@ class Planner:
             subjects at all.
         folds: Of an inner cross-validation; a cell then has a run for each. None for the split's
             own training and validation subjects.
+        bf16: Whether the device computes in bfloat16; asked here where not given.
     """
 
     protocol: Protocol
@@ -195,6 +196,7 @@ class Planner:
     device: torch.device
     tested: bool = True
     folds: int | None = None
+    bf16: bool | None = None
 
     def plan(self, transfers: Sequence[Transfer]) -> Plan:
         """Expands the protocol into jobs.
@@ -246,7 +248,7 @@ class Planner:
         _without_places(shared)
         trainings = self.protocol.training
         precision = [
-            resolved_precision(self.device, t.precision)
+            resolved_precision(self.device, t.precision, self.bf16)
             for t in (trainings.source, trainings.target)
         ]
         modules = sorted({type(c.dataset).__module__ for c in self.cohorts.values()})
@@ -326,7 +328,7 @@ class Planner:
         training: TrainingConfig,
         method: Method,
     ) -> RunConfig:
-        precision = resolved_precision(self.device, training.precision)
+        precision = resolved_precision(self.device, training.precision, self.bf16)
         dataset = self.cohorts[domain.data].dataset
         modules = (type(dataset).__module__, type(method).__module__)
         return RunConfig(

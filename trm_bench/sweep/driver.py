@@ -19,6 +19,7 @@ from trm_bench.protocol.transfers import choose_transfers, refuse_unknown
 from trm_bench.runs import health
 from trm_bench.runs.executors import Executor, LocalPool
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
+from trm_bench.runs.locks import only_one
 from trm_bench.runs.plan import Plan, Planner
 from trm_bench.runs.records import Budget, Record, Tuned
 from trm_bench.runs.store import read_record, refuse_mixture
@@ -139,6 +140,7 @@ def sweep(
     jobs: int | None = None,
     display: Display | None = None,
     pages: bool = True,
+    executor: Executor | None = None,
 ) -> Outcome:
     """Tunes the methods of a protocol; what has been trained before is not trained again.
 
@@ -150,23 +152,33 @@ def sweep(
         jobs: Trainings at a time; by default one a core or GPU.
         display: Where progress is shown.
         pages: Write the report of the sweep too, which takes some seconds.
+        executor: Where trainings run; a pool on `device` where not given.
 
     Raises:
         UserError: Protocol, data or folder are not as they must be, or a source network failed.
     """
-    device, display = device or torch.device("cpu"), display or Display(quiet=True)
+    executor = executor or LocalPool(device or torch.device("cpu"), jobs)
+    display = display or Display(quiet=True)
     if protocol.split.design == "resampled":
         what = "with another split for each seed, test subjects of one are tuned on in another"
         fix = "sweep it with one split: --set split.design=fixed"
         raise UserError(what, "split.design", fix)
     folder, config = ResultsFolder(output).protocol(protocol.name), protocol.sweep
     spaces = [space_of(chosen, protocol.training.target, config) for chosen in protocol.methods]
-    with pipeline.only_one(folder), display:
+    with only_one(folder, display.warn), display:
         names = config.transfers or ()
         data = open_data(protocol, folder.results, stand_in, jobs, display, names)
         refuse_mixture(folder, data.kind)
         transfers = choose_transfers(protocol, data.datasets, names)
-        planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device)
+        planner = Planner(
+            protocol,
+            data.cohorts,
+            data.imported,
+            folder,
+            data.kind,
+            executor.device,
+            bf16=executor.has_bf16,
+        )
         pipeline.check_networks(protocol, replace(planner, tested=False).plan(transfers))
         health.set_aside(health.of_sweep(folder).damaged, display.warn)
         groups = [(t.name, (t,)) for t in transfers]
@@ -179,7 +191,7 @@ def sweep(
         ]
         conditions = planner.plan(()).conditions
         with mirror.tracker(protocol, folder, display, data.kind, conditions) as track:
-            _train_all(studies, planner, LocalPool(device, jobs), display, track)
+            _train_all(studies, planner, executor, display, track)
             tuned = _written(studies, planner, transfers, conditions, display)
             if pages:
                 write_sweep(folder)
@@ -203,7 +215,7 @@ def _train_all(
         ]
         last = min(first + config.batch, config.trials) - 1
         name = f"trials {first} to {last} of {config.trials}"
-        _train(_joined(plans), executor, planner.device, display, name)
+        _train(_joined(plans), executor, display, name)
         for study, plan, values in zip(studies, plans, batches, strict=True):
             study.read(plan, values)
             track(study.method.label, study.name, study.trials, study.records)
@@ -216,9 +228,7 @@ def _joined(plans: Sequence[Plan]) -> Plan:
     return Plan(sources=list(sources.values()), runs=list(runs.values()))
 
 
-def _train(
-    plan: Plan, executor: Executor, device: torch.device, display: Display, name: str
-) -> None:
+def _train(plan: Plan, executor: Executor, display: Display, name: str) -> None:
     """Trains what is missing; what failed a second time stays failed, and the sweep goes on.
 
     Raises:
@@ -227,7 +237,7 @@ def _train(
     for _ in range(ATTEMPTS):
         if all(job.is_done() for job in (*plan.sources, *plan.runs)):
             return
-        pipeline.train(plan, executor, device, display, runs=name)
+        pipeline.train(plan, executor, display, runs=name)
     if failed := [job for job in plan.sources if not job.is_done()]:
         runs = [job for job in plan.runs if job.source == failed[0].id]
         record = read_record(runs[0].result)

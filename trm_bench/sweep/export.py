@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trm_bench import pipeline
 from trm_bench.errors import UserError
 from trm_bench.runs.folders import ProtocolFolder
+from trm_bench.runs.locks import only_one
 from trm_bench.runs.records import SweptMethod, SweptTrial, Tuned, TunedMethod
 from trm_bench.runs.store import read_record, read_trials, read_tuned
 from trm_bench.runs.times import span
@@ -64,7 +64,7 @@ def export(folder: ProtocolFolder, target: str) -> list[str]:
     """
     import optuna
 
-    with pipeline.only_one(folder), quiet():
+    with only_one(folder), quiet():
         copies = _copies(folder)
         with _told(target), _storage(target) as storage:
             names = set(optuna.get_all_study_names(storage))

@@ -1,0 +1,135 @@
+"""Claims: who is at work on a job, for workers that share nothing but a file system.
+
+A claim is a file beside the job's result, made so that only one can make it, and removed when the
+job ends. Its holder touches it every minute. It is stale when its process is dead, which can be
+seen on the same machine, or when nobody has touched it for ten minutes by the clock of the file
+system; then another worker takes it over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trm_bench.files import HOST, clock, lives, temporary_for
+
+TOUCHED_EVERY = 60.0  # seconds
+STALE_AFTER = 600.0
+LOOK_EVERY = 2.0  # at the claim of another
+JOB_IDS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")  # of the queueing systems
+
+
+def claim_of(result: Path) -> Path:
+    """The claim on the job that leaves a result."""
+    return result.with_name(f"{result.name}.claim")
+
+
+@contextmanager
+def claimed(result: Path) -> Iterator[None]:
+    """Holds the claim on a job; waits while another worker that lives holds it.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    path = claim_of(result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ours = _ours()
+    while not _made(path, ours):
+        if not _taken_over(path):
+            time.sleep(LOOK_EVERY)
+    ended = threading.Event()
+    threading.Thread(target=_touch, args=(path, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        with contextlib.suppress(FileNotFoundError):
+            if path.read_bytes() == ours:  # not where it was taken over, after a sleep of hours
+                path.unlink()
+
+
+def holder(path: Path) -> dict[str, str]:
+    """Who holds a claim: `host`, `process` and `job`; empty where that cannot be read.
+
+    Raises:
+        FileNotFoundError: Nobody holds it.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):  # of one who was killed while writing it
+        return {}
+    return {str(k): str(v) for k, v in content.items()} if isinstance(content, dict) else {}
+
+
+def is_stale(path: Path) -> bool:
+    """Whether the holder of a claim is gone.
+
+    Raises:
+        FileNotFoundError: Nobody holds it.
+    """
+    by = holder(path)
+    if by.get("host") == HOST and by.get("process", "").isdecimal():
+        return not lives(int(by["process"]))
+    return clock(path.parent) - path.stat().st_mtime > STALE_AFTER
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes the claims right in a folder whose holders are gone."""
+    for path in folder.glob("*.claim"):
+        with contextlib.suppress(FileNotFoundError):
+            if is_stale(path):
+                _taken_over(path)
+
+
+def _ours() -> bytes:
+    job = next((os.environ[name] for name in JOB_IDS if os.environ.get(name)), "")
+    return json.dumps({"host": HOST, "process": str(os.getpid()), "job": job}).encode()
+
+
+def _made(path: Path, ours: bytes) -> bool:
+    try:
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(file, "wb") as stream:
+        stream.write(ours)
+    return True
+
+
+def _taken_over(path: Path) -> bool:
+    """Removes a stale claim; two who find it stale do not both believe that they removed it.
+
+    It is renamed first, and only one can do that. If what was renamed is no longer the stale one,
+    since another was faster and has a claim of its own by now, it is put back.
+
+    Returns:
+        Whether the claim was stale, or is gone.
+    """
+    try:
+        if not is_stale(path):
+            return False
+        stale, aside = path.read_bytes(), temporary_for(path)
+        path.rename(aside)
+    except FileNotFoundError:
+        return True
+    try:
+        if aside.read_bytes() != stale:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+            return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def _touch(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(TOUCHED_EVERY):
+        with contextlib.suppress(OSError):
+            os.utime(path)
