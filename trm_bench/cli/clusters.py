@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -48,78 +49,75 @@ Gpus = Annotated[
 ]
 
 
+Jobs = Annotated[int, typer.Option("--workers", min=1, max=10_000, help="Jobs, as an array.")]
+GpusPerWorker = Annotated[
+    int, typer.Option("--gpus-per-worker", min=0, max=64, help="0: trains on the CPU.")
+]
+Cpus = Annotated[int | None, typer.Option(min=1, help="Of a worker; by default one a run.")]
+Memory = Annotated[int | None, typer.Option(min=1, metavar="GB", help="Of a worker.")]
+Time = Annotated[str, typer.Option("--time", metavar="[D-]HH:MM:SS", help="Of each job.")]
+Partition = Annotated[str | None, typer.Option(help="Or queue, of all jobs.")]
+Account = Annotated[str | None, typer.Option(help="Or project, of all jobs.")]
+More = Annotated[
+    list[str] | None, typer.Option("--option", help="One more, of the workers; repeatable.")
+]
+SchedulerMore = Annotated[
+    list[str] | None, typer.Option("--scheduler-option", help="Of the scheduler; repeatable.")
+]
+Scheduler = Annotated[
+    Literal["job", "here"],
+    typer.Option(help="As a job, or as a process on this machine, which goes on."),
+]
+
+
 def _queue_command(name: str, title: str, note: str) -> Callable[..., None]:
     """The command of one queue; they differ in the queue alone."""
 
     def submit(
         folder: Folder = Path("cluster"),
-        workers: Annotated[
-            int, typer.Option("--workers", min=1, max=10_000, help="Jobs of an array.")
-        ] = 1,
-        gpus_per_worker: Annotated[
-            int, typer.Option("--gpus-per-worker", min=0, max=64, help="0: runs on the CPU.")
-        ] = 1,
+        workers: Jobs = 1,
+        gpus_per_worker: GpusPerWorker = 1,
         runs_per_gpu: RunsPerGpu = 1,
-        cpus: Annotated[
-            int | None, typer.Option(min=1, help="Of a worker; by default one a run.")
-        ] = None,
-        memory: Annotated[
-            int | None, typer.Option(min=1, metavar="GB", help="Of a worker.")
-        ] = None,
-        time: Annotated[
-            str, typer.Option("--time", metavar="[D-]HH:MM:SS", help="Of a job.")
-        ] = "24:00:00",
-        partition: Annotated[str | None, typer.Option(help="Or queue.")] = None,
-        account: Annotated[str | None, typer.Option(help="Or project.")] = None,
-        option: Annotated[
-            list[str] | None,
-            typer.Option(help="One more argument for workers' jobs; repeatable."),
-        ] = None,
-        scheduler: Annotated[
-            Literal["job", "here"],
-            typer.Option(help="As a job, or as a process on this machine that goes on."),
-        ] = "job",
-        scheduler_option: Annotated[
-            list[str] | None,
-            typer.Option(help="One more argument for the scheduler's job; repeatable."),
-        ] = None,
+        cpus: Cpus = None,
+        memory: Memory = None,
+        time: Time = "24:00:00",
+        partition: Partition = None,
+        account: Account = None,
+        option: More = None,
+        scheduler: Scheduler = "job",
+        scheduler_option: SchedulerMore = None,
         idle: Idle = "1h",
         dry_run: DryRun = False,
     ) -> None:
         from trm_bench.cluster import queues, scripts
         from trm_bench.cluster.folder import ClusterFolder
 
-        _require()
         queue, where = queues.QUEUES[name], ClusterFolder.at(folder)
-        seconds = queues.seconds(time)
-        about = f"Of a trm-bench cluster on {queue.title}, by `trm-bench cluster {name}`."
-        runs = runs_per_gpu * max(1, gpus_per_worker)
-
-        def job(script: Path, **given: object) -> Job:
-            shared = {"seconds": seconds, "partition": partition, "account": account}
-            return queues.Job(script, where.logs, **shared, **given)  # type: ignore[arg-type]
-
-        first = job(where.scheduler_script, options=tuple(scheduler_option or ()))
-        array = job(
-            where.workers_script,
-            cpus=cpus or runs,
+        job = queues.Job(
+            where.scheduler_script,
+            where.logs,
+            queues.seconds(time),
+            partition=partition,
+            account=account,
+            options=tuple(scheduler_option or ()),
+        )
+        array = replace(
+            job,
+            script=where.workers_script,
+            cpus=cpus or runs_per_gpu * max(1, gpus_per_worker),
             gpus=gpus_per_worker,
             memory=memory,
             array=workers,
             options=tuple(option or ()),
         )
+        about = f"Of a trm-bench cluster on {queue.title}, by `trm-bench cluster {name}`."
+        gpus: scripts.Gpus = "given" if gpus_per_worker else "none"
+        limit = None if queue.notices else array.seconds - queues.NOTICE
         texts = (
             scripts.scheduler(where, idle, about=about),
-            scripts.workers(
-                where,
-                "given" if gpus_per_worker else "none",
-                runs_per_gpu,
-                about=about,
-                warn_after=None if queue.notices else seconds - queues.NOTICE,
-                requeue=queue.requeue,
-            ),
+            scripts.workers(where, gpus, runs_per_gpu, None, about, False, limit, queue.requeue),
         )
-        _submit(where, queue, first if scheduler == "job" else None, array, texts, dry_run)
+        _submit(where, queue, job if scheduler == "job" else None, array, texts, dry_run)
 
     submit.__doc__ = f"Submit a scheduler and an array of workers to {title}.{note}"
     return submit
@@ -165,14 +163,6 @@ def local(
     _hold(folder, [], workers, gpus, runs_per_gpu, idle, dry_run)
 
 
-def _require() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("distributed") is None or find_spec("cryptography") is None:
-        fix = "pip install 'trm-bench[cluster]', here and wherever workers are to run"
-        raise UserError("dask.distributed is not installed", "trm-bench cluster", fix)
-
-
 def _submit(
     folder: ClusterFolder,
     queue: Queue,
@@ -182,15 +172,15 @@ def _submit(
     dry_run: bool,
 ) -> None:
     """Submits both jobs, or starts the scheduler on this machine."""
-    from dataclasses import replace
-
     from trm_bench.cluster import machines
+    from trm_bench.cluster.folder import require_distributed
 
     shown = [] if scheduler is None else [_shown(queue, scheduler)]
     shown.append(_shown(queue, workers))
     if dry_run:
         _print(folder, texts, shown)
         return
+    require_distributed()
     folder.prepare(*texts)
     if not queue.is_here():
         fix = "\n  ".join(["the scripts are written; where it is, give", *shown])
@@ -233,9 +223,8 @@ def _hold(
 ) -> None:
     """Runs a cluster of machines until Ctrl-C."""
     from trm_bench.cluster import machines, scripts
-    from trm_bench.cluster.folder import ClusterFolder
+    from trm_bench.cluster.folder import ClusterFolder, require_distributed
 
-    _require()
     where = ClusterFolder.at(folder)
     if gpus is not None and not all(part.strip() for part in gpus.split(",")):
         raise UserError(f"'{gpus}' names no GPUs", "--gpus", "give their numbers: 0,1")
@@ -250,6 +239,7 @@ def _hold(
         there = machines.commands(where, hosts, gpus)
         _print(where, texts, [shlex.join(command) for command in there.values()])
         return
+    require_distributed()
     where.prepare(*texts)
     with err.status("starting the scheduler", spinner="line") as status:
 

@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 import torch
 
 from trm_bench import environment
+from trm_bench.cluster.certificates import Certificates
+from trm_bench.cluster.folder import MOST_BYTES, ClusterFolder, require_distributed
 from trm_bench.environment import has_bf16
 from trm_bench.errors import UserError
 from trm_bench.fingerprint import code_fingerprint
@@ -31,11 +33,7 @@ from trm_bench.plurals import counted
 if TYPE_CHECKING:
     from distributed import Client, Security, Worker
 
-SCHEDULER_FILE = "scheduler.json"
-TLS_FILES = ("ca.pem", "cert.pem", "key.pem")
 CONNECT = 30.0  # seconds to reach the scheduler
-INSTALL = "pip install 'trm-bench[cluster]'"
-MOST = 2**20  # bytes of scheduler.json
 SHOWN = 8  # differences that are listed
 
 
@@ -58,18 +56,6 @@ class Engine:
     about: Mapping[str, str]
 
 
-def require_distributed() -> None:
-    """Refuses to go on without the extra.
-
-    Raises:
-        UserError: dask.distributed is not installed.
-    """
-    try:
-        import distributed  # noqa: F401
-    except ImportError as error:
-        raise UserError("dask.distributed is not installed", "--on", INSTALL) from error
-
-
 def address_of(where: str) -> tuple[str, Path | None]:
     """The address that `--on` names, and the cluster's folder where it names one.
 
@@ -84,7 +70,7 @@ def address_of(where: str) -> tuple[str, Path | None]:
         address = where
     else:
         path = Path(where)
-        path = path / SCHEDULER_FILE if path.is_dir() else path
+        path = ClusterFolder(path).scheduler_file if path.is_dir() else path
         address, folder = _read(path), path.absolute().parent
     _refuse_open(address)
     return address, folder
@@ -93,7 +79,7 @@ def address_of(where: str) -> tuple[str, Path | None]:
 def _read(path: Path) -> str:
     fix = "start one (trm-bench cluster), or wait until its job runs and writes the file"
     try:
-        content = json.loads(read_text(path, MOST, fix))
+        content = json.loads(read_text(path, MOST_BYTES, fix))
     except (ValueError, RecursionError) as error:
         raise UserError("is no scheduler's file", path, fix) from error
     address = content.get("address") if isinstance(content, dict) else None
@@ -132,16 +118,15 @@ def security(folder: Path | None) -> Security:
     """
     from distributed import Security
 
-    tls = folder and folder / "tls"
-    if not tls or not (tls / TLS_FILES[0]).is_file():
+    files = folder and Certificates.of(folder)
+    if not files or not files.ca.is_file():
         return Security()
-    ca, certificate, key = (str(tls / name) for name in TLS_FILES)
     roles = {
-        f"tls_{role}_{part}": file
+        f"tls_{role}_{part}": str(file)
         for role in ("client", "scheduler", "worker")
-        for part, file in (("cert", certificate), ("key", key))
+        for part, file in (("cert", files.cert), ("key", files.key))
     }
-    return Security(tls_ca_file=ca, require_encryption=True, **roles)
+    return Security(tls_ca_file=str(files.ca), require_encryption=True, **roles)
 
 
 @contextmanager

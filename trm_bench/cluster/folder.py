@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +17,18 @@ from trm_bench.cluster.certificates import Certificates
 from trm_bench.errors import UserError
 
 MOST_BYTES = 1_000_000  # of a scheduler file
+INSTALL = "pip install 'trm-bench[cluster]', here and wherever workers are to run"
 PATIENCE = 2.0  # seconds for a scheduler to be reached
+
+
+def require_distributed() -> None:
+    """Refuses to go on without the extra; imports nothing large.
+
+    Raises:
+        UserError: dask.distributed is not installed.
+    """
+    if find_spec("distributed") is None:
+        raise UserError("dask.distributed is not installed", "clusters", INSTALL)
 
 
 @dataclass(frozen=True)

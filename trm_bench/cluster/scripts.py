@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -22,18 +22,23 @@ Gpus = Literal["none", "given", "found"]
 LOOPBACK = "127.0.0.1"
 IDLE = re.compile(r"[1-9]\d{0,5}[smhd]")
 
-SETTINGS = {  # of the scheduler
+SETTINGS = {
+    "PYTHONSAFEPATH": "1",  # no module of the working directory
+    "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",  # a run that kills its workers ends
     "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES": "[]",  # no page is served
-    "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
+    "DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]",
 }
 
-FRAME = """\
+HEAD = """\
 #!/bin/bash
 # {about}
 {exports}
 cd -- {directory} || exit
 
+"""
+
+PROCESSES = """\
 processes=() watchers=() again=
 start() {{ "$@" & processes+=("$!"); }}
 pass() {{ kill -s "$1" "${{processes[@]}}" 2>/dev/null; }}
@@ -107,9 +112,12 @@ def scheduler(
         *("--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0", "--no-jupyter"),
         *("--idle-timeout", idle),
     ]
-    forget = f"rm -f -- {_quoted([folder.scheduler_file])}  # of one that was killed"
-    start = f"{forget}\nstart {_quoted(command)}"
-    return _script(start, about, END_WITH_INPUT if tied else "", settings=SETTINGS)
+    forget = f"rm -f -- {_quoted([folder.scheduler_file])}  # of one that was killed\n"
+    if tied:
+        rest = _processes(f"start {_quoted(command)}", END_WITH_INPUT)
+    else:  # one process, since it dies of the second TERM: SLURM gives one to every process
+        rest = f"exec {_quoted(command)}\n"
+    return _head(about) + forget + rest
 
 
 def workers(
@@ -153,31 +161,23 @@ def workers(
     if requeue:
         file = _quoted([folder.scheduler_file])  # gone where the scheduler ended in good order
         requeue = REQUEUE.format(scheduler_file=file, command=requeue)
-    return _script(start, about, watch, requeue)
+    return _head(about) + _processes(start, watch, requeue)
 
 
 def _python(module: str) -> list[str]:
-    return [sys.executable, "-P", "-m", module]  # -P: no module of the working directory
+    return [sys.executable, "-m", module]
 
 
-def _script(
-    start: str,
-    about: str,
-    watch: str,
-    requeue: str = "",
-    settings: Mapping[str, str] | None = None,
-) -> str:
-    settings = dict(settings or {})
+def _head(about: str) -> str:
+    settings = dict(SETTINGS)
     if path := os.environ.get("PYTHONPATH"):
         settings["PYTHONPATH"] = path
-    return FRAME.format(
-        about=about,
-        exports="\n".join(f"export {name}={shlex.quote(v)}" for name, v in settings.items()),
-        directory=shlex.quote(str(Path.cwd())),
-        watch=watch,
-        start=start,
-        requeue=requeue,
-    )
+    exports = "\n".join(f"export {name}={shlex.quote(v)}" for name, v in settings.items())
+    return HEAD.format(about=about, exports=exports, directory=_quoted([Path.cwd()]))
+
+
+def _processes(start: str, watch: str, requeue: str = "") -> str:
+    return PROCESSES.format(start=start, watch=watch, requeue=requeue)
 
 
 def _quoted(words: Iterable[object]) -> str:
