@@ -175,8 +175,10 @@ def _submit(
     from trm_bench.cluster import machines
     from trm_bench.cluster.folder import require_distributed
 
-    shown = [] if scheduler is None else [_shown(queue, scheduler)]
-    shown.append(_shown(queue, workers))
+    if scheduler is None:
+        shown = [_shown(queue, workers)]
+    else:
+        shown = [_shown(queue, scheduler), _shown(queue, replace(workers, after="ITS_ID"))]
     if dry_run:
         _print(folder, texts, shown)
         return
@@ -194,18 +196,11 @@ def _submit(
     else:
         jobs.append(queue.give(scheduler))
         written(f"scheduler   job {jobs[0]}")
-        workers, end = replace(workers, after=jobs[0]), []
-    jobs.append(queue.give(workers))
+        end = []
+    jobs.append(queue.give(replace(workers, after=jobs[0] if jobs else None)))
     written(f"workers     job {jobs[-1]}, an array of {workers.array}")
     end.append(shlex.join([queue.cancel, *jobs]))
-    more = _shown(queue, replace(workers, after=None))
-    for name, line in (
-        ("logs", str(folder.logs)),
-        ("use", folder.use()),
-        ("end", "; ".join(end)),
-        ("more", more),
-    ):
-        written(f"{name:11} {line}")
+    _tell(folder, "; ".join(end), more=_shown(queue, workers))
 
 
 def _shown(queue: Queue, job: Job) -> str:
@@ -245,16 +240,18 @@ def _hold(
 
         def ready(address: str) -> None:
             status.stop()
-            for name, line in (
-                ("scheduler", address),
-                ("logs", str(where.logs)),
-                ("use", where.use()),
-                ("end", "Ctrl-C"),
-            ):
-                written(f"{name:11} {line}")
+            written(f"scheduler   {address}")
+            _tell(where, "Ctrl-C")
 
         machines.hold(where, hosts, gpus, ready, written)
     written(f"the scheduler has ended: it had no work for {idle}, or was told to")
+
+
+def _tell(folder: ClusterFolder, end: str, **others: str) -> None:
+    """What to do next."""
+    lines = {"logs": str(folder.logs), "use": folder.use(), "end": end, **others}
+    for name, line in lines.items():
+        written(f"{name:11} {line}")
 
 
 def _print(folder: ClusterFolder, texts: tuple[str, str], commands: list[str]) -> None:

@@ -39,14 +39,15 @@ cd -- {directory} || exit
 """
 
 PROCESSES = """\
-processes=() watchers=() again=
+processes=() watchers=() told=
 start() {{ "$@" & processes+=("$!"); }}
 pass() {{ kill -s "$1" "${{processes[@]}}" 2>/dev/null; }}
-trap 'pass TERM' TERM
-trap 'again=1; pass USR1' USR1
+trap 'told=TERM; pass TERM' TERM
+trap 'told=USR1; pass USR1' USR1
 trap 'kill "${{watchers[@]}}" 2>/dev/null' EXIT
 {watch}
 {start}
+[ -z "$told" ] || pass "$told"  # while they started
 
 status=0
 for process in "${{processes[@]}}"; do
@@ -57,7 +58,7 @@ done
 """
 
 REQUEUE = """\
-if [ -n "$again" ] && [ -e {scheduler_file} ]; then
+if [ "$told" = USR1 ] && [ -e {scheduler_file} ]; then
   {command}
 fi
 """
