@@ -98,12 +98,13 @@ def _refuse_open(address: str) -> None:
     fix = "tls://HOST:PORT, or tcp:// on this machine's 127.0.0.1"
     if protocol not in ("tls", "tcp") or not host or not port:
         raise UserError(f"'{address}' is no scheduler's address", "--on", fix)
-    if protocol == "tcp" and not _is_loopback(host):
+    if protocol == "tcp" and not is_loopback(host):
         what = f"{address} is not encrypted: whoever reaches its port runs code as you"
         raise UserError(what, "--on", "start it by trm-bench cluster, which makes certificates")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

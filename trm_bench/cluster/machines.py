@@ -20,7 +20,7 @@ from trm_bench.errors import UserError
 PATIENCE = 60.0  # seconds for a scheduler to start; a second where Python is not on a slow disk
 POLL = 0.1
 LINES = 8  # of a log
-LEAVE = 3.0  # seconds for children to end; afterwards they end without being waited for
+LEAVE = 1.5  # seconds for children to end; afterwards they end without being waited for
 
 Tell = Callable[[str], None]
 
@@ -54,17 +54,13 @@ def hold(
     Raises:
         UserError: The scheduler does not start, or all workers ended while it is at work.
     """
-    children: list[subprocess.Popen[bytes]] = []
+    script, log = str(folder.scheduler_script), _log(folder, "scheduler")
+    scheduler = _start(["bash", script], log, tied=True)
+    working: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        scheduler = _start(
-            ["bash", str(folder.scheduler_script)], _log(folder, "scheduler"), tied=True
-        )
-        children.append(scheduler)
         ready(_wait(folder, scheduler))
-        working = {}
         for host, command in commands(folder, hosts, gpus).items():
             working[host] = _start(command, _log(folder, host), tied=True)
-            children.append(working[host])
         while scheduler.poll() is None:
             for host in [host for host, process in working.items() if process.poll() is not None]:
                 log = _log(folder, host)
@@ -75,7 +71,8 @@ def hold(
                 raise UserError("no worker is left", folder.logs, fix)
             time.sleep(POLL)
     finally:
-        _end(children[::-1])  # workers first
+        _end(list(working.values()))  # they take leave of the scheduler
+        _end([scheduler])
 
 
 def commands(folder: ClusterFolder, hosts: Sequence[str], gpus: str | None) -> dict[str, list[str]]:

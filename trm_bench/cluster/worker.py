@@ -19,9 +19,10 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from trm_bench import signals
-from trm_bench.cluster.engine import about, address_of, security
+from trm_bench.cluster.engine import about, address_of, is_loopback, security
 from trm_bench.errors import UserError
 from trm_bench.files import HOST
 
@@ -106,6 +107,7 @@ async def work(folder: Path, name: str) -> None:
     dask.config.set({"distributed.worker.profile.enabled": False})
     worker = Worker(
         address,
+        host="127.0.0.1" if is_loopback(urlsplit(address).hostname or "") else None,
         nthreads=1,
         name=name,
         security=security(folder),
