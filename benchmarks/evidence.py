@@ -29,6 +29,7 @@ from trm_bench.methods.evidence import Evidence
 from trm_bench.methods.registry import create
 from trm_bench.methods.trm import FIELD
 from trm_bench.runs import arrays, compute, execute
+from trm_bench.runs.executors import LocalPool
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.plan import Job
 
@@ -39,7 +40,7 @@ def jobs(protocol: Any, out: Path) -> Iterator[Job]:
     """The runs of the protocol, their source networks trained."""
     with Display(quiet=True) as display:
         folder = ResultsFolder(out).protocol(protocol.name)
-        _, plan = pipeline.planned(protocol, folder, False, (), CPU, None, display)
+        _, plan = pipeline.planned(protocol, folder, False, (), LocalPool(CPU), None, display)
         for source in plan.sources:
             execute.do(source, CPU, lambda *at: None)
         yield from plan.runs

@@ -20,6 +20,7 @@ from trm_bench.data.patches import SubjectStore
 from trm_bench.datasets.base import LabelMap
 from trm_bench.display import Display
 from trm_bench.protocol import parse
+from trm_bench.runs.executors import LocalPool
 from trm_bench.runs.folders import ResultsFolder
 from trm_bench.runs.plan import Plan
 from trm_bench.seals import BLANK, write_sealed
@@ -86,4 +87,5 @@ def plan(root: Path, output: Path, device: torch.device = CPU, **changes: Any) -
     """The plan of the toy protocol, its data prepared under `output`."""
     loaded = parse(toy.protocol(root, **changes), "test")
     folder = ResultsFolder(output).protocol(loaded.name)
-    return pipeline.planned(loaded, folder, False, (), device, 1, Display(quiet=True))[1]
+    pool = LocalPool(device, 1)
+    return pipeline.planned(loaded, folder, False, (), pool, 1, Display(quiet=True))[1]

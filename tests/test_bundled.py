@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from layouts import real_data
 
 from trm_bench import pipeline
@@ -123,9 +122,7 @@ def test_runs_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         roots = {real_data(folder).parent for folder in REAL[name]}  # or skips the test
         monkeypatch.setenv("TRM_DATA", str(*roots))
     loaded = load_protocol(name, cut(name), phantom=name not in REAL)
-    outcome = pipeline.run(
-        loaded, tmp_path, stand_in=name not in REAL, device=torch.device("cpu"), jobs=1, pages=False
-    )
+    outcome = pipeline.run(loaded, tmp_path, stand_in=name not in REAL, jobs=1, pages=False)
     assert set(outcome.states) == {"finished"}
     table = pd.read_csv(outcome.folder.path / "metrics.csv")
     assert table.value.between(0, 100).all() and set(table.method) == {"scratch", "finetune", "trm"}
@@ -143,7 +140,7 @@ def test_fets_runs_on_real_patients(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     small += ["split={source: 4, target: {train: 2, val: 1, test: 2}, design: fixed}"]
     small += ["tracking=off", "methods=[scratch, trm]", "metrics=[dice]", *SHORT, "seeds=[0]"]
     loaded = load_protocol("fets_cross_modality", small)
-    outcome = pipeline.run(loaded, tmp_path, device=torch.device("cpu"), jobs=1, pages=False)
+    outcome = pipeline.run(loaded, tmp_path, jobs=1, pages=False)
     assert set(outcome.states) == {"finished"}
     table = pd.read_csv(outcome.folder.path / "metrics.csv")
     assert table.subject.str.startswith("Brats18").all() and table.subject.nunique() == 2

@@ -17,7 +17,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 import toy
 import yaml
 from typer.testing import CliRunner
@@ -64,7 +63,7 @@ def test_the_recipe_of_a_method(
     module = recipe("method", tmp_path, monkeypatch)
     monkeypatch.setitem(REGISTRY.builtin, "weight_norm", f"{module.__name__}:WeightNorm")
     loaded = parse(toy.protocol(toy_data, methods=["finetune", "weight_norm"]), "test")
-    outcome = pipeline.run(loaded, tmp_path, device=torch.device("cpu"), jobs=1, pages=False)
+    outcome = pipeline.run(loaded, tmp_path, jobs=1, pages=False)
     assert outcome.states == {"finished": 2}
 
 

@@ -71,7 +71,7 @@ def plan(raw: dict[str, Any], out: Path) -> Plan:
 
 def run(raw: dict[str, Any], out: Path) -> list[Record]:
     """The records of a protocol, all of which must finish."""
-    outcome = pipeline.run(parse(raw, "test"), out, device=CPU, jobs=1, pages=False)
+    outcome = pipeline.run(parse(raw, "test"), out, jobs=1, pages=False)
     assert set(outcome.states) == {"finished"}
     return [record for _, record in read_results(outcome.folder).finished()]
 

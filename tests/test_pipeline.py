@@ -36,7 +36,7 @@ def run(
     out: Path, root: Path, jobs: int = 1, transfers: tuple[str, ...] = (), **changes: Any
 ) -> pipeline.Outcome:
     loaded = parse(toy.protocol(root, **changes), "test")
-    return pipeline.run(loaded, out, device=CPU, jobs=jobs, transfers=transfers, pages=False)
+    return pipeline.run(loaded, out, jobs=jobs, transfers=transfers, pages=False)
 
 
 def read(folder: Path) -> Results:
@@ -422,7 +422,7 @@ class TestPairing:
             ),
             "test",
         )
-        folder = pipeline.run(loaded, tmp_path / "two", device=CPU, jobs=1, pages=False).folder.path
+        folder = pipeline.run(loaded, tmp_path / "two", jobs=1, pages=False).folder.path
         cells = read(folder).cells
         assert len(cells) == 4
         assert len({c.run for c in cells if c.method == "scratch"}) == 1

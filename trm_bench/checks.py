@@ -15,6 +15,7 @@ from trm_bench.plurals import counted
 from trm_bench.preparing import open_sets
 from trm_bench.protocol import Protocol
 from trm_bench.protocol.transfers import in_play
+from trm_bench.runs.executors import LocalPool
 from trm_bench.runs.folders import ResultsFolder
 
 
@@ -47,8 +48,9 @@ def check(
     yield "methods", ", ".join(m.label for m in protocol.methods), True
     folder = ResultsFolder(output).protocol(protocol.name)
     ensure_writable(output)
+    pool = LocalPool(device, jobs)
     with display:
-        data, plan = pipeline.planned(protocol, folder, stand_in, transfers, device, jobs, display)
+        data, plan = pipeline.planned(protocol, folder, stand_in, transfers, pool, jobs, display)
     left_out = f", {len(data.left_out)} left out" if data.left_out else ""
     listed = "; ".join(
         f"{cohort.dataset.name}: {counted(len(cohort.subjects), 'subject')} readable and prepared"

@@ -84,7 +84,6 @@ def run(
     *,
     stand_in: bool = False,
     transfers: Sequence[str] = (),
-    device: torch.device | None = None,
     jobs: int | None = None,
     display: Display | None = None,
     pages: bool = True,
@@ -98,23 +97,19 @@ def run(
         output: The folder of the results.
         stand_in: Use the phantom instead of the real data.
         transfers: Names of the transfers to run; all where empty.
-        device: CPU where not given.
-        jobs: Trainings at a time; by default one a core or GPU.
+        jobs: Trainings on the CPU at a time, and subjects that are prepared; by default one a core.
         display: Where progress is shown.
         pages: Draw charts and report.html too, which takes some seconds.
         tuned: The sweep whose values the protocol's methods have.
-        executor: Where trainings run; a pool on `device` where not given.
+        executor: Where trainings run, if elsewhere.
 
     Raises:
         UserError: Protocol, data or folder are not as they must be; nothing has been trained then.
     """
-    executor = executor or LocalPool(device or torch.device("cpu"), jobs)
+    executor = executor or LocalPool(torch.device("cpu"), jobs)
     display, folder = display or Display(quiet=True), ResultsFolder(output).protocol(protocol.name)
     with only_one(folder, display.warn), display:
-        device, bf16 = executor.device, executor.has_bf16
-        data, plan = planned(
-            protocol, folder, stand_in, transfers, device, jobs, display, tuned, bf16
-        )
+        data, plan = planned(protocol, folder, stand_in, transfers, executor, jobs, display, tuned)
         ended = {job.id for job in (*plan.sources, *plan.runs) if job.is_done()}  # reads all files
         done = len(ended) == len(plan.sources) + len(plan.runs)
         if not done:
@@ -180,11 +175,10 @@ def planned(
     folder: ProtocolFolder,
     stand_in: bool,
     transfers: Sequence[str],
-    device: torch.device,
+    executor: Executor,
     jobs: int | None,
     display: Display,
     tuned: Tuned | None = None,
-    bf16: bool | None = None,
 ) -> tuple[Data, Plan]:
     """What `run` would do, without training: the data, prepared, and the plan.
 
@@ -193,7 +187,8 @@ def planned(
     """
     data = open_data(protocol, folder.results, stand_in, jobs, display, transfers)
     chosen = choose_transfers(protocol, data.datasets, transfers)
-    planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, device, bf16=bf16)
+    place = executor.device, executor.has_bf16
+    planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, *place)
     plan = planner.plan(chosen)
     if tuned:
         refuse_misfit(tuned, plan, data.kind)

@@ -121,5 +121,15 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ask() -> None:
-    """TEMPORARY."""
+asked_here = False
+
+
+def ask_to_stop() -> None:
+    """Has the trainings of this process save and stop at the end of their steps."""
+    global asked_here
+    asked_here = True
+
+
+def asked() -> bool:
+    """Whether."""
+    return asked_here

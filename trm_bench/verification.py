@@ -17,11 +17,11 @@ from trm_bench.fingerprint import code_fingerprint
 from trm_bench.methods.registry import REGISTRY as METHODS
 from trm_bench.phantom import MARKER, damaged_files
 from trm_bench.runs import health
+from trm_bench.runs.claims import is_stale
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.plan import NUMERIC
 from trm_bench.runs.records import StoredPlan
-from trm_bench.runs.claims import is_stale
 from trm_bench.runs.store import read_model, read_record, read_trials
 from trm_bench.seals import require_tensors
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 import toy
 from rich.console import Console
 from trm_bench.baselines.scratch import Scratch
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 def run(out: Path, data: Path, display: Display | None = None, **changes: Any) -> pipeline.Outcome:
     loaded = protocol.parse(toy.protocol(data, **{"tracking": "mlflow", **changes}), "test")
-    return pipeline.run(loaded, out, device=torch.device("cpu"), jobs=1, display=display)
+    return pipeline.run(loaded, out, jobs=1, display=display)
 
 
 def client(out: Path) -> Any:

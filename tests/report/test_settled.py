@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import toy
 from rich.console import Console
 
@@ -27,7 +26,7 @@ def run(out: Path, root: Path, **changes: Any) -> str:
     file = io.StringIO()
     display = Display(console=Console(file=file, width=200))
     loaded = parse(toy.protocol(root, **changes), "test")
-    pipeline.run(loaded, out, device=torch.device("cpu"), jobs=1, display=display)
+    pipeline.run(loaded, out, jobs=1, display=display)
     return file.getvalue()
 
 

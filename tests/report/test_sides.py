@@ -31,7 +31,7 @@ CLUSTERS = {"name": "trm", "evidence": "clusters"}
 
 def run(raw: dict[str, Any], out: Path) -> Path:
     """The folder of a protocol, all of whose runs must finish."""
-    outcome = pipeline.run(parse(raw, "t"), out, device=torch.device("cpu"), jobs=1, pages=False)
+    outcome = pipeline.run(parse(raw, "t"), out, jobs=1, pages=False)
     assert set(outcome.states) == {"finished"}
     return outcome.folder.path
 
@@ -216,7 +216,6 @@ class TestUnits:
                 parse({**raw, "methods": ["scratch"]}, "t"),
                 tmp_path,
                 transfers=chosen,
-                device=torch.device("cpu"),
                 jobs=1,
                 pages=False,
             )

@@ -19,6 +19,7 @@ from trm_bench.runs.executors import (
     Event,
     Failure,
     LocalPool,
+    Queue,
     Task,
     default_jobs,
 )
@@ -76,6 +77,20 @@ def test_a_task_waits_for_those_before_it_and_is_skipped_where_one_is_not_done(j
     assert last == {"good": "done", "bad": "failed", "after good": "done"} | dict.fromkeys(
         skipped, "skipped"
     )
+
+
+def test_tasks_start_in_their_order_and_one_that_was_cut_off_comes_first() -> None:
+    tasks = [Task(name, double, (1,)) for name in "abc"]
+    tasks.insert(1, Task("after b", double, (1,), after=("a",)))
+    events: list[Event] = []
+    queue = Queue(tasks, events.append)
+    first = queue.next()
+    assert first is tasks[0]
+    assert (queue.next(), queue.next(), queue.next()) == (tasks[2], tasks[3], None)
+    queue.again(tasks[3])
+    queue.hear(Event("a", "done"))
+    queue.again(tasks[2])
+    assert [queue.next() for _ in range(4)] == [tasks[1], tasks[2], tasks[3], None]
 
 
 def test_what_is_kept_of_an_exception_is_bounded() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import toy
 from rich.console import Console
 from torch import Tensor
@@ -33,8 +32,7 @@ def sweep(out: Path, data: Path, trials: int = 3, **given: Any) -> driver.Outcom
     changes = {"tracking": "mlflow", "methods": ["finetune", "trm"]}
     budget = {"trials": trials, "batch": 2, "steps": 2}
     loaded = parse(toy.protocol(data, sweep=budget, **changes), "test")
-    cpu = torch.device("cpu")
-    return driver.sweep(loaded, out, device=cpu, jobs=1, pages=False, **given)
+    return driver.sweep(loaded, out, jobs=1, pages=False, **given)
 
 
 def client(out: Path) -> Any:

@@ -46,7 +46,7 @@ BOTH = {"kind": "cross_task", "pairs": [["whole", "lower_upper"], ["lower_upper"
 def sweep(out: Path, root: Path, jobs: int = 1, **changes: Any) -> driver.Outcome:
     given = {"methods": ["finetune", "trm"], "sweep": SWEEP} | changes
     loaded = parse(toy.protocol(root, **given), "test")
-    return driver.sweep(loaded, out, device=CPU, jobs=jobs, pages=False)
+    return driver.sweep(loaded, out, jobs=jobs, pages=False)
 
 
 def records(folder: ProtocolFolder) -> dict[str, Record]:
@@ -112,7 +112,7 @@ class TestTrials:
     ) -> None:
         whole = toy.protocol(toy_data, methods=["finetune", "trm"])
         whole["training"]["target"]["steps"] = 4
-        outcome = pipeline.run(parse(whole, "test"), tmp_path, device=CPU, jobs=1, pages=False)
+        outcome = pipeline.run(parse(whole, "test"), tmp_path, jobs=1, pages=False)
         untested = {"subjects", "metrics"}
         trials = [r.config.model_dump(exclude=untested) for r in records(finished.folder).values()]
         for record in records(outcome.folder).values():
@@ -409,7 +409,7 @@ class TestBudgets:
         outcome = sweep(tmp_path, toy_data)
         whole = parse(toy.protocol(toy_data, methods=["finetune"]), "test")
         quiet = pipeline.Display(quiet=True)
-        plan = pipeline.planned(whole, outcome.folder, False, (), CPU, 1, quiet)[1]
+        plan = pipeline.planned(whole, outcome.folder, False, (), LocalPool(CPU, 1), 1, quiet)[1]
         subjects = plan.runs[0].config.subjects
         test = {member.subject for member in subjects.test}
         assert len(test) == 3 and len(given) == 13

@@ -69,10 +69,9 @@ def run(
     names = split(transfers)
     with _executor(on, device, jobs, folder) as executor:
         if dry_run:
-            where, bf16 = executor.device, executor.has_bf16
             with Display() as display:
                 _, plan = pipeline.planned(
-                    loaded, folder, phantom, names, where, jobs, display, values, bf16
+                    loaded, folder, phantom, names, executor, jobs, display, values
                 )
             _print_plan(plan)
             return

@@ -120,7 +120,7 @@ async def work(folder: Path, name: str) -> None:
 
     def leave() -> None:
         if not leaving:
-            signals.ask()
+            signals.ask_to_stop()
             leaving.append(loop.create_task(_leave(worker)))
 
     async with worker:

@@ -181,11 +181,11 @@ class Planner:
         data: Whether the subjects are real or the stand-in.
         device: Where jobs will run; its kind and what `precision: auto` means on it are part of
             every configuration.
+        bf16: Whether that device computes in bfloat16.
         tested: Whether the runs are tested. Those of a sweep's trials are not: they have no test
             subjects at all.
         folds: Of an inner cross-validation; a cell then has a run for each. None for the split's
             own training and validation subjects.
-        bf16: Whether the device computes in bfloat16; asked here where not given.
     """
 
     protocol: Protocol
@@ -194,9 +194,9 @@ class Planner:
     folder: ProtocolFolder
     data: Literal["phantom", "real"]
     device: torch.device
+    bf16: bool
     tested: bool = True
     folds: int | None = None
-    bf16: bool | None = None
 
     def plan(self, transfers: Sequence[Transfer]) -> Plan:
         """Expands the protocol into jobs.

@@ -136,7 +136,6 @@ def sweep(
     output: Path,
     *,
     stand_in: bool = False,
-    device: torch.device | None = None,
     jobs: int | None = None,
     display: Display | None = None,
     pages: bool = True,
@@ -148,16 +147,15 @@ def sweep(
         protocol: Resolved; its `sweep` block is the budget.
         output: The folder of the results.
         stand_in: Use the phantom instead of the real data.
-        device: CPU where not given.
-        jobs: Trainings at a time; by default one a core or GPU.
+        jobs: Trainings on the CPU at a time, and subjects that are prepared; by default one a core.
         display: Where progress is shown.
         pages: Write the report of the sweep too, which takes some seconds.
-        executor: Where trainings run; a pool on `device` where not given.
+        executor: Where trainings run, if elsewhere.
 
     Raises:
         UserError: Protocol, data or folder are not as they must be, or a source network failed.
     """
-    executor = executor or LocalPool(device or torch.device("cpu"), jobs)
+    executor = executor or LocalPool(torch.device("cpu"), jobs)
     display = display or Display(quiet=True)
     if protocol.split.design == "resampled":
         what = "with another split for each seed, test subjects of one are tuned on in another"
@@ -170,15 +168,8 @@ def sweep(
         data = open_data(protocol, folder.results, stand_in, jobs, display, names)
         refuse_mixture(folder, data.kind)
         transfers = choose_transfers(protocol, data.datasets, names)
-        planner = Planner(
-            protocol,
-            data.cohorts,
-            data.imported,
-            folder,
-            data.kind,
-            executor.device,
-            bf16=executor.has_bf16,
-        )
+        place = executor.device, executor.has_bf16
+        planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, *place)
         pipeline.check_networks(protocol, replace(planner, tested=False).plan(transfers))
         health.set_aside(health.of_sweep(folder).damaged, display.warn)
         groups = [(t.name, (t,)) for t in transfers]
