@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from cluster.slurm import Slurm, absent
+from slurm import Slurm, absent
 
 
 @pytest.fixture(scope="session")

@@ -9,27 +9,20 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from loopback import LONGEST, until
 
 from trm_bench.cluster.folder import ClusterFolder
 
-psutil = pytest.importorskip("psutil", reason="pip install 'trm-bench[cluster]'")
-distributed = pytest.importorskip("distributed", reason="pip install 'trm-bench[cluster]'")
-PATIENCE = 60.0
+pytest.importorskip("distributed", reason="needs trm-bench[cluster]")
 
-
-def wait(met: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + PATIENCE
-    while not (found := met()):
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-    return found
+import distributed
+import psutil
 
 
 def of(folder: ClusterFolder) -> list[Any]:
@@ -109,7 +102,7 @@ def test_a_local_cluster_is_shut_to_others_and_ends_with_its_command(folder: Clu
 
     ours = security(folder.path)
     with distributed.Client(address, security=ours, timeout=30, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=PATIENCE)
+        client.wait_for_workers(2, timeout=LONGEST)
         assert set(client.nthreads().values()) == {1}
     ports = listening(folder)
     assert len(ports) >= 3 and {ip for ip, _ in ports} == {"127.0.0.1"}
@@ -118,8 +111,8 @@ def test_a_local_cluster_is_shut_to_others_and_ends_with_its_command(folder: Clu
         with pytest.raises((OSError, TypeError, RuntimeError)):
             distributed.Client(address.replace("tls", "tcp"), security=other, timeout=1)
     process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE) == 130
-    wait(lambda: not of(folder), f"left: {of(folder)}")
+    assert process.wait(LONGEST) == 130
+    until(lambda: not of(folder), f"left: {of(folder)}")
     assert not folder.scheduler_file.exists()
 
 
@@ -151,7 +144,7 @@ def test_workers_of_other_machines_end_when_the_command_is_killed(
 
     ours = security(folder.path)
     with distributed.Client(address, security=ours, timeout=30, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=PATIENCE)
+        client.wait_for_workers(2, timeout=LONGEST)
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
     assert sorted(seen.values()) == ["5", "5"]
     hosts = [line.partition(" -- ")[2].split()[0] for line in ssh.read_text().splitlines()]
@@ -159,7 +152,7 @@ def test_workers_of_other_machines_end_when_the_command_is_killed(
     assert {ip for ip, _ in listening(folder)} > {"127.0.0.1"} and not open_doors(folder)
     process.kill()
     process.wait()
-    wait(lambda: not of(folder), f"left: {of(folder)}")
+    until(lambda: not of(folder), f"left: {of(folder)}")
 
 
 @pytest.mark.slow
@@ -167,6 +160,6 @@ def test_a_machine_that_cannot_be_reached_is_named(folder: ClusterFolder, ssh: P
     (ssh.parent / "bin" / "ssh").write_text("#!/bin/bash\necho 'no route to host' >&2; exit 255\n")
     path = f"{ssh.parent / 'bin'}:{os.environ['PATH']}"
     process = start(folder, "ssh", "nowhere", PATH=path)
-    said = process.communicate(timeout=PATIENCE)[0]
+    said = process.communicate(timeout=LONGEST)[0]
     assert process.returncode == 2 and "no route to host" in said and "no worker is left" in said
-    wait(lambda: not of(folder), f"left: {of(folder)}")
+    until(lambda: not of(folder), f"left: {of(folder)}")

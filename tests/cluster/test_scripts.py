@@ -7,20 +7,19 @@ import os
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import Run
+from loopback import LONGEST, until
 
 from trm_bench.cluster import queues, scripts
 from trm_bench.cluster.folder import ClusterFolder
 from trm_bench.errors import UserError
 
 NAMES = ["plain", 'it\'s "one" $(touch oops) `touch oops` a%j\\b', "-rf ü"]
-PATIENCE = 20.0
 
 # notes each start and each signal; ends on TERM and USR1, or at once where the folder says so
 STAND_IN = """\
@@ -56,15 +55,8 @@ class Stand:
         return [line for line in self.notes.read_text().splitlines() if line.startswith(start)]
 
     def wait(self, start: str, number: int = 1) -> list[str]:
-        wait(lambda: len(self.lines(start)) >= number, f"not {number} times: {start}")
+        until(lambda: len(self.lines(start)) >= number, f"{number} x {start}")
         return self.lines(start)
-
-
-def wait(met: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -116,12 +108,12 @@ def test_a_folder_of_any_name_is_one_word(stand: Stand, start: Start, name: str)
     for text in (scripts.scheduler(folder, "1h"), scripts.scheduler(folder, "1h", tied=True)):
         folder.scheduler_file.touch()
         process = start(text, END_WITH="3")
-        assert process.wait(PATIENCE) == 3
+        assert process.wait(LONGEST) == 3
         assert not folder.scheduler_file.exists()
     folder.scheduler_file.touch()
     for gpus in ("given", "none", "found"):
         text = scripts.workers(folder, gpus, tied=True, warn_after=3600, requeue="true")
-        assert start(text, END_WITH="0", CUDA_VISIBLE_DEVICES="0").wait(PATIENCE) == 0
+        assert start(text, END_WITH="0", CUDA_VISIBLE_DEVICES="0").wait(LONGEST) == 0
     starts = stand.lines("start")
     assert len(starts) == 5 and not Path("oops").exists()
     assert sum(f"--folder {folder.path}" in line for line in starts) == 3
@@ -159,7 +151,7 @@ def test_each_gpu_has_its_processes(
     stand.program("nvidia-smi", "#!/bin/bash\nprintf '0\\n1\\n2\\n'\n")
     text = scripts.workers(cluster(), gpus, processes=2, number=number)
     given = {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}
-    assert start(text, END_WITH="0", **given).wait(PATIENCE) == 0
+    assert start(text, END_WITH="0", **given).wait(LONGEST) == 0
     lines = [line.split(" ", 3) for line in stand.lines("start")]
     shown = [f"{line[1]} {' '.join(line[3].split()[-2:])}" for line in lines]
     assert sorted(shown) == started
@@ -167,12 +159,12 @@ def test_each_gpu_has_its_processes(
 
 def test_a_job_without_its_gpu_does_not_train_on_the_cpu(stand: Stand, start: Start) -> None:
     process = start(scripts.workers(cluster(), "given"), CUDA_VISIBLE_DEVICES="")
-    assert process.wait(PATIENCE) == 1 and not stand.lines()
+    assert process.wait(LONGEST) == 1 and not stand.lines()
     assert process.stderr is not None and b"was given no GPU" in process.stderr.read()
 
 
 def test_what_a_worker_ends_with_is_told(stand: Stand, start: Start) -> None:
-    assert start(scripts.workers(cluster(), "none"), END_WITH="5").wait(PATIENCE) == 5
+    assert start(scripts.workers(cluster(), "none"), END_WITH="5").wait(LONGEST) == 5
 
 
 @pytest.mark.parametrize(("name", "again"), [("USR1", 1), ("TERM", 0)])
@@ -185,7 +177,7 @@ def test_signals_reach_all_and_one_of_them_requeues(
     )
     stand.wait("start", 2)
     process.send_signal(getattr(signal, f"SIG{name}"))
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(LONGEST) == 0
     assert stand.lines(name) == [name, name]
     assert stand.lines("requeue") == ["requeue me"] * again
 
@@ -197,14 +189,14 @@ def test_nothing_is_requeued_where_the_scheduler_has_ended(stand: Stand, start: 
     stand.wait("start")
     folder.scheduler_file.unlink()
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(PATIENCE) == 0 and stand.lines("USR1") and not stand.lines("requeue")
+    assert process.wait(LONGEST) == 0 and stand.lines("USR1") and not stand.lines("requeue")
 
 
 def test_a_script_tells_itself_where_the_queue_does_not(stand: Stand, start: Start) -> None:
     stand.noting("requeue")
     stand.noting("sleep", f"until grep -q start {shlex.quote(str(stand.notes))}; do :; done")
     process = start(scripts.workers(cluster(), "none", warn_after=77, requeue="requeue me"))
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(LONGEST) == 0
     assert stand.lines("sleep") == ["sleep 77"]
     assert stand.lines("USR1") and stand.lines("requeue")
 
@@ -221,7 +213,7 @@ def test_a_tied_script_ends_with_its_input(stand: Stand, start: Start, gpus: Any
     stand.wait("start")
     assert process.poll() is None and process.stdin is not None
     process.stdin.close()
-    process.wait(PATIENCE)
+    process.wait(LONGEST)
     assert stand.lines("TERM") == ["TERM"]
 
 
