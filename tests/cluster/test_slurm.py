@@ -123,6 +123,12 @@ def one_at_work(out: Path) -> tuple[str, int]:
     return next(iter(claims(out).items()))
 
 
+def job_of(worker: int) -> str:
+    """A worker's job, by its index: its own id may be that of the whole array."""
+    environment = psutil.Process(worker).environ()
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+
+
 @pytest.fixture(scope="module")
 def protocol(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Path:
     training = toy.protocol(toy_data)["training"]
@@ -215,7 +221,7 @@ def test_a_worker_near_its_time_limit_hands_on_and_is_queued_again(
 ) -> None:
     process = site.run(tmp_path)
     run, worker = one_at_work(tmp_path)
-    job = psutil.Process(worker).environ()["SLURM_JOB_ID"]
+    job = job_of(worker)
     # what SLURM does two minutes before the time is over
     site.slurm("scancel", "--signal=USR1", "--batch", job)
     code, said = ended(process)
@@ -233,7 +239,7 @@ def test_a_worker_job_that_is_cancelled_hands_on(
 ) -> None:
     process = site.run(tmp_path)
     run, worker = one_at_work(tmp_path)
-    job = psutil.Process(worker).environ()["SLURM_JOB_ID"]
+    job = job_of(worker)
     site.slurm("scancel", job)
     code, said = ended(process)
     assert code == 0, said

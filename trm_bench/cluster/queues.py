@@ -192,7 +192,8 @@ QUEUES = {
         title="SLURM",
         submit="sbatch",
         cancel="scancel",
-        requeue='scontrol requeue "$SLURM_JOB_ID"',
+        # by its index, since one of an array has the id of all of it
+        requeue='scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
         notices=True,
         tested=True,
         arguments=_slurm,
