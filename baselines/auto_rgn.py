@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trm_bench.methods import Context, Method, Parameters, hyper
+from trm_bench.methods import Context, Method, Parameters, Tree, hyper
 
 
 class AutoRgnParameters(Parameters):
@@ -57,6 +57,12 @@ class AutoRgn(Method):
             self.seen.clear()
         for group, scale in zip(self.groups, self.scales, strict=True):
             group["lr"] *= scale  # the schedule writes the unscaled rate again after every step
+
+    def state(self, run: Context) -> Tree:
+        return {"scales": self.scales, "seen": self.seen}
+
+    def restore(self, run: Context, state: Tree) -> None:
+        self.scales, self.seen = state["scales"], state["seen"]
 
     def finish(self, run: Context) -> None:
         run.diagnostics["learning_rate_scales"] = self.scales

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trm_bench.data.patches import Batch
-from trm_bench.methods import Context, Parameters, hyper
+from trm_bench.methods import Context, Parameters, Tree, hyper
 from trm_bench.transfer_risk import LeepStatistics
 
 from .source_head import SourceHeadMethod, head_input, head_replaced, target_statistics
@@ -99,6 +99,14 @@ class Disagreement(SourceHeadMethod):
         ce = functional.cross_entropy(source_logits, source.label, reduction="none")
         weighted = (agree.detach() ** self.p.gamma * ce).mean()
         return loss + self.p.strength * (weighted + self.p.reduce * (1 - agree.mean()))
+
+    def state(self, run: Context) -> Tree:
+        return {**super().state(run), "trace": getattr(self, "trace", None)}
+
+    def restore(self, run: Context, state: Tree) -> None:
+        super().restore(run, state)
+        if state["trace"] is not None:
+            self.trace = state["trace"]
 
     def finish(self, run: Context) -> None:
         if self.p.strength:

@@ -78,12 +78,12 @@ class ForkMerge(SourceHeadMethod):
         for first, last in pairwise(bounds):
             if first == last:
                 continue
-            start, branches = self.state(run), []
+            start, branches = self.copied(run), []
             for branch in range(len(self.p.weights)):
                 self.branch = branch
                 self.load(run, start)
                 fit(first, last)
-                branches.append(self.state(run))
+                branches.append(self.copied(run))
             history.append({"step": last, **self.merge(run, branches)})
 
     def loss(self, run: Context, batch: Batch) -> Tensor:
@@ -129,7 +129,7 @@ class ForkMerge(SourceHeadMethod):
         self.load(run, state)
         return run.validate(run.network)
 
-    def state(self, run: Context) -> State:
+    def copied(self, run: Context) -> State:
         """A copy of all that a branch trains: the network, and the source head."""
         own = {k: v.clone() for k, v in run.network.state_dict().items()}
         head = self.source_head.state_dict()

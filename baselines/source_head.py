@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from trm_bench.methods import Context, Method
+from trm_bench.methods import Context, Method, Tree
 
 
 class SourceHeadMethod(Method):
@@ -28,6 +28,12 @@ class SourceHeadMethod(Method):
 
     def parameters(self, run: Context) -> Iterable[Any]:
         return [*super().parameters(run), *self.source_head.parameters()]
+
+    def state(self, run: Context) -> Tree:
+        return {"source_head": self.source_head.state_dict()}
+
+    def restore(self, run: Context, state: Tree) -> None:
+        self.source_head.load_state_dict(state["source_head"])
 
 
 @contextmanager

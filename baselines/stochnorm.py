@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trm_bench.data.patches import Batch
 from trm_bench.errors import UserError
-from trm_bench.methods import Context, Method, Parameters, hyper
+from trm_bench.methods import Context, Method, Parameters, Tree, hyper
 from trm_bench.networks import Parts
 from trm_bench.seeds import generator
 
@@ -69,6 +69,13 @@ class StochNorm(Method):
         for layer, choice in zip(self.layers, draws.to(run.device).split(sizes), strict=True):
             layer.choice = choice
         return super().loss(run, batch)
+
+    def state(self, run: Context) -> Tree:
+        return [layer.choice for layer in self.layers]
+
+    def restore(self, run: Context, state: Tree) -> None:
+        for layer, choice in zip(self.layers, state, strict=True):
+            layer.choice = choice
 
 
 class StochasticNorm(_BatchNorm):

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -305,31 +305,61 @@ UNTOLD = {  # of protocols whose data say it: source networks of a seed, and tra
 MOST_CHANNELS = MOST_CLASSES = 4  # of any bundled protocol
 
 
-def protocols() -> str:
-    """What each bundled protocol trains, and an estimate of what that takes."""
+class Cost(NamedTuple):
+    """What a bundled protocol takes.
+
+    Attributes:
+        name: Of the protocol.
+        protocol: Itself.
+        transfers: Its number of transfers.
+        sources: Source networks, over all seeds.
+        runs: Cells, over all seeds.
+        steps: Of all trainings.
+        memory: Bytes of a training, estimated.
+        hours: On one core, of training alone; None where no step was measured.
+    """
+
+    name: str
+    protocol: Any
+    transfers: int
+    sources: int
+    runs: int
+    steps: int
+    memory: int
+    hours: float | None
+
+
+def _costs() -> Iterator[Cost]:
     from trm_bench.networks import training_bytes
     from trm_bench.protocol import bundled, load_protocol
 
     paces = {name: _pace(name) for name in ("hippocampus_cross_task", "lgg_cross_modality")}
     paced = {_work(load_protocol(name)): pace for name, pace in paces.items()}
-    whats, costs = [], []
     for name in bundled():
         p = load_protocol(name, phantom=name == "demo")  # which is for nothing else
-        sources, ways = _ways(name, p)
-        seeds = len(p.seeds)
-        runs = seeds * (ways * len(p.methods))
-        pre, own = seeds * sources * p.training.source.steps, runs * p.training.target.steps
+        of_seed, ways = _ways(name, p)
+        sources, runs = len(p.seeds) * of_seed, len(p.seeds) * ways * len(p.methods)
+        steps = sources * p.training.source.steps + runs * p.training.target.steps
         most = max(
             training_bytes(p.network, t, MOST_CHANNELS, MOST_CLASSES)
             for t in (p.training.source, p.training.target)
         )
         pace = paced.get(_work(p))
-        hours = f"{(pre + own) * pace / 3600 / 2:.1f}" if pace else "?"
+        hours = pace and steps * pace / 3600
+        yield Cost(name, p, ways, sources, runs, steps, most, hours)
+
+
+def protocols() -> str:
+    """What each bundled protocol trains, and an estimate of what that takes."""
+    whats, costs = [], []
+    for cost in _costs():
+        p = cost.protocol
         data = ", ".join(code(d) for d in dict.fromkeys(of.dataset for of in p.sets))
-        whats.append([code(name), plain(p.description), data, "yes" if p.phantom else "-"])
+        whats.append([code(cost.name), plain(p.description), data, "yes" if p.phantom else "-"])
         costs.append([
-            code(name), str(ways), f"{len(p.methods)} x {seeds}", f"{seeds * sources} + {runs}",
-            f"{pre + own:,}", f"{most / 2**30:.1f}", hours,
+            code(cost.name), str(cost.transfers), f"{len(p.methods)} x {len(p.seeds)}",
+            f"{cost.sources} + {cost.runs}", f"{cost.steps:,}", f"{cost.memory / 2**30:.1f}",
+            f"{cost.hours / 2:.1f}" if cost.hours else "?",
         ])  # fmt: skip
     head = ["protocol", "transfers", "methods x seeds", "trainings", "steps", "GiB a training"]
     return "\n\n".join([
@@ -337,6 +367,23 @@ def protocols() -> str:
         "## What they take",
         table([*head, "hours on two cores"], costs),
     ])  # fmt: skip
+
+
+def study() -> str:
+    """What all bundled protocols take together, by the size of a training."""
+    sizes: dict[str, list[Cost]] = {}
+    for cost in sorted((c for c in _costs() if c.name != "demo"), key=lambda c: c.memory):
+        sizes.setdefault(f"{cost.memory / 2**30:.1f}", []).append(cost)
+    rows = []
+    for size, costs in [*sizes.items(), ("all", [c for cs in sizes.values() for c in cs])]:
+        measured = [c.hours for c in costs if c.hours]
+        rows.append([
+            size, str(len(costs)), f"{sum(c.sources + c.runs for c in costs):,}",
+            f"{sum(c.steps for c in costs):,}",
+            (f"{sum(measured):.1f} for {len(measured)} of {len(costs)}" if measured else "?"),
+        ])  # fmt: skip
+    head = ["GiB a training", "protocols", "trainings", "steps", "hours of one core, measured pace"]
+    return table(head, rows)
 
 
 def _ways(name: str, p: Any) -> tuple[int, int]:
@@ -375,4 +422,5 @@ MAKERS: dict[str, Callable[[], str]] = {
     "datasets": datasets,
     "commands": commands,
     "protocols": protocols,
+    "study": study,
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 import torch
 import toy
@@ -35,6 +37,20 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[int]:
+    """The port of a PostgreSQL; see `postgres.server`."""
+    with postgres.server() as port:
+        yield port
+
+
+@pytest.fixture
+def database(database_server: int) -> Iterator[str]:
+    """The URL of an empty database."""
+    with postgres.database(database_server) as url:
+        yield url
 
 
 @pytest.fixture

@@ -110,7 +110,9 @@ class TestOurs:
             "trm_bench.runs.compute",
             "trm_bench.seeds",
             "trm_bench.training.evaluation",
+            "trm_bench.training.leaves",
             "trm_bench.training.loop",
+            "trm_bench.training.resuming",
             "trm_bench.transfer_risk",
         }
         assert (

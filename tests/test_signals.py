@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from trm_bench import signals
 from trm_bench.signals import STOPPED
 
 HEAD = """
@@ -45,7 +46,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [*signals.SIGNALS, signals.AHEAD])
 def test_the_exit_code_is_that_of_the_signal(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "with signals.ending(): ready()")
     process.send_signal(number)
@@ -79,6 +80,67 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (143, STOPPED)
+
+
+def test_a_training_stops_by_itself(tmp_path: Path) -> None:
+    """The exception comes from its look, at the end of the step, and not from the handler."""
+    process = start(
+        tmp_path,
+        """
+        with signals.ending(), signals.at_ends_of_steps():
+            print("ready", flush=True)
+            while not signals.asked():
+                pass
+            print("saved", flush=True)
+            raise signals.Stopped
+        """,
+    )
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=50)
+    assert (process.returncode, out, said) == (143, "saved\n", STOPPED)
+
+
+def test_a_training_whose_step_takes_too_long_is_cut_off(tmp_path: Path) -> None:
+    text = "signals.GRACE = 0.2\nwith signals.ending(), signals.at_ends_of_steps(): ready()"
+    process = start(tmp_path, text)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (143, STOPPED)
+
+
+@pytest.mark.parametrize("number", [signals.AHEAD, signal.SIGTERM])
+def test_who_is_told_ahead_has_more_time(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(
+        tmp_path,
+        """
+        with signals.ending():
+            try: ready()
+            finally: print(signals.time_to_end(), flush=True)
+        """,
+    )
+    process.send_signal(number)
+    ahead = number == signals.AHEAD
+    expected = signals.GRACE_AHEAD if ahead else signals.GRACE
+    assert process.communicate(timeout=50)[0] == f"{expected}\n"
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_worker_that_does_not_train_ends_at_once(tmp_path: Path, trains: bool) -> None:
+    process = start(
+        tmp_path,
+        f"""
+        import contextlib
+        signals.work_until_asked()
+        with signals.at_ends_of_steps() if {trains} else contextlib.nullcontext():
+            print("ready", flush=True)
+            while not signals.asked():
+                pass
+            print("saved", flush=True)
+            import sys; sys.exit(5)
+        """,
+    )
+    process.send_signal(signals.AHEAD)
+    out, _ = process.communicate(timeout=50)
+    assert (process.returncode, out) == ((5, "saved\n") if trains else (128 + signals.AHEAD, ""))
 
 
 @pytest.mark.slow

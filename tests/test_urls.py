@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from trm_bench.urls import shown, told
+from trm_bench.urls import shown, told, with_driver
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,23 @@ def test_what_is_told_of_an_error_is_its_root_in_one_line_without_secrets() -> N
     full = OSError(28, "No space left on device", "/results/mlflow.db")
     assert told(full, "sqlite:///x") == "/results/mlflow.db: No space left on device"
     assert told(TimeoutError(), "x.log") == "TimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgresql://me@h/d", "postgresql+psycopg://me@h/d?connect_timeout=15"),
+        ("postgres://h/d?x=1", "postgresql+psycopg://h/d?x=1&connect_timeout=15"),
+        ("postgresql+psycopg://h/d?connect_timeout=3", None),
+        ("postgresql+psycopg2://h/d", None),
+        ("sqlite:////a/b.db", None),
+        ("https://h/x", None),
+    ],
+)
+def test_postgresql_gets_the_driver_that_is_installed(given: str, used: str | None) -> None:
+    assert with_driver(given) == (used or given)
+
+
+def test_without_that_driver_a_url_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert with_driver("postgresql://h/d") == "postgresql://h/d"

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trm_bench.errors import UserError, nearest
+from trm_bench.errors import Damaged, UserError, nearest
 from trm_bench.inputs import is_file
+from trm_bench.runs.arrays import open_savepoint
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ProtocolFolder, protocol_folders
 from trm_bench.runs.records import Cell, Record, StoredPlan
@@ -78,6 +79,8 @@ def _rows(results: Results) -> Iterator[Row]:
     for cell in results.cells:
         record, reason = results.record(cell), reasons.get(cell, "")
         state = record.state if record else reason.partition(":")[0]
+        if state == "not run":
+            reason = _cut_off(results.folder.savepoint(cell.run))
         yield Row(
             results.plan.protocol.name,
             cell.transfer,
@@ -89,6 +92,15 @@ def _rows(results: Results) -> Iterator[Row]:
             sum(record.seconds.values()) if record and record.seconds else None,
             reason.removeprefix(f"{state}: ") if reason != state else "",
         )
+
+
+def _cut_off(savepoint: Path) -> str:
+    """How far a training is that has not ended; "" where it has not begun."""
+    try:
+        saved = open_savepoint(savepoint)
+    except (FileNotFoundError, Damaged):
+        return ""
+    return f"at step {saved.step} of {saved.steps}"
 
 
 def dice_of(record: Record | None) -> float | None:

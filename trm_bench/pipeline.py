@@ -22,7 +22,7 @@ from trm_bench.protocol.choices import choose_methods, choose_seeds, refuse_borr
 from trm_bench.protocol.transfers import choose_transfers, refuse_unknown
 from trm_bench.report import mlflow, settled
 from trm_bench.report.tracking import Store
-from trm_bench.runs import execute, health, keeping
+from trm_bench.runs import execute, health, keeping, savepoints
 from trm_bench.runs.executors import Event, Executor, Failure, Listen, LocalPool, Task
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.locks import only_one
@@ -239,6 +239,9 @@ def train(
     stages = {"source networks": plan.sources, runs: plan.runs}
     found = {job.id: job.health() for jobs in stages.values() for job in jobs}
     missing = {name: [j for j in jobs if not found[j.id].done] for name, jobs in stages.items()}
+    savepoints.forget(
+        job.savepoint for jobs in stages.values() for job in jobs if found[job.id].done
+    )
     for name, jobs in stages.items():
         if done := len(jobs) - len(missing[name]):
             display.say(f"{name}: {done} of {len(jobs)} done already")

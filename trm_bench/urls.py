@@ -1,4 +1,4 @@
-"""URLs of databases and servers in messages: without user, password and options."""
+"""URLs of databases and servers: in messages without user, password and options."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ URL = re.compile(
     r"(?P<scheme>[\w+.-]+)://(?P<user>[^@?]*@)?"
     r"(?P<place>(\[[^]@?]*\]|[^@?:/]*)(:\d+)?(/[^@?]*)?)(?P<options>\?[^@]*)?"
 )
+POSTGRESQL = re.compile(r"postgres(ql(\+psycopg)?)?://")
+
+CONNECT_SECONDS = 15  # a host that does not answer would hold a command for minutes
+
+
+def with_driver(target: str) -> str:
+    """A database's URL with the driver that we install for PostgreSQL, where it is there.
+
+    SQLAlchemy's own choice is psycopg 2. Options are added, and none that is given is changed.
+    """
+    from importlib.util import find_spec
+
+    if not POSTGRESQL.match(target) or not find_spec("psycopg"):
+        return target
+    url = POSTGRESQL.sub("postgresql+psycopg://", target)
+    if "connect_timeout=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}connect_timeout={CONNECT_SECONDS}"
 
 
 def shown(target: str) -> str:

@@ -17,6 +17,7 @@ from trm_bench.fingerprint import code_fingerprint
 from trm_bench.methods.registry import REGISTRY as METHODS
 from trm_bench.phantom import MARKER, damaged_files
 from trm_bench.runs import health
+from trm_bench.runs.arrays import open_savepoint
 from trm_bench.runs.claims import is_stale
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
@@ -25,7 +26,7 @@ from trm_bench.runs.records import StoredPlan
 from trm_bench.runs.store import read_model, read_record, read_trials
 from trm_bench.seals import require_tensors
 
-Kind = Literal["damaged", "missing", "orphan", "other code", "leftover", "set aside"]
+Kind = Literal["damaged", "missing", "orphan", "other code", "cut off", "leftover", "set aside"]
 FAULTS: tuple[Kind, ...] = ("damaged", "missing")
 
 
@@ -37,7 +38,8 @@ class Finding:
         kind: `damaged`, not what was written; `missing`, named by another file or the plan, and not
             there. The others are no faults: `orphan`, belongs to no cell and no trial, such as the
             runs of earlier settings; `other code`, a cell's record that this version of the code
-            would name otherwise; `leftover`, the part of a file that a killed command was writing;
+            would name otherwise; `cut off`, a training that goes on; `leftover`, the part of a file
+            that a killed command was writing, or the savepoint of a training that has ended;
             `set aside`, a damaged file that an earlier command has renamed.
         path: Which.
         what: In words.
@@ -130,6 +132,7 @@ def _protocol(folder: ProtocolFolder, known: _Known) -> Iterator[Finding]:
             what = what if code else "cannot be told from other code: its method is not installed"
             yield Finding("other code", folder.record(run), what)
     yield from _unnamed(folder, present)
+    yield from _savepoints(folder)
     yield from _told(health.of_audits(folder, cells))
 
 
@@ -148,6 +151,21 @@ def _unnamed(folder: ProtocolFolder, present: set[str]) -> Iterator[Finding]:
         for path in sorted(inside.glob("*.safetensors")):
             if path.stem not in present:
                 yield Finding("orphan", path, f"{kind} of a run that has no record")
+
+
+def _savepoints(folder: ProtocolFolder) -> Iterator[Finding]:
+    """Trainings that are under way or were cut off."""
+    for path in sorted(folder.savepoints.glob("[!.]*.safetensors")):
+        record = read_record(folder.record(path.stem))
+        if folder.results.source(path.stem).exists() or (record and record.state != "failed"):
+            yield Finding("leftover", path, "is of a training that has ended; can be deleted")
+            continue
+        found = health.of_savepoint(path)
+        yield from _told(found)
+        if found.whole:
+            saved = open_savepoint(path)
+            what = f"is a training at step {saved.step} of {saved.steps}, under way or cut off; "
+            yield Finding("cut off", path, what + "the same command goes on there")
 
 
 def _shared(results: ResultsFolder, known: _Known, whole: bool) -> Iterator[Finding]:

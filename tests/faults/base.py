@@ -78,7 +78,8 @@ class Base:
         reference: Name to bytes of the files that come out the same whenever they are made.
         printed: Reader to what it prints of whole results.
         beside: Name to what is made likewise of another protocol, in a folder of its own: of
-            networks from elsewhere (`elsewhere`).
+            networks from elsewhere (`elsewhere`), and what a command that was stopped has left
+            (`stopped`), whose reference is what comes of it.
     """
 
     folder: Path
@@ -105,6 +106,11 @@ class Base:
     def results(self) -> Path:
         """Results of that: a run and a sweep."""
         return self.folder / "out"
+
+    @property
+    def whole(self) -> Path:
+        """Results of the same commands."""
+        return self.folder / "again"
 
     @property
     def source(self) -> Path:
@@ -172,7 +178,22 @@ def build(folder: Path, runner: Runner) -> Base:
     write_protocol(elsewhere / "p.yaml", data, **across(data, elsewhere))
     beside = {"elsewhere": _twice(elsewhere, runner, COMMANDS[:1], ("report", "compare"))}
     beside["elsewhere"].folder.joinpath("data").symlink_to(data)
+    beside["stopped"] = _stopped(folder / "stopped", runner, data)
     return _twice(folder, runner, COMMANDS, READ, beside)
+
+
+def _stopped(folder: Path, runner: Runner, data: Path) -> Base:
+    folder.mkdir()
+    write_protocol(folder / "p.yaml", data)
+    base = _twice(folder, runner, COMMANDS[:1], ())
+    shutil.rmtree(base.results)
+    plants = runner.plants
+    runner.plants = [*plants, "faults.plants:stops_a_run"]
+    answer = runner.call(folder, "run", base.protocol, "--out", base.results, *HERE)
+    runner.plants = plants
+    if not list(base.results.glob("toy/savepoints/*.safetensors")):
+        raise RuntimeError(f"no run was stopped: {answer}")
+    return base
 
 
 def _twice(
@@ -202,7 +223,7 @@ def _twice(
 
 def reader(base: Base, name: str, out: Path) -> list[str]:
     """The command line of a reader of results."""
-    places = {"out": str(out), "whole": str(base.folder / "again")}
+    places = {"out": str(out), "whole": str(base.whole)}
     return [name, *(part.format(**places) for part in READ[name])]
 
 

@@ -31,6 +31,21 @@ def no_seals() -> None:
     seals._require_seal = lambda path, content: None
 
 
+def stops_a_run() -> None:
+    """The first run stops in good order after a step, as after a signal."""
+    from trm_bench import signals
+    from trm_bench.runs.savepoints import SavepointFile
+
+    plain = SavepointFile.look
+
+    def look(self: SavepointFile, step: int, state: Callable[[], Any]) -> None:
+        if any((self.path.parents[2] / "sources").glob("*.safetensors")):
+            signals.ask_to_stop()
+        plain(self, step, state)
+
+    SavepointFile.look = look  # type: ignore[method-assign]
+
+
 def raises() -> None:
     """Every command has a fault."""
     _main(lambda: [][0])

@@ -27,6 +27,7 @@ ARTEFACTS = {
     "trials": "toy/sweep/trials.json",
     "import": "sources/*.safetensors",
     "network": "toy/networks/*.safetensors",
+    "savepoint": "toy/savepoints/*.safetensors",
 }
 ELSEWHERE = ("import", "network")  # what the results lack that are made from sources of their own
 SWEPT = ("tuned", "trials")
@@ -174,7 +175,8 @@ def inner(index: int, path: Path, draws: random.Random, others: list[Path]) -> N
 
 def of(base: Base, kind: str) -> Base:
     """The results that have such artefacts."""
-    return base.beside["elsewhere"] if kind in ELSEWHERE else base
+    name = "elsewhere" if kind in ELSEWHERE else "stopped" if kind == "savepoint" else ""
+    return base.beside[name] if name else base
 
 
 def chosen(base: Base, out: Path, kind: str, draws: random.Random) -> tuple[Path, list[Path]]:
@@ -212,7 +214,7 @@ def again(kind: str, damage: Damage, seed: str, scene: Scene) -> None:
     damage(path, draws, others)
     harmless, is_gone = is_same(path, before), not (path.exists() or path.is_symlink())
     # nothing says that it was there
-    unknown = is_gone and kind in ("prepared", "audit", "tuned", "network")
+    unknown = is_gone and kind in ("prepared", "audit", "tuned", "network", "savepoint")
     seen = _verify(scene, out, (0, 1) if harmless or unknown else (1,))
     run, sweep = COMMANDS
     is_trial = kind == "record" and path.stem not in base.cells
@@ -230,7 +232,7 @@ def again(kind: str, damage: Damage, seed: str, scene: Scene) -> None:
             del reference[path.relative_to(out).as_posix()]
             if "networks to keep are not there" not in answer.output:
                 scene.fault(WORDS, f"does not say that {path.name} is gone: {shown(answer)}")
-        equal(scene, out, reference, records(base.results), f"{path.name}\n{shown(answer)}")
+        equal(scene, out, reference, records(base.whole), f"{path.name}\n{shown(answer)}")
         _verify(scene, out, (0,))
 
 
@@ -314,7 +316,7 @@ def used(kind: str, damage: Damage, seed: str, scene: Scene) -> None:
 def damages(kind: str) -> Iterator[tuple[str, Damage]]:
     """Every way to damage an artefact of a kind, but flips."""
     is_text = ARTEFACTS[kind].endswith((".json", ".yaml"))
-    is_one = kind in ("plan", "audit", *SWEPT, "source")
+    is_one = kind in ("plan", "audit", *SWEPT, "source", "savepoint")
     for name, damage in DAMAGES.items():
         if not (is_one and name in OF_SEVERAL) and (is_text or name not in OF_TEXT):
             for i in range(3):
@@ -340,6 +342,8 @@ def cases(base: Base, seed: int) -> Iterator[Case]:
             if kind in ("tuned", "source", *ELSEWHERE):
                 uses = partial(used, kind, damage, drawn)
                 yield Case(f"results: {kind}", f"{name}, used", uses)
+            if kind == "savepoint":  # which no reader reads
+                continue
             if name.startswith("flip") and int(name.split()[1]) % 2:
                 continue
             one, turn = readers[turn % len(readers)], turn + 1

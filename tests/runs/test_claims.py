@@ -46,15 +46,16 @@ def test_a_claim_names_its_holder_and_goes_with_it(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("host", "process", "age", "stale"),
     [
-        (HOST, DEAD, 0, True),
-        (HOST, os.getpid(), 10_000, False),  # asleep for hours, and alive
-        ("elsewhere", DEAD, 0, False),  # who knows
-        ("elsewhere", os.getpid(), 590, False),
-        ("elsewhere", 1, 610, True),
+        ("here", "dead", 0, True),
+        ("here", "this one", 10_000, False),  # asleep for hours, and alive
+        ("elsewhere", "dead", 0, False),  # who knows
+        ("elsewhere", "this one", 590, False),
+        ("elsewhere", "this one", 610, True),
     ],
 )
-def test_who_is_gone(tmp_path: Path, host: str, process: int, age: float, stale: bool) -> None:
-    path = write(tmp_path / "a.json", host, process, age)
+def test_who_is_gone(tmp_path: Path, host: str, process: str, age: float, stale: bool) -> None:
+    number = DEAD if process == "dead" else os.getpid()
+    path = write(tmp_path / "a.json", HOST if host == "here" else host, number, age)
     assert is_stale(path) == stale
     remove_stale(tmp_path)
     assert path.exists() != stale

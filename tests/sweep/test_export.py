@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
-import pwd
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,6 +20,7 @@ import optuna
 import pytest
 import toy
 from helpers import Run
+from postgres import SECRET, execute, free_port
 
 from trm_bench.errors import UserError
 from trm_bench.protocol import parse
@@ -36,7 +32,6 @@ from trm_bench.sweep.proposals import Trial, propose
 from trm_bench.sweep.space import space_of
 
 TRANSFERS = ("whole->lower_upper", "lower_upper->whole")
-SECRET = "s3cr@t:/?%{x}"
 
 
 def swept(root: Path, method: str, transfer: str | None, trials: int) -> tuple[Any, Any]:
@@ -368,74 +363,6 @@ class TestCommand:
 # PostgreSQL
 
 
-def binaries() -> Path | None:
-    """The folder with initdb and pg_ctl: on the path, of Debian's package, or of pgserver's."""
-    found = shutil.which("initdb")
-    folders = [Path(found).resolve().parent] if found else []
-    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    if (spec := importlib.util.find_spec("pgserver")) and spec.origin:
-        folders.append(Path(spec.origin).parent / "pginstall" / "bin")
-    return next((f for f in folders if (f / "initdb").exists() and (f / "pg_ctl").exists()), None)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """The port of a PostgreSQL of its own; its superuser is `me`, with SECRET as password."""
-    folder = binaries()
-    if folder is None:
-        pytest.skip("no PostgreSQL here (initdb, pg_ctl)")
-    path, prefix = Path(tempfile.mkdtemp(prefix="pg")), list[str]()
-    try:
-        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-            try:
-                user = pwd.getpwnam("postgres")
-            except KeyError:
-                pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-            prefix = ["runuser", "-u", "postgres", "--"]
-            os.chown(path, user.pw_uid, user.pw_gid)
-        (path / "password").write_text(SECRET)
-        (path / "password").chmod(0o644)
-
-        def call(name: str, *arguments: object) -> None:
-            command = [*prefix, str(folder / name), "-D", str(path / "data"), *map(str, arguments)]
-            subprocess.run(command, check=True, capture_output=True, cwd=path, timeout=120)
-
-        password = f"--pwfile={path / 'password'}"
-        call("initdb", "-U", "me", "-A", "scram-sha-256", password, "--no-sync", "-E", "UTF8")
-        port = free_port()
-        settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' "
-        call("pg_ctl", "-w", "-l", path / "log", "-o", settings + "-c fsync=off", "start")
-        try:
-            yield port
-        finally:
-            call("pg_ctl", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def execute(port: int, *statements: str, database: str = "postgres") -> None:
-    import psycopg
-
-    about = {"host": "127.0.0.1", "port": port, "user": "me", "password": SECRET}
-    with psycopg.connect(**about, dbname=database, autocommit=True) as connection:  # type: ignore[arg-type]
-        for statement in statements:
-            connection.execute(statement)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def database(server: int) -> Iterator[str]:
-    """The URL of an empty database."""
-    execute(server, "CREATE DATABASE studies")
-    yield f"postgresql://me:{quote(SECRET, safe='')}@127.0.0.1:{server}/studies"
-    execute(server, "DROP DATABASE studies WITH (FORCE)")
-
-
 class TestPostgres:
     @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
     def test_every_trial_is_there_once(self, made: Any, database: str, scheme: str) -> None:
@@ -459,15 +386,16 @@ class TestPostgres:
     @pytest.mark.parametrize("fault", ["password", "database", "rights"])
     def test_one_that_cannot_be_written(self, made: Any, database: str, fault: str) -> None:
         folder, aim, why = made(2), database, "permission denied for schema public"
+        server, _, name = database.rpartition("/")
         if fault == "password":
             aim, why = aim.replace(quote(SECRET, safe=""), "wr0ng"), "authentication failed"
         elif fault == "database":
-            aim, why = f"{aim}2", 'database "studies2" does not exist'
+            aim, why = f"{aim}2", f'database "{name}2" does not exist'
         else:
-            port = int(database.rpartition(":")[2].partition("/")[0])
+            port = int(server.rpartition(":")[2])
             execute(port, "DROP ROLE IF EXISTS guest", "CREATE ROLE guest LOGIN PASSWORD 'wr0ng'")
-            execute(port, "REVOKE CREATE ON SCHEMA public FROM public", database="studies")
-            aim = f"postgresql://guest:wr0ng@127.0.0.1:{port}/studies"
+            execute(port, "REVOKE CREATE ON SCHEMA public FROM public", database=name)
+            aim = f"postgresql://guest:wr0ng@127.0.0.1:{port}/{name}"
         with pytest.raises(UserError) as caught:
             export(folder, aim)
         assert why in caught.value.what and "\n" not in caught.value.what

@@ -44,6 +44,11 @@ def list_(
     for protocol in dict.fromkeys(row.protocol for row in found):
         rows = [row for row in found if row.protocol == protocol]
         out.print(_table(protocol, rows))
+    for row in found:
+        if row.state == "not run" and row.reason:
+            written(
+                f"{row.run[: contents.SHORTEST]} is {row.reason}; the same command goes on there"
+            )
     out.print(counted(len(found), "run"), highlight=False)
 
 

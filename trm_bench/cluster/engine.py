@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -145,6 +146,7 @@ def connected(where: str, device: str, say: Callable[[str], None]) -> Iterator[E
     require_distributed()
     from distributed import Client
 
+    _hush()
     address, folder = address_of(where)
     if device not in ("auto", "cpu", "cuda"):
         fix = "choose auto, cpu or cuda: each worker has a device of its own"
@@ -163,6 +165,13 @@ def connected(where: str, device: str, say: Callable[[str], None]) -> Iterator[E
         yield _compared(client, address, device, workers, say)
     finally:
         client.close()
+
+
+def _hush() -> None:
+    """What goes wrong with a connection is told by this package's errors, without tracebacks."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("distributed", "tornado"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _compared(

@@ -13,6 +13,7 @@ uses that fine-tuning does not: validation labels, source data. The loop calls, 
       training_mode  once: puts the network into the mode it trains in
       loss           every step: the whole training loss of a batch
       before_update, after_update    every step, around the optimiser
+      state, restore between steps: what it holds, for a training that is cut off and goes on
     finish       once, after training: average, interpolate, clean up
     maps         after scoring, on a few test subjects, for pictures alone
 """
@@ -37,6 +38,8 @@ from trm_bench.transfer_risk import DICE, VOXELS, soft_dice
 if TYPE_CHECKING:
     from trm_bench.protocol.schema import TrainingConfig
 
+Tree = Any
+"""A number, text, None or Tensor, or a dict, list or tuple of such."""
 Fit = Callable[[int, int], None]
 """Trains the run's network with the method's hooks from one step to another: `fit(first, last)`."""
 
@@ -256,6 +259,20 @@ class Method:
 
     def after_update(self, run: Context) -> None:
         """Called after the optimiser's step."""
+
+    def state(self, run: Context) -> Tree:
+        """What the hooks of a step have changed since `fit` was called, but for `run.network`.
+
+        A method that counts, averages or trains something of its own gives it here. Where it does
+        not, its trainings begin anew after they were cut off, and say so.
+        """
+        return {}
+
+    def restore(self, run: Context, state: Tree) -> None:
+        """Takes back what `state` gave, with its tensors on the run's device.
+
+        Called on a method that was prepared anew, when a `fit` begins.
+        """
 
     def finish(self, run: Context) -> None:
         """Called once after training; may change `run.network`'s weights."""

@@ -110,7 +110,7 @@ def guarded(
         display.say(f"tracking with MLflow: {store.shown}")
         try:
             load()
-            with store.locked():
+            with store.making():
                 mirror = make(store)
         except Exception as error:  # MLflow raises what its store raises
             broken("MLflow is not available, so nothing is tracked", error)
@@ -173,6 +173,7 @@ class Mirror:
         store: Store,
     ) -> None:
         self.folder, self.store, self.client = folder, store, store.client()
+        settings = store.parent(settings)
         store.end_dead(self.client, name)
         self.experiment = self._experiment(name)
         self.parent = self._parent(settings) or self.new(title, {PARENT: settings, **tags})
@@ -192,7 +193,7 @@ class Mirror:
         if experiment is not None:
             return str(experiment.experiment_id)
         artifacts = None
-        if self.store.uri.startswith("sqlite:"):
+        if self.store.is_database:  # which has no place for files
             artifacts = self.folder.results.mlflow_artifacts(name).resolve().as_uri()
         return str(self.client.create_experiment(name, artifact_location=artifacts))
 

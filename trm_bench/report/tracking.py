@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trm_bench.errors import UserError
+from trm_bench.fingerprint import digest_of
 from trm_bench.runs.folders import ResultsFolder, run_folders
 from trm_bench.runs.locks import NoLocks, take
 from trm_bench.runs.store import read_plan
-from trm_bench.urls import shown, told
+from trm_bench.urls import POSTGRESQL, shown, told, with_driver
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -29,6 +30,7 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # ... which this tag of an experime
 PATIENCE = 45.0  # seconds to wait for other commands; making a store takes about five
 AGAIN = "give the same command again, which logs all that is missing"
 TRIES = 3  # to open a database; MLflow's own ten take minutes
+DATABASES = ("sqlite", "postgres", "mysql", "mssql")  # those that MLflow takes
 POLL = 0.05  # seconds between two looks at a lock
 MOST = 50_000  # runs that MLflow returns at once
 
@@ -53,6 +55,11 @@ class Store:
         return shown(self.uri)
 
     @property
+    def is_database(self) -> bool:
+        """Whether there is no server between this process and the store."""
+        return self.uri.startswith(DATABASES)
+
+    @property
     def ui(self) -> str:
         """How to look at what is tracked: a command for a shell, or the address of a server."""
         if self.own:
@@ -67,11 +74,41 @@ class Store:
             return str(error)
         said, again = told(error, self.uri), AGAIN
         if not self.own:
-            return f"{self.shown}: {said}\n  see to the store that {VARIABLE} names, and {again}"
+            mend = f"see to the store that {VARIABLE} names"
+            if isinstance(error, ImportError):
+                mend = "pip install 'trm-bench[export]' for PostgreSQL"
+            return f"{self.shown}: {said}\n  {mend}, and {again}"
         if "full" in said or "No space" in said:
             return f"{self.path}: {said}\n  free some space, and {again}"
         mend = f"move {self.path} aside, and give the same command again, which logs all of its"
         return f"{self.path}: {said}\n  {mend} runs again"
+
+    def parent(self, settings: str) -> str:
+        """By what a later command finds its parent again: one a folder, where many share a store.
+
+        Else two who run one bundled protocol would end each other's children as cut off.
+        """
+        place = "" if self.own else f"-{digest_of(str(self.folder.path.resolve()))[:8]}"
+        return settings + place
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Holds what lets one command at a time make the store, and experiments in it.
+
+        Two that make the tables of a new PostgreSQL at once both fail, by MLflow itself.
+        """
+        if self.own or not POSTGRESQL.match(self.uri):
+            with self.locked():
+                yield
+            return
+        from sqlalchemy import create_engine, text
+        from sqlalchemy.pool import NullPool
+
+        # ends with the transaction, thus with the process, and passes through a pgbouncer
+        with create_engine(with_driver(self.uri), poolclass=NullPool).begin() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE:g}s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('trm-bench'))"))
+            yield
 
     @contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[None]:
@@ -101,7 +138,7 @@ class Store:
             os.close(lock)
 
     def client(self) -> MlflowClient:
-        """A client; our own store, where there is none, is made first. Called under the lock.
+        """A client; our own store, where there is none, is made first. Called under a lock.
 
         Raises:
             UserError: MLflow cannot have a store in the folder of the results.
@@ -112,7 +149,7 @@ class Store:
                 fix = f"name another --out, or a store in {VARIABLE}"
                 raise UserError("MLflow takes no ? and no % in a path", self.path, fix)
             self._make()
-        return client(tracking_uri=self.uri)
+        return client(tracking_uri=with_driver(self.uri))
 
     def pages(self) -> dict[str, str]:
         """Experiment to where MLflow's server shows its runs, of our own store.

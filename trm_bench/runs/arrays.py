@@ -14,7 +14,7 @@ from trm_bench.errors import Damaged, UserError
 from trm_bench.files import write_atomically
 from trm_bench.runs.config import RunConfig
 from trm_bench.runs.folders import ResultsFolder
-from trm_bench.runs.records import Checkpoint
+from trm_bench.runs.records import Checkpoint, Saved
 from trm_bench.runs.store import parse_model
 from trm_bench.seals import read_about, read_tensors, require_digest, write_tensors
 
@@ -83,6 +83,47 @@ def read_source(results: ResultsFolder, identity: str) -> tuple[Checkpoint, dict
     if about.id != identity:
         raise Damaged(f"is the source network {about.id}", path)
     return about, state
+
+
+def write_savepoint(path: Path, about: Saved, tensors: Mapping[str, Any]) -> None:
+    """Writes what a training goes on from."""
+    write_tensors(path, tensors, about.model_dump(mode="json"))
+
+
+def open_savepoint(path: Path) -> Saved:
+    """What a savepoint says of its training; the tensors are not read.
+
+    Raises:
+        FileNotFoundError: There is none.
+        Damaged: It is not what was written, or that of another training.
+    """
+    try:
+        about = parse_model(Saved, read_about(path), path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}", path) from error
+    except UserError as error:  # of another version: its id, and so its name, would be another
+        raise Damaged(error.what, path) from error
+    if about.id != path.stem:
+        raise Damaged(f"is the savepoint of another training, {about.id}", path)
+    return about
+
+
+def read_savepoint(path: Path) -> tuple[Saved, dict[str, Any]]:
+    """A savepoint's description and tensors.
+
+    Raises:
+        FileNotFoundError: There is none.
+        Damaged: It is not what was written, or that of another training.
+    """
+    about = open_savepoint(path)
+    try:
+        return about, read_tensors(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}", path) from error
 
 
 def write_slices(path: Path, slices: Mapping[str, Mapping[str, Any]]) -> None:

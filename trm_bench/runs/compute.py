@@ -21,6 +21,7 @@ from trm_bench.training import evaluation, loop
 
 if TYPE_CHECKING:
     from trm_bench.runs.config import Imported, RunConfig
+    from trm_bench.training.resuming import Savepoint
 
 HEADLESS = 2  # classes that a network without a head of its own is built with
 Part = Callable[[str], SubjectStore]
@@ -168,15 +169,20 @@ def start(
 
 
 def train(
-    run: Context, method: Method, curves: loop.Curves, progress: loop.Progress = lambda *at: None
+    run: Context,
+    method: Method,
+    curves: loop.Curves,
+    progress: loop.Progress = lambda *at: None,
+    savepoint: Savepoint | None = None,
 ) -> None:
     """Trains `run.network`; dropout draws alike for every method.
 
     Raises:
         Diverged: See `loop.train`.
+        Unfit: Likewise.
     """
     torch.manual_seed(seed_of("training", *run.seed_axes))
-    loop.train(run, method, curves, progress)
+    loop.train(run, method, curves, progress, savepoint)
 
 
 def test(

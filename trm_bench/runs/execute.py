@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from trm_bench.runs import arrays, claims, compute, store
 from trm_bench.runs.executors import Failure
 from trm_bench.runs.plan import Job
 from trm_bench.runs.records import Checkpoint, Loading, Record, SourceNote
+from trm_bench.runs.savepoints import SavepointFile
 from trm_bench.seals import digest_of_file
 from trm_bench.seeds import deterministic
 from trm_bench.training.evaluation import to_prepared
 from trm_bench.training.loop import Curves, Diverged
+from trm_bench.training.resuming import Unfit
 
 Progress = Callable[[int, int, float | None], None]
 SLICED_SUBJECTS = 3  # test subjects of which a slice is kept for pictures
@@ -54,14 +56,16 @@ def do(job: Job, device: torch.device, progress: Progress) -> str:
 
 
 def _done_now(job: Job, device: torch.device, progress: Progress) -> str:
+    savepoint = SavepointFile(job.savepoint, job.config.training.steps)
     if job.config.kind == "source":
-        _train_source(job, device, progress)
+        _train_source(job, device, progress, savepoint)
+        savepoint.remove()
         return "finished"
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     curves = Curves()
     note: dict[str, Any] = {"state": "failed"}
     try:
-        note |= _train_method(job, device, progress, curves)
+        note |= _train_method(job, device, progress, curves, savepoint)
     except Diverged as error:
         note |= {"state": "diverged", "reason": str(error)}
     except Exception as error:  # one failed run must not end the others; its record says why
@@ -73,9 +77,12 @@ def _done_now(job: Job, device: torch.device, progress: Progress) -> str:
         started=started,
         curves=curves.logged(),
         passes=curves.passes,
+        resumed=savepoint.resumed,
         **note,
     )
     store.write_model(job.result, record)
+    if record.state != "failed":  # which is tried again, and then goes on
+        savepoint.remove()
     return f"failed: {record.reason}" if record.state == "failed" else record.state
 
 
@@ -111,13 +118,53 @@ def load_part(job: Job, device: torch.device, part: str) -> SubjectStore:
     return SubjectStore(volumes, config.domain.images, config.domain.label_map, device)
 
 
-def _train_source(job: Job, device: torch.device, progress: Progress) -> None:
-    config = job.config
-    _, source = _source(job, device)
-    run, _ = compute.start(config, source, partial(load_part, job, device), device)
-    curves, steps = Curves(), config.training.steps
-    method = create(config.method.name, config.method.parameters)
-    compute.train(run, method, curves, lambda step, loss: progress(step, steps, loss))
+@dataclass(frozen=True)
+class _Trained:
+    """A training that has ended.
+
+    Attributes:
+        run: Whose network was trained.
+        method: That trained it.
+        source: What is known of the network that it started from.
+        loading: Audit of that network's weights; see `compute.start`.
+        prepared: Seconds before the training itself, in this sitting.
+        seconds: Of the training, in all sittings.
+    """
+
+    run: Context
+    method: Method
+    source: Checkpoint | None
+    loading: dict[str, Any] | None
+    prepared: float
+    seconds: float
+
+
+def _trained(
+    job: Job, device: torch.device, progress: Progress, curves: Curves, savepoint: SavepointFile
+) -> _Trained:
+    """Trains a job's network, from its savepoint where there is one that it can go on from."""
+    config, clock = job.config, time.perf_counter()
+    about, source = _source(job, device)
+    run, loading = compute.start(config, source, partial(load_part, job, device), device)
+    method, steps = create(config.method.name, config.method.parameters), config.training.steps
+    prepared = time.perf_counter() - clock
+    savepoint.begin()
+    try:
+        compute.train(
+            run, method, curves, lambda step, loss: progress(step, steps, loss), savepoint
+        )
+    except Unfit as error:
+        savepoint.refuse(str(error))
+        vars(curves).update(vars(Curves()))
+        return _trained(job, device, progress, curves, savepoint)
+    return _Trained(run, method, about, loading, prepared, savepoint.spent)
+
+
+def _train_source(
+    job: Job, device: torch.device, progress: Progress, savepoint: SavepointFile
+) -> None:
+    curves = Curves()
+    run = _trained(job, device, progress, curves, savepoint).run
     _keep_network(job, job.result, run, curves, run.validate(run.network))
 
 
@@ -130,17 +177,13 @@ def _source(job: Job, device: torch.device) -> tuple[Checkpoint | None, compute.
 
 
 def _train_method(
-    job: Job, device: torch.device, progress: Progress, curves: Curves
+    job: Job, device: torch.device, progress: Progress, curves: Curves, savepoint: SavepointFile
 ) -> dict[str, Any]:
     """Trains and tests; returns the fields of the record that a finished run has."""
-    config, part = job.config, partial(load_part, job, device)
-    clock = time.perf_counter()
+    config = job.config
     environment.reset_peak_memory(device)
-    about, source = _source(job, device)
-    run, loading = compute.start(config, source, part, device)
-    method, steps = create(config.method.name, config.method.parameters), config.training.steps
-    started = time.perf_counter()
-    compute.train(run, method, curves, lambda step, loss: progress(step, steps, loss))
+    ended = _trained(job, device, progress, curves, savepoint)
+    run, about, loading = ended.run, ended.source, ended.loading
     trained = time.perf_counter()
     note: dict[str, Any] = {
         "state": "finished",
@@ -150,17 +193,17 @@ def _train_method(
         "loading": loading and Loading(**loading),
     }
     if config.subjects.test:
-        test_set = part("test")
+        test_set = load_part(job, device, "test")
         sums: dict[str, str] = {}
         progress(0, len(config.subjects.test), None)
         keep = partial(_keep_prediction, job, sums, progress)
         note["metrics"] = compute.test(config, run, test_set, keep)
         note["predictions"] = sums
-        note["slices"] = _keep_slices(job, run, method, test_set, sums)
+        note["slices"] = _keep_slices(job, run, ended.method, test_set, sums)
     if job.keep:
         path = job.folder.network(job.id)
         _keep_network(job, path, run, curves, note["validation_dice"])
-    seconds = {"prepare": started - clock, "train": trained - started}
+    seconds = {"prepare": ended.prepared, "train": ended.seconds}
     return note | {
         "diagnostics": run.diagnostics,
         "seconds": seconds | {"test": time.perf_counter() - trained},

@@ -162,12 +162,22 @@ class LocalPool:
                     slot = busy[connection]  # type: ignore[index]
                     workers[slot] = _heard(workers[slot], queue.hear)
         except BaseException:
-            for worker in workers:
-                worker.process.kill()  # files are written whole or not at all
+            _end(workers)
             raise
         finally:
             for worker in workers:
                 worker.stop()
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    """Ends workers that are not wanted any more; those that train save what they hold before."""
+    last = time.monotonic() + signals.time_to_end() - 1  # which this process needs itself
+    for worker in workers:
+        if worker.process.is_alive() and worker.process.pid is not None:
+            os.kill(worker.process.pid, signals.AHEAD)
+    for worker in workers:
+        worker.process.join(max(0.0, last - time.monotonic()))
+        worker.process.kill()  # files are written whole or not at all
 
 
 def default_jobs(device: torch.device) -> int:
@@ -309,9 +319,10 @@ def _work(connection: Connection, device: str) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    signals.work_until_asked()
     torch.set_num_threads(CPU_THREADS)
-    # the parent wants no more, or was killed, which may reset the pipe
-    with contextlib.suppress(EOFError, OSError):
+    # the parent wants no more, or was killed, which may reset the pipe; or the worker stops
+    with contextlib.suppress(EOFError, OSError, signals.Stopped):
         while True:
             function, arguments = connection.recv()
             connection.send(_outcome(function, arguments, device, connection))

@@ -11,6 +11,7 @@ results/                                what a command gets as --out
         records/<id>.json               one per run, named by the hash of its configuration
         slices/<id>.safetensors         a few test slices with prediction and risk map
         predictions/<id>/*.nii.gz       classes of every test subject, on the grid of its files
+        savepoints/<id>.safetensors     trainings that are under way, or were cut off
         networks/<id>.safetensors       trained target networks, where the protocol keeps them
         voxels/*.json                   audits of the voxel level
         sweep/tuned.yaml                the best values of each method
@@ -122,6 +123,15 @@ class ProtocolFolder:
         return self.path / "predictions" / run / f"{subject}.nii.gz"
 
     @property
+    def savepoints(self) -> Path:
+        """The folder of trainings that are under way."""
+        return self.path / "savepoints"
+
+    def savepoint(self, training: str) -> Path:
+        """What a training goes on from, of a source network or a run."""
+        return self.savepoints / f"{training}.safetensors"
+
+    @property
     def networks(self) -> Path:
         """The folder of the target networks that are kept."""
         return self.path / "networks"
@@ -176,6 +186,7 @@ class ProtocolFolder:
         """The folders that commands write to: this one's own, and those shared by protocols."""
         own = [self.path, self.records, self.path / "slices", self.path / "voxels", self.figures]
         own += [self.sweep, self.sweep / "figures", self.networks, self.path / "predictions"]
+        own += [self.savepoints]
         own += (self.path / "predictions").glob("*")
         results = self.results.path
         shared = [results, results / "sources", results / "prepared", results / "mlartifacts"]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from trm_bench.errors import Damaged
-from trm_bench.runs.arrays import open_checkpoint
+from trm_bench.runs.arrays import open_checkpoint, open_savepoint
 from trm_bench.runs.config import Imported
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.records import Cell, Record, StoredPlan, Trials
@@ -68,6 +68,19 @@ def of_source(path: Path) -> Health:
 def _require_network(path: Path) -> None:
     if (identity := open_checkpoint(path).id) != path.stem:
         raise Damaged(f"is the network {identity}", path)
+    require_tensors(path)
+
+
+def of_savepoint(path: Path) -> Health:
+    """The state of a savepoint, whose id is the name of its file; it need not be there."""
+    health = Health()
+    if path.exists() or path.is_symlink():
+        health.look(path, partial(_require_savepoint, path))
+    return health
+
+
+def _require_savepoint(path: Path) -> None:
+    open_savepoint(path)
     require_tensors(path)
 
 

@@ -90,11 +90,20 @@ class Job:
             return self.folder.results.source(self.id)
         return self.folder.record(self.id)
 
+    @property
+    def savepoint(self) -> Path:
+        """What the training goes on from, where it was cut off."""
+        return self.folder.savepoint(self.id)
+
     def health(self) -> Health:
         """The state of what the job has left."""
         if self.config.kind == "source":
-            return health.of_source(self.result)
-        return health.of_run(self.folder, self.id)
+            found = health.of_source(self.result)
+        else:
+            found = health.of_run(self.folder, self.id)
+        if not found.done:
+            found.damaged += health.of_savepoint(self.savepoint).damaged
+        return found
 
     def is_done(self) -> bool:
         """Whether the result is there, and all that belongs to it; see `Health.done`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -254,7 +254,9 @@ class Record(Strict):
         predictions: Test subject to the sha256 of the file of its prediction.
         slices: The sha256 of the file of the slices kept for pictures; "" without test subjects.
         diagnostics: What the method has to say.
-        seconds: Of `prepare`, `train` and `test`.
+        seconds: Of `prepare`, `train` and `test`; `train` of all sittings together where it was
+            cut off, up to the savepoints that it went on from.
+        resumed: How often the training was taken up again after it was cut off.
         peak_memory_bytes: Of the device, or of the process on a CPU.
     """
 
@@ -277,6 +279,7 @@ class Record(Strict):
     slices: str = ""
     diagnostics: dict[str, Plain] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    resumed: int = 0
     peak_memory_bytes: int | None = None
 
 
@@ -299,6 +302,29 @@ class Checkpoint(Strict):
     curves: dict[str, Curve] = Field(default_factory=dict)
     environment: Environment
     account: dict[str, Plain] = Field(default_factory=dict)
+
+
+class Saved(Strict):
+    """What a savepoint says of the training that it was cut off from; see `runs.savepoints`.
+
+    Attributes:
+        id: Of the configuration.
+        step: Number of steps done.
+        steps: Of the training.
+        seconds: What it took so far, in all sittings.
+        resumed: How often it was taken up again.
+        torch: The version of PyTorch, whose numbers go on.
+        state: What it held; its tensors are in the file.
+    """
+
+    schema_version: Literal[4] = SCHEMA
+    id: str
+    step: int
+    steps: int
+    seconds: float
+    resumed: int
+    torch: str
+    state: Any
 
 
 class VoxelAudit(Strict):

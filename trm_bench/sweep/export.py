@@ -6,7 +6,6 @@ They are a copy: tuned.yaml and trials.json stay the truth, and nothing reads an
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from trm_bench.runs.store import read_record, read_trials, read_tuned
 from trm_bench.runs.times import span
 from trm_bench.sweep.space import Dimension, dimensions_of
 from trm_bench.sweep.studies import frozen, quiet
-from trm_bench.urls import URL, shown, told
+from trm_bench.urls import URL, shown, told, with_driver
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 JOURNALS = (".log", ".journal")
-CONNECT_SECONDS = 15  # a host that does not answer would hold a command for minutes
 WHOLE = (
     "tuned.yaml is written, the sweep is whole without this; the same command exports again at no "
     "cost"
@@ -206,8 +204,7 @@ def _storage(target: str) -> Iterator[BaseStorage]:
         # absolute, since a lock that a kill left on a relative path is waited for without end
         yield JournalStorage(JournalFileBackend(str(path)))
         return
-    url, given = _url(target)
-    storage = RDBStorage(url, engine_kwargs={"connect_args": given})
+    storage = RDBStorage(_url(target))
     try:
         yield storage
     finally:
@@ -215,28 +212,20 @@ def _storage(target: str) -> Iterator[BaseStorage]:
         storage.engine.dispose()
 
 
-def _url(target: str) -> tuple[str, dict[str, Any]]:
-    """A database's URL as Optuna takes it, and what its driver is given.
+def _url(target: str) -> str:
+    """A database's URL as Optuna takes it.
 
     Raises:
         UserError: It is none.
     """
-    # SQLAlchemy's own choice for PostgreSQL is psycopg 2
-    text = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", target)
-    text = text.replace("{", "{{").replace("}", "}}")  # Optuna fills in templates
     if target.startswith("sqlite"):
         if target.rstrip("/") == "sqlite:" or ":memory:" in target:
             fix = "name a file: sqlite:///studies.db"
             raise UserError("would be gone with the command", target, f"{fix}; {WHOLE}")
-        return text, {}
-    parts = URL.fullmatch(target)
-    if parts is None:
+    elif URL.fullmatch(target) is None:
         fix = "for example postgresql://USER@HOST:5432/NAME; write @ : / ? of a password as %40 ..."
         raise UserError("is not the URL of a database", shown(target), f"{fix}; {WHOLE}")
-    impatient = text.startswith("postgresql+psycopg://") and (
-        "connect_timeout" not in (parts["options"] or "")
-    )
-    return text, {"connect_timeout": CONNECT_SECONDS} if impatient else {}
+    return with_driver(target).replace("{", "{{").replace("}", "}}")  # Optuna fills in templates
 
 
 def _journal(target: str) -> Path:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trm_bench.methods import Context, Fit, Method
+from trm_bench.methods import Context, Fit, Method, Tree
 from trm_bench.networks import autocast
+from trm_bench.training.resuming import Replay, Savepoint, moved
 from trm_bench.transfer_risk import DICE, VOXELS
 
 if TYPE_CHECKING:
@@ -55,7 +56,11 @@ class Curves:
 
 
 def train(
-    run: Context, method: Method, curves: Curves, progress: Progress = lambda step, loss: None
+    run: Context,
+    method: Method,
+    curves: Curves,
+    progress: Progress = lambda step, loss: None,
+    savepoint: Savepoint | None = None,
 ) -> None:
     """Runs a method from preparation to finish; `run.network` ends with the weights to be tested.
 
@@ -64,9 +69,11 @@ def train(
         method: Whose hooks are called.
         curves: Filled on the way, so that they survive a divergence.
         progress: Called with the step and the loss at every look at it.
+        savepoint: Where the training saves what it holds, and goes on from.
 
     Raises:
         Diverged: The loss became NaN or infinite.
+        Unfit: The training cannot go on from its savepoint; `curves` are as they were.
         UserError: The method cannot train this network, or needs what the source does not have.
     """
     method.check(run.network, run.parts)
@@ -74,7 +81,7 @@ def train(
         method.check_source(run.source_has_head, run.source_has_data)
     method.prepare(run)
     method.training_mode(run)
-    method.train(run, fitting(run, method, curves, progress))
+    method.train(run, fitting(run, method, curves, progress, savepoint))
     method.finish(run)
     run.network.eval()
     if not all(bool(tensor.isfinite().all()) for tensor in run.network.state_dict().values()):
@@ -83,50 +90,98 @@ def train(
 
 
 def fitting(
-    run: Context, method: Method, curves: Curves, progress: Progress = lambda step, loss: None
+    run: Context,
+    method: Method,
+    curves: Curves,
+    progress: Progress = lambda step, loss: None,
+    savepoint: Savepoint | None = None,
 ) -> Fit:
     """The `fit` that a method's `train` gets."""
+    replay = Replay(run, method, savepoint or Savepoint())
 
     def fit(first: int, last: int) -> None:
-        config = run.config
-        groups = list(method.parameters(run))
-        optimizer = _optimizer(groups, config)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda t: learning_rate_factor(config.schedule, first + t, config.steps, config.warmup),
-        )
-        best = _Best(run, config, curves)
-        recent: list[Tensor] = []
+        pace = _Pace(run, method, curves, first)
         method.training_mode(run)
-        for step in range(first, last):
-            run.step = step
-            batch = run.patches.batch(step)
-            optimizer.zero_grad(set_to_none=True)
-            with autocast(run.device, config.precision), _counted(run.network, curves):
-                loss = method.loss(run, batch)
-            if curves.looks and step % max(1, config.steps // curves.looks) == 0:
-                _look_at_gradients(run, step, trained, curves)
-            run.terms = {}
-            loss.backward()
-            method.before_update(run)
-            if config.clip is not None:
-                nn.utils.clip_grad_norm_(trained, config.clip)
-            optimizer.step()
-            schedule.step()
-            method.after_update(run)
-            recent.append(loss.detach())
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == last:
-                mean = float(torch.stack(recent).float().mean())
-                recent.clear()
-                if not math.isfinite(mean):
-                    raise Diverged(f"the loss became {mean} before step {step + 1}")
-                curves.loss.append((step + 1, mean))
-                progress(step + 1, mean)
-            best.after(step + 1)
-        best.restore()
+        if replay.begin(pace.restore):
+            return
+        with replay.savepoint.steps():
+            for step in range(pace.step, last):
+                pace.advance(step, last, progress)
+                replay.look(pace.step, pace.state)
+        pace.best.restore()
+        replay.end()
 
     return fit
+
+
+class _Pace:
+    """What a `fit` has beside the method: its optimiser, its schedule, and how far it is."""
+
+    def __init__(self, run: Context, method: Method, curves: Curves, first: int) -> None:
+        self.run, self.method, self.curves, self.step = run, method, curves, first
+        config = run.config
+        self.optimizer = _optimizer(list(method.parameters(run)), config)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda t: learning_rate_factor(config.schedule, first + t, config.steps, config.warmup),
+        )
+        self.best = _Best(run, config, curves)
+        self.recent: list[Tensor] = []
+
+    def advance(self, step: int, last: int, progress: Progress) -> None:
+        """Makes a step."""
+        run, method, curves, config = self.run, self.method, self.curves, self.run.config
+        run.step = step
+        batch = run.patches.batch(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(run.device, config.precision), _counted(run.network, curves):
+            loss = method.loss(run, batch)
+        if curves.looks and step % max(1, config.steps // curves.looks) == 0:
+            _look_at_gradients(run, step, self.trained, curves)
+        run.terms = {}
+        loss.backward()
+        method.before_update(run)
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(self.trained, config.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        method.after_update(run)
+        self.recent.append(loss.detach())
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == last:
+            mean = float(torch.stack(self.recent).float().mean())
+            self.recent.clear()
+            if not math.isfinite(mean):
+                raise Diverged(f"the loss became {mean} before step {step + 1}")
+            curves.loss.append((step + 1, mean))
+            progress(step + 1, mean)
+        self.best.after(step + 1)
+        self.step = step + 1
+
+    def state(self) -> Tree:
+        """All that the next step depends on, and the curves so far."""
+        return {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "recent": self.recent,
+            "best": (self.best.score, self.best.state),
+            "curves": vars(self.curves),
+        }
+
+    def restore(self, state: Tree) -> None:
+        """Takes back what `state` gave."""
+        groups = self.optimizer.param_groups
+        self.optimizer.load_state_dict(state["optimizer"])
+        # a method may hold the groups that it gave, to change their learning rates
+        for group, loaded in zip(groups, self.optimizer.param_groups, strict=True):
+            group.update(loaded)
+        self.optimizer.param_groups = groups
+        self.schedule.load_state_dict(state["schedule"])
+        self.recent = moved(state["recent"], self.run.device)
+        self.best.score, self.best.state = moved(state["best"], self.run.device)
+        vars(self.curves).update(state["curves"])
+        self.step = state["step"]
 
 
 @contextmanager
