@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import socket
 from pathlib import Path
@@ -109,14 +108,7 @@ def test_what_is_compared_covers_code_and_packages(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_the_extra_its_installation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.partition(".")[0] == "distributed":
-            raise ImportError(name)
-        return imported(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("trm_bench.cluster.folder.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"trm-bench\[cluster\]"):
         require_distributed()
 

@@ -713,6 +713,32 @@ MUTANTS = [
         "report/test_words",
         ("scratch is the best method", "rows = rows if others.empty else others", "rows = rows"),
     ),
+    *_of(
+        "cluster.certificates",
+        "cluster/test_certificates",
+        ("others may write to the folder", "_refuse_others(cluster.resolve(), 0o022)", "_refuse_others(cluster.resolve(), 0)"),
+        ("others may read a key", "_refuse_others(file, 0o077)", "_refuse_others(file, 0)"),
+        ("links are followed", "status = path.lstat()", "status = path.stat()"),
+        ("old certificates stay", "datetime.now(UTC) > LEFT", "datetime.now(UTC) > -LEFT"),
+        ("the certificate is not signed by its authority", "builder.sign(authority,", "builder.sign(own,"),
+    ),
+    *_of(
+        "cluster.scripts",
+        "cluster/test_scripts",
+        ("the folder is not quoted", "return shlex.join(map(str, words))", 'return " ".join(map(str, words))'),
+        ("a job without its GPU trains on the CPU", "echo 'this job was given no GPU' >&2", "start env CUDA_VISIBLE_DEVICES= true"),
+        ("what was cancelled is queued again", '"$told" = USR1', '-n "$told"'),
+        ("workers are not told", "trap 'told=USR1; pass USR1' USR1", "trap 'told=USR1' USR1"),
+        ("all GPUs for everyone", 'start env CUDA_VISIBLE_DEVICES="$gpu"', "start env"),
+        ("it is queued again without a scheduler", " && [ -e {scheduler_file} ]", ""),
+        ("the port is not encrypted", '"--protocol", "tls"', '"--protocol", "tcp"'),
+    ),
+    *_of(
+        "cluster.queues",
+        "cluster/test_scripts",
+        ("workers do not wait for the scheduler", 'f"--dependency=after:{job.after}"', '"--nice=0"'),
+        ("days are not counted", "(24 * days + hours)", "hours"),
+    ),
 ]  # fmt: skip
 
 # Survivors that no test can kill, and why.

@@ -22,6 +22,7 @@ from trm_bench.cli import (  # noqa: F401
     using,
     tools,
     sources,
+    clusters,
 )
 
 # isort: on

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 import torch
 
 from trm_bench import environment
+from trm_bench.cluster.certificates import Certificates
+from trm_bench.cluster.folder import MOST_BYTES, ClusterFolder, require_distributed
 from trm_bench.environment import has_bf16
 from trm_bench.errors import UserError
 from trm_bench.fingerprint import code_fingerprint
@@ -32,11 +34,7 @@ from trm_bench.plurals import counted
 if TYPE_CHECKING:
     from distributed import Client, Security, Worker
 
-SCHEDULER_FILE = "scheduler.json"
-TLS_FILES = ("ca.pem", "cert.pem", "key.pem")
 CONNECT = 30.0  # seconds to reach the scheduler
-INSTALL = "pip install 'trm-bench[cluster]'"
-MOST = 2**20  # bytes of scheduler.json
 SHOWN = 8  # differences that are listed
 
 
@@ -59,18 +57,6 @@ class Engine:
     about: Mapping[str, str]
 
 
-def require_distributed() -> None:
-    """Refuses to go on without the extra.
-
-    Raises:
-        UserError: dask.distributed is not installed.
-    """
-    try:
-        import distributed  # noqa: F401
-    except ImportError as error:
-        raise UserError("dask.distributed is not installed", "--on", INSTALL) from error
-
-
 def address_of(where: str) -> tuple[str, Path | None]:
     """The address that `--on` names, and the cluster's folder where it names one.
 
@@ -85,7 +71,7 @@ def address_of(where: str) -> tuple[str, Path | None]:
         address = where
     else:
         path = Path(where)
-        path = path / SCHEDULER_FILE if path.is_dir() else path
+        path = ClusterFolder(path).scheduler_file if path.is_dir() else path
         address, folder = _read(path), path.absolute().parent
     _refuse_open(address)
     return address, folder
@@ -94,7 +80,7 @@ def address_of(where: str) -> tuple[str, Path | None]:
 def _read(path: Path) -> str:
     fix = "start one (trm-bench cluster), or wait until its job runs and writes the file"
     try:
-        content = json.loads(read_text(path, MOST, fix))
+        content = json.loads(read_text(path, MOST_BYTES, fix))
     except (ValueError, RecursionError) as error:
         raise UserError("is no scheduler's file", path, fix) from error
     address = content.get("address") if isinstance(content, dict) else None
@@ -113,12 +99,13 @@ def _refuse_open(address: str) -> None:
     fix = "tls://HOST:PORT, or tcp:// on this machine's 127.0.0.1"
     if protocol not in ("tls", "tcp") or not host or not port:
         raise UserError(f"'{address}' is no scheduler's address", "--on", fix)
-    if protocol == "tcp" and not _is_loopback(host):
+    if protocol == "tcp" and not is_loopback(host):
         what = f"{address} is not encrypted: whoever reaches its port runs code as you"
         raise UserError(what, "--on", "start it by trm-bench cluster, which makes certificates")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -133,16 +120,15 @@ def security(folder: Path | None) -> Security:
     """
     from distributed import Security
 
-    tls = folder and folder / "tls"
-    if not tls or not (tls / TLS_FILES[0]).is_file():
+    files = folder and Certificates.of(folder)
+    if not files or not files.ca.is_file():
         return Security()
-    ca, certificate, key = (str(tls / name) for name in TLS_FILES)
     roles = {
-        f"tls_{role}_{part}": file
+        f"tls_{role}_{part}": str(file)
         for role in ("client", "scheduler", "worker")
-        for part, file in (("cert", certificate), ("key", key))
+        for part, file in (("cert", files.cert), ("key", files.key))
     }
-    return Security(tls_ca_file=ca, require_encryption=True, **roles)
+    return Security(tls_ca_file=str(files.ca), require_encryption=True, **roles)
 
 
 @contextmanager

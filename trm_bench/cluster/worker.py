@@ -19,9 +19,10 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from trm_bench import signals
-from trm_bench.cluster.engine import SCHEDULER_FILE, about, address_of, security
+from trm_bench.cluster.engine import about, address_of, is_loopback, security
 from trm_bench.errors import UserError
 from trm_bench.files import HOST
 
@@ -102,10 +103,11 @@ async def work(folder: Path, name: str) -> None:
     from distributed import Worker
 
     about()  # before its first task, since what it imports takes seconds
-    address, _ = address_of(str(folder / SCHEDULER_FILE))
+    address = await _address(folder)
     dask.config.set({"distributed.worker.profile.enabled": False})
     worker = Worker(
         address,
+        host="127.0.0.1" if is_loopback(urlsplit(address).hostname or "") else None,
         nthreads=1,
         name=name,
         security=security(folder),
@@ -125,6 +127,18 @@ async def work(folder: Path, name: str) -> None:
         for number in ASKED:
             loop.add_signal_handler(number, leave)
         await worker.finished()
+
+
+async def _address(folder: Path) -> str:
+    """The scheduler's, whose file may not be written yet, or not wholly."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return address_of(str(folder))[0]
+        except UserError:
+            if time.monotonic() > end:
+                raise
+        await asyncio.sleep(LOOK_EVERY)
 
 
 async def _leave(worker: Any) -> None:
