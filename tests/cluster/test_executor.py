@@ -88,6 +88,16 @@ def test_a_task_that_kills_its_workers_fails_alone(two: Cluster, tmp_path: Path)
     assert "the worker died in it" in str(failed)
 
 
+def test_a_task_that_is_given_again_is_done_again(two: Cluster, tmp_path: Path) -> None:
+    """A sweep tries again what failed; the scheduler must not answer from memory."""
+    task = Task("same", loopback.double, (tmp_path, "same", 1))
+    with loopback.connected(two.file, "auto", lambda text: None) as engine:
+        executor = loopback.DaskExecutor(engine, tmp_path, lambda text: None)
+        for _ in range(5):
+            executor.run([task], lambda event: None)
+    assert len(begun(tmp_path, "same")) == 5
+
+
 def test_a_command_joins_what_a_killed_one_gave_out(two: Cluster, tmp_path: Path) -> None:
     script = tmp_path / "driver.py"
     script.write_text(

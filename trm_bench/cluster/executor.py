@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class DaskExecutor:
         self.engine, self.name = engine, f"trm-bench-{digest_of(str(folder.absolute()))[:12]}"
         self.conditions = {"about": dict(engine.about), "folder": str(folder.absolute())}
         self.slots, self.looked = 1, 0.0
+        self.given: Counter[str] = Counter()  # how often each task was given out
 
     def run(self, tasks: Sequence[Task], listen: Listen) -> None:
         """See `Executor.run`.
@@ -84,6 +86,10 @@ class DaskExecutor:
     def _given(self, task: Task, inbox: queue.SimpleQueue[tuple[str, str, Any]]) -> Future:
         from distributed import fire_and_forget
 
+        # A key is forgotten a while after its task ended, and gives the old result until then. The
+        # first one is the same in every command, so that they meet.
+        again = f"-{self.given[task.id]}" if self.given[task.id] else ""
+        self.given[task.id] += 1
         future = self.client.submit(
             perform,
             task.id,
@@ -92,7 +98,7 @@ class DaskExecutor:
             str(self.device),
             self.name,
             self.conditions,
-            key=f"{self.name}-{task.id}",
+            key=f"{self.name}-{task.id}{again}",
             pure=False,
         )
         fire_and_forget(future)  # this process may be killed

@@ -28,7 +28,9 @@ from trm_bench.files import HOST
 
 ASKED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 PATIENCE = 120.0  # seconds to wait for the scheduler
-SHORT, MOST_SHORT = 30.0, 3  # a worker that dies within so many seconds, so many times, is given up
+# A worker that dies within so many seconds, so many times in a row, is given up: it cannot even
+# start. It takes longer for one that a run without memory kills.
+SHORT, MOST_SHORT = 5.0, 10
 LOOK_EVERY = 0.1
 
 
@@ -87,7 +89,7 @@ class _Child:
         self.started, self.short = time.monotonic(), short
 
     def may_start_again(self) -> bool:
-        """Whether it lived long, or did not do so only now and then."""
+        """Whether it lived long enough to be of use, or did not only now and then."""
         self.short = self.short + 1 if time.monotonic() < self.started + SHORT else 0
         return self.short < MOST_SHORT
 
