@@ -117,7 +117,7 @@ def _protocol(folder: ProtocolFolder, known: _Known) -> Iterator[Finding]:
     cells = plan.cells if plan else ()
     trials = {r for m in read_trials(folder).methods for t in m.trials for r in t.runs}
     wanted = {cell.run for cell in cells} | trials
-    present = {path.stem for path in folder.records.glob("*.json")}
+    present = {path.stem for path in folder.records.glob("[!.]*.json")}
     for run in sorted(wanted | present):
         found = health.of_run(folder, run)
         yield from _told(found)
@@ -148,7 +148,7 @@ def _unnamed(folder: ProtocolFolder, present: set[str]) -> Iterator[Finding]:
                 if file.name not in names and not _remain(file):
                     yield Finding("orphan", file, "a prediction that its run's record lacks")
     for kind, inside in (("slices", folder.path / "slices"), ("network", folder.networks)):
-        for path in sorted(inside.glob("*.safetensors")):
+        for path in sorted(inside.glob("[!.]*.safetensors")):
             if path.stem not in present:
                 yield Finding("orphan", path, f"{kind} of a run that has no record")
 
@@ -170,13 +170,13 @@ def _savepoints(folder: ProtocolFolder) -> Iterator[Finding]:
 
 def _shared(results: ResultsFolder, known: _Known, whole: bool) -> Iterator[Finding]:
     """Source networks and prepared volumes; those of other protocols only if all were read."""
-    sources = {p.stem for p in (results.path / "sources").glob("*.safetensors")}
+    sources = {p.stem for p in (results.path / "sources").glob("[!.]*.safetensors")}
     for identity in sorted(sources & known.sources if not whole else sources | known.sources):
         found = health.of_source(results.source(identity))
         yield from _told(found)
         if found.whole and identity not in known.sources:
             yield Finding("orphan", results.source(identity), "no record names it")
-    for path in sorted((results.path / "prepared").glob("*/*.safetensors")):
+    for path in sorted((results.path / "prepared").glob("*/[!.]*.safetensors")):
         try:
             volume = open_prepared(path)
             require_tensors(path)

@@ -250,6 +250,13 @@ def test_both_jobs_are_given_to_the_queue(trm_bench: Run, stand: Stand, queue: s
     assert f"{queues.QUEUES[queue].cancel} 41 41" in said
 
 
+def test_the_scheduler_may_last_longer_than_its_workers(trm_bench: Run, stand: Stand) -> None:
+    stand.noting("sbatch", "echo 41")
+    assert trm_bench("cluster", "slurm", "--scheduler-time", "7-00:00:00")[0] == 0
+    scheduler, workers = stand.lines("sbatch")
+    assert "--time=168:00:00" in scheduler and "--time=24:00:00" in workers
+
+
 def test_a_job_that_is_refused_says_why(trm_bench: Run, stand: Stand) -> None:
     stand.program("sbatch", "#!/bin/bash\necho 'invalid partition' >&2; exit 1\n")
     code, said = trm_bench("cluster", "slurm")

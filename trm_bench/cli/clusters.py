@@ -61,6 +61,14 @@ Account = Annotated[str | None, typer.Option(help="Or project, of all jobs.")]
 More = Annotated[
     list[str] | None, typer.Option("--option", help="One more, of the workers; repeatable.")
 ]
+SchedulerTime = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler-time",
+        metavar="[D-]HH:MM:SS",
+        help="Of the scheduler, for as long as there is work; by default that of a worker.",
+    ),
+]
 SchedulerMore = Annotated[
     list[str] | None, typer.Option("--scheduler-option", help="Of the scheduler; repeatable.")
 ]
@@ -85,6 +93,7 @@ def _queue_command(name: str, title: str, note: str) -> Callable[..., None]:
         account: Account = None,
         option: More = None,
         scheduler: Scheduler = "job",
+        scheduler_time: SchedulerTime = None,
         scheduler_option: SchedulerMore = None,
         idle: Idle = "1h",
         dry_run: DryRun = False,
@@ -96,7 +105,7 @@ def _queue_command(name: str, title: str, note: str) -> Callable[..., None]:
         job = queues.Job(
             where.scheduler_script,
             where.logs,
-            queues.seconds(time),
+            queues.seconds(scheduler_time or time),
             partition=partition,
             account=account,
             options=tuple(scheduler_option or ()),
@@ -104,6 +113,7 @@ def _queue_command(name: str, title: str, note: str) -> Callable[..., None]:
         array = replace(
             job,
             script=where.workers_script,
+            seconds=queues.seconds(time),
             cpus=cpus or runs_per_gpu * max(1, gpus_per_worker),
             gpus=gpus_per_worker,
             memory=memory,

@@ -182,7 +182,7 @@ def _uses(folder: ProtocolFolder) -> Iterator[Use]:
 
 def _opened(folder: Path) -> Iterator[tuple[Path, Checkpoint]]:
     """Networks in a folder; what is damaged is for `verify` to tell."""
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("[!.]*.safetensors")):
         try:
             about = open_checkpoint(path)
         except (FileNotFoundError, Damaged, UserError):
