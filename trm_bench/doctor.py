@@ -24,9 +24,10 @@ OPTIONAL = {
     "psycopg": ("psycopg", "export", "studies in PostgreSQL"),
     "optuna-dashboard": ("optuna-dashboard", "export", "pages over exported studies"),
     "nnU-Net": ("dynamic-network-architectures", "nnunet", "its networks"),
+    "dask": ("distributed", "cluster", "several machines"),
     "SimpleITK": ("SimpleITK", "sitk", ".nrrd and .mha files"),
 }
-ENGINES = {"dask": "dask", "SLURM": "sbatch", "PBS": "qsub"}  # name to program
+QUEUES = {"slurm": "sbatch", "lsf": "bsub", "pbs": "qsub"}  # of `cluster`, to their programs
 LEAST_MEMORY, LEAST_DISK = 3 * 2**30, 2**30
 DATA = "${TRM_DATA}/"
 
@@ -66,9 +67,9 @@ def _optional() -> Iterator[Finding]:
         installed = environment.package_version(package)
         absent = f"not installed: pip install 'trm-bench[{extra}]' ({purpose})"
         yield Finding(name, installed or absent, "ok" if installed else "optional")
-    for name, program in ENGINES.items():
+    for name, program in QUEUES.items():
         if found := shutil.which(program):
-            yield Finding(name, f"{found}; trm-bench has no engine for it", "optional")
+            yield Finding(name, f"{found}: trm-bench cluster {name}", "ok")
 
 
 def _devices() -> Iterator[Finding]:
