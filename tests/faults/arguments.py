@@ -41,6 +41,11 @@ GIVEN: dict[str, list[str]] = {
     "predict": ["--checkpoint", "{source}", "--image", "{image}", "--out", "classes.nii.gz"],
     "export": ["--checkpoint", "{source}", "--out", "new"],
     "sources inspect": ["{source}"],
+    "cluster slurm": ["--folder", "new", "--dry-run"],
+    "cluster lsf": ["--folder", "new", "--dry-run"],
+    "cluster pbs": ["--folder", "new", "--dry-run"],
+    "cluster ssh": ["nowhere", "--folder", "new", "--dry-run"],
+    "cluster local": ["--folder", "new", "--dry-run"],
     "bench": ["--methods", "finetune", "--steps", "1", "--rounds", "3", "--patch", "16,16,16"],
 }  # fmt: skip
 
@@ -175,5 +180,7 @@ def cases(base: Base, seed: int) -> Iterator[Case]:
         for name, (tail, codes) in shapes.items():
             if name == "nothing" and command in ("bench", "data phantom"):
                 continue  # they work for minutes with their defaults
+            if name in ("nothing", "too much") and command.startswith("cluster "):
+                continue  # they start processes, or submit jobs
             words = (*command.split(), *tail)
             yield Case("arguments: lines", f"{command}: {name}", partial(bare, words, codes))

@@ -96,7 +96,7 @@ MUTANTS = [
     *_of(
         "runs.execute",
         "runs/test_claims",
-        ("what another did is done again", "        if found.done:", "        if not found:"),
+        ("what another did is done again", "if found.done and kept:", "if not found:"),
     ),
     *_of(
         "runs.executors",

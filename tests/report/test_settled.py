@@ -65,7 +65,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a picture that is gone": lambda folder: next((folder / "figures").glob("*.png")).unlink(),
     "a record that is gone": lambda folder: next((folder / "records").glob("*.json")).unlink(),
     "a prediction that is gone": lambda folder: next(folder.glob("predictions/*/*")).unlink(),
-    "a source that is gone": lambda folder: next(folder.parent.glob("sources/*")).unlink(),
+    "a source that is gone": lambda folder: next(
+        folder.parent.glob("sources/*.safetensors")
+    ).unlink(),
     "a note that is damaged": lambda folder: (folder / ".settled").write_bytes(b"\xff"),
 }
 

@@ -411,7 +411,9 @@ def test_verify_and_list_tell_of_trainings_that_were_cut_off(
     one = job(toy_data, out)
     cut(one, monkeypatch)
     folder = ResultsFolder(out).protocol("toy")
-    _, plan = pipeline.planned(protocol, folder, False, (), CPU, 1, Display(quiet=True))
+    _, plan = pipeline.planned(
+        protocol, folder, False, (), LocalPool(CPU, 1), 1, Display(quiet=True)
+    )
     assert plan.runs[0].id == one.id
 
     def found() -> dict[str, str]:

@@ -50,7 +50,8 @@ def do(job: Job, device: torch.device, progress: Progress) -> str:
     deterministic(device)
     with claims.claimed(job.result):
         found = job.health()  # another command may have done it since this one looked
-        if found.done:
+        kept = not job.keep or job.folder.network(job.id).exists()
+        if found.done and kept:
             return found.record.state if found.record else "finished"
         return _done_now(job, device, progress)
 
