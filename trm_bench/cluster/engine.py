@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from distributed import Client, Security, Worker
 
 CONNECT = 30.0  # seconds to reach the scheduler
+LOOK_EVERY = 0.5  # at whether a worker has come
 SHOWN = 8  # differences that are listed
 
 
@@ -158,13 +160,23 @@ def connected(where: str, device: str, say: Callable[[str], None]) -> Iterator[E
         fix = "see that it runs, with the certificates that lie beside its file"
         raise UserError(what, where, fix) from error
     try:
-        if not client.nthreads():
-            say("waiting for a worker")
-            client.wait_for_workers(1)
-        workers = client.run(about_worker)
+        workers = _found(client, address, say)
         yield _compared(client, address, device, workers, say)
     finally:
         client.close()
+
+
+def _found(client: Client, address: str, say: Callable[[str], None]) -> dict[str, dict[str, str]]:
+    """What the workers are, once there is one."""
+    try:
+        if not client.nthreads():
+            say("waiting for a worker")
+        while not client.nthreads():
+            time.sleep(LOOK_EVERY)
+        return dict(client.run(about_worker))
+    except OSError as error:
+        what, fix = "the cluster's scheduler is gone", "start it again, and give the same command"
+        raise UserError(what, address, fix) from error
 
 
 def _hush() -> None:

@@ -6,7 +6,8 @@ import logging
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,25 +91,37 @@ class DaskExecutor:
         # first one is the same in every command, so that they meet.
         again = f"-{self.given[task.id]}" if self.given[task.id] else ""
         self.given[task.id] += 1
-        future = self.client.submit(
-            perform,
-            task.id,
-            task.function,
-            task.arguments,
-            str(self.device),
-            self.name,
-            self.conditions,
-            key=f"{self.name}-{task.id}{again}",
-            pure=False,
-        )
-        fire_and_forget(future)  # this process may be killed
+        with self._reached():
+            future = self.client.submit(
+                perform,
+                task.id,
+                task.function,
+                task.arguments,
+                str(self.device),
+                self.name,
+                self.conditions,
+                key=f"{self.name}-{task.id}{again}",
+                pure=False,
+            )
+            fire_and_forget(future)  # this process may be killed
         future.add_done_callback(lambda ended: inbox.put((task.id, *_outcome(ended))))
         return future
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """For calls of the scheduler, which fail in many ways where it is gone."""
+        try:
+            yield
+        except Exception as error:
+            if self.client.status == "running" and not isinstance(error, OSError):
+                raise
+            raise UserError(GONE, self.engine.address, GO_ON) from error
 
     def _slots(self) -> int:
         """One a worker; asked again every second, as workers come and go."""
         if time.monotonic() > self.looked + LOOK_EVERY:
-            slots = len(self.client.nthreads())
+            with self._reached():
+                slots = len(self.client.nthreads())
             if not slots and self.slots:
                 self.say("no worker is left; waiting for one")
             self.slots, self.looked = slots, time.monotonic()
