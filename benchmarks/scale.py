@@ -40,8 +40,9 @@ sys.path[0] = str(Path(__file__).parents[1])
 import numpy as np
 import torch
 
-from trm_bench.cluster.engine import SCHEDULER_FILE, connected
+from trm_bench.cluster.engine import connected
 from trm_bench.cluster.executor import DaskExecutor
+from trm_bench.cluster.folder import ClusterFolder
 from trm_bench.cluster.worker import work
 from trm_bench.runs.executors import Event, Executor, LocalPool, Task
 
@@ -91,7 +92,7 @@ def cluster(workers: int) -> Iterator[Path]:
             return process
 
         started: list[subprocess.Popen[bytes]] = []
-        file = folder / SCHEDULER_FILE
+        file = ClusterFolder(folder).scheduler_file
         how = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
         start("-m", "distributed.cli.dask_scheduler", *how, "--scheduler-file", str(file))
         while not file.exists() and started[0].poll() is None:
