@@ -220,9 +220,16 @@ def _damaged(error: Damaged) -> Finding:
 
 
 def _remain(path: Path) -> Kind | None:
-    if TEMPORARY.fullmatch(path.name) or (path.suffix == ".claim" and is_stale(path)):
+    if TEMPORARY.fullmatch(path.name) or (path.suffix == ".claim" and _is_forsaken(path)):
         return "leftover"
     return "set aside" if health.SUFFIX in path.suffix else None
+
+
+def _is_forsaken(claim: Path) -> bool:
+    try:
+        return is_stale(claim)
+    except OSError:  # its job has ended meanwhile, or it is a link to nowhere
+        return claim.is_symlink()
 
 
 def _remains(root: Path) -> Iterator[Finding]:

@@ -89,8 +89,8 @@ MUTANTS = [
         ("claims are judged by this machine's clock", "clock(path.parent) -", "time.time() -"),
         ("a sleeper is taken for dead", "return not lives(int(by[\"process\"]))", "pass"),
         ("processes elsewhere are judged here", 'if by.get("host") == HOST and', "if"),
-        ("the claim of the faster is lost", "if aside.read_bytes() != stale:", "if not stale:"),
-        ("the claim of the next is removed", "if path.read_bytes() == ours:", "if ours:"),
+        ("the claim of the faster is lost", "if _identity(aside) != stale:", "if not stale:"),
+        ("the claim of the next is removed", "if holder(path) == ours:", "if ours:"),
         ("claims grow old", "os.utime(path)", "pass"),
     ),
     *_of(
@@ -736,7 +736,7 @@ MUTANTS = [
     *_of(
         "cluster.queues",
         "cluster/test_scripts",
-        ("workers do not wait for the scheduler", 'f"--dependency=after:{job.after}"', '"--nice=0"'),
+        ("workers do not wait for the scheduler", '"--dependency=after:{}"', '"--nice=0"'),
         ("days are not counted", "(24 * days + hours)", "hours"),
     ),
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -17,6 +19,7 @@ from helpers import plan
 from trm_bench.files import HOST
 from trm_bench.runs import claims, execute
 from trm_bench.runs.claims import claim_of, claimed, is_stale, remove_stale
+from trm_bench.verification import _remains
 
 DEAD = 2**22 + 1  # above the largest number of a process
 CPU = torch.device("cpu")
@@ -75,6 +78,34 @@ def test_a_claim_that_was_cut_off_while_written_is_stale_after_a_while(tmp_path:
         assert not is_stale(path)
         os.utime(path, (1.0, 1.0))
         assert is_stale(path)
+
+
+def test_what_is_no_claim_is_not_read_for_ever(tmp_path: Path) -> None:
+    """A pipe would be waited for, a device has no end."""
+    os.mkfifo(tmp_path / "pipe.claim")
+    (tmp_path / "zero.claim").symlink_to("/dev/zero")
+    (tmp_path / "loop.claim").symlink_to("loop.claim")
+    assert claims.holder(tmp_path / "pipe.claim") == claims.holder(tmp_path / "zero.claim") == {}
+    remove_stale(tmp_path)
+    assert {f.path.name for f in _remains(tmp_path)} >= {"loop.claim"}
+
+
+def test_a_claim_that_could_not_be_written_is_not_left(tmp_path: Path) -> None:
+    """On a full disk; nobody could see that its process has ended."""
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(file: int, mode: str) -> Full:
+        os.close(file)
+        return Full()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims.os, "fdopen", full)
+        with pytest.raises(OSError, match="No space"), claimed(tmp_path / "a.json"):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_worker_waits_for_the_first(tmp_path: Path, monkeypatch: Any) -> None:

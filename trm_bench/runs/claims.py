@@ -17,11 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trm_bench.errors import UserError
 from trm_bench.files import HOST, clock, lives, temporary_for
+from trm_bench.inputs import read_text
 
 TOUCHED_EVERY = 60.0  # seconds
 STALE_AFTER = 600.0
 LOOK_EVERY = 2.0  # at the claim of another
+MOST_BYTES = 4096  # of a claim
 JOB_IDS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID")  # of the queueing systems
 
 
@@ -50,7 +53,7 @@ def claimed(result: Path) -> Iterator[None]:
     finally:
         ended.set()
         with contextlib.suppress(FileNotFoundError):
-            if path.read_bytes() == ours:  # not where it was taken over, after a sleep of hours
+            if holder(path) == ours:  # not where it was taken over, after a sleep of hours
                 path.unlink()
 
 
@@ -60,10 +63,10 @@ def holder(path: Path) -> dict[str, str]:
     Raises:
         FileNotFoundError: Nobody holds it.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
+    path.stat()
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):  # of one who was killed while writing it
+        content = json.loads(read_text(path, MOST_BYTES))
+    except (UserError, ValueError, RecursionError):  # of one who was killed while writing it
         return {}
     return {str(k): str(v) for k, v in content.items()} if isinstance(content, dict) else {}
 
@@ -83,23 +86,27 @@ def is_stale(path: Path) -> bool:
 def remove_stale(folder: Path) -> None:
     """Removes the claims right in a folder whose holders are gone."""
     for path in folder.glob("*.claim"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is a link to nowhere
             if is_stale(path):
                 _taken_over(path)
 
 
-def _ours() -> bytes:
+def _ours() -> dict[str, str]:
     job = next((os.environ[name] for name in JOB_IDS if os.environ.get(name)), "")
-    return json.dumps({"host": HOST, "process": str(os.getpid()), "job": job}).encode()
+    return {"host": HOST, "process": str(os.getpid()), "job": job}
 
 
-def _made(path: Path, ours: bytes) -> bool:
+def _made(path: Path, ours: dict[str, str]) -> bool:
     try:
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(file, "wb") as stream:
-        stream.write(ours)
+    try:
+        with os.fdopen(file, "wb") as stream:
+            stream.write(json.dumps(ours).encode())
+    except OSError:  # a full disk; one without a holder would be waited for
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 
@@ -115,18 +122,24 @@ def _taken_over(path: Path) -> bool:
     try:
         if not is_stale(path):
             return False
-        stale, aside = path.read_bytes(), temporary_for(path)
+        stale, aside = _identity(path), temporary_for(path)
         path.rename(aside)
     except FileNotFoundError:
         return True
     try:
-        if aside.read_bytes() != stale:
+        if _identity(aside) != stale:
             with contextlib.suppress(FileExistsError):
                 os.link(aside, path)
             return False
     finally:
         aside.unlink(missing_ok=True)
     return True
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Of the very file: another, or this one once it was touched again, has another one."""
+    status = path.lstat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _touch(path: Path, ended: threading.Event) -> None:
