@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trm_bench.files import lives
+
 NODES, GPUS, CORES = 2, 2, 4
 PATIENCE = 30.0
 
@@ -151,23 +153,15 @@ class Slurm:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
         end = time.monotonic() + PATIENCE
-        while any(map(_lives, pids.values())) and time.monotonic() < end:
+        while (
+            any(pid is not None and lives(pid) for pid in pids.values()) and time.monotonic() < end
+        ):
             time.sleep(0.05)
 
 
 def _pid(file: Path) -> int | None:
     text = file.read_text().strip()
     return int(text) if text.isdigit() else None
-
-
-def _lives(pid: int | None) -> bool:
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _free_ports(number: int) -> list[int]:

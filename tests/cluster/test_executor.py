@@ -17,7 +17,7 @@ pytest.importorskip("distributed", reason="needs trm-bench[cluster]")
 import loopback
 from loopback import LONGEST, Cluster, begun, cluster, until
 
-from trm_bench.cluster.executor import GONE
+from trm_bench.cluster.engine import GONE
 from trm_bench.errors import UserError
 from trm_bench.runs.executors import Event, Task
 

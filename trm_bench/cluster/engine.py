@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import logging
 import platform
 import time
@@ -25,11 +24,10 @@ import torch
 
 from trm_bench import environment
 from trm_bench.cluster.certificates import Certificates
-from trm_bench.cluster.folder import MOST_BYTES, ClusterFolder, require_distributed
+from trm_bench.cluster.folder import ClusterFolder, read_address, require_distributed
 from trm_bench.environment import has_bf16
 from trm_bench.errors import UserError
 from trm_bench.fingerprint import code_fingerprint
-from trm_bench.inputs import read_text
 from trm_bench.plurals import counted
 
 if TYPE_CHECKING:
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
 
 CONNECT = 30.0  # seconds to reach the scheduler
 LOOK_EVERY = 0.5  # at whether a worker has come
+GONE = "the cluster's scheduler is gone"
 SHOWN = 8  # differences that are listed
 
 
@@ -74,21 +73,9 @@ def address_of(where: str) -> tuple[str, Path | None]:
     else:
         path = Path(where)
         path = ClusterFolder(path).scheduler_file if path.is_dir() else path
-        address, folder = _read(path), path.absolute().parent
+        address, folder = read_address(path), path.absolute().parent
     _refuse_open(address)
     return address, folder
-
-
-def _read(path: Path) -> str:
-    fix = "start one (trm-bench cluster), or wait until its job runs and writes the file"
-    try:
-        content = json.loads(read_text(path, MOST_BYTES, fix))
-    except (ValueError, RecursionError) as error:
-        raise UserError("is no scheduler's file", path, fix) from error
-    address = content.get("address") if isinstance(content, dict) else None
-    if not isinstance(address, str) or "://" not in address:
-        raise UserError("holds no scheduler's address", path, fix)
-    return address
 
 
 def _refuse_open(address: str) -> None:
@@ -143,7 +130,7 @@ def connected(where: str, device: str, say: Callable[[str], None]) -> Iterator[E
         say: Called with what a person waits for, and with what was found.
 
     Raises:
-        UserError: It cannot be reached, or its workers differ from what is needed; see `compared`.
+        UserError: It cannot be reached, or its workers differ; see `refuse_differences`.
     """
     require_distributed()
     from distributed import Client
@@ -175,8 +162,13 @@ def _found(client: Client, address: str, say: Callable[[str], None]) -> dict[str
             time.sleep(LOOK_EVERY)
         return dict(client.run(about_worker))
     except OSError as error:
-        what, fix = "the cluster's scheduler is gone", "start it again, and give the same command"
-        raise UserError(what, address, fix) from error
+        raise gone(address) from error
+
+
+def gone(address: str) -> UserError:
+    """What is raised where a scheduler no longer answers, which is no failure of a run."""
+    fix = "start it again and give the same command: what is done stays done"
+    return UserError(GONE, address, fix)
 
 
 def _hush() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trm_bench import signals
-from trm_bench.cluster.engine import Engine, about, refuse_differences
+from trm_bench.cluster.engine import Engine, about, gone, refuse_differences
 from trm_bench.errors import UserError
 from trm_bench.fingerprint import digest_of
 from trm_bench.runs.executors import Event, Failure, Listen, Queue, Task
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from distributed import Future
 
 LOOK_EVERY = 1.0  # seconds between looks at the number of workers, and between words of progress
-GONE = "the cluster's scheduler is gone"
-GO_ON = "start it again and give the same command: what is done stays done"
 
 logger = logging.getLogger("trm_bench.cluster")
 
@@ -115,7 +113,7 @@ class DaskExecutor:
         except Exception as error:
             if self.client.status == "running" and not isinstance(error, OSError):
                 raise
-            raise UserError(GONE, self.engine.address, GO_ON) from error
+            raise gone(self.engine.address) from error
 
     def _slots(self) -> int:
         """One a worker; asked again every second, as workers come and go."""
@@ -132,10 +130,10 @@ class DaskExecutor:
             name, kind, value = inbox.get(timeout=LOOK_EVERY)
         except queue.Empty:
             if self.client.status not in ("running", "connecting"):
-                raise UserError(GONE, self.engine.address, GO_ON) from None
+                raise gone(self.engine.address) from None
             return "", "", None
         if kind == "lost":
-            raise UserError(GONE, self.engine.address, GO_ON)
+            raise gone(self.engine.address)
         if kind == "refused":
             raise UserError(str(value), "--on", "mend that worker and give the same command")
         return name, kind, tuple(value) if kind == "progress" else value

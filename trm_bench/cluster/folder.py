@@ -31,6 +31,23 @@ def require_distributed() -> None:
         raise UserError("dask.distributed is not installed", "clusters", INSTALL)
 
 
+def read_address(path: Path) -> str:
+    """The address in a scheduler's file.
+
+    Raises:
+        UserError: There is no such file, or it is no scheduler's.
+    """
+    fix = "start one (trm-bench cluster), or wait until its job runs and writes the file"
+    try:
+        content = json.loads(inputs.read_text(path, MOST_BYTES, fix))
+    except (ValueError, RecursionError) as error:
+        raise UserError("is no scheduler's file", path, fix) from error
+    address = content.get("address") if isinstance(content, dict) else None
+    if not isinstance(address, str) or "://" not in address:
+        raise UserError("holds no scheduler's address", path, fix)
+    return address
+
+
 @dataclass(frozen=True)
 class ClusterFolder:
     """Where a cluster's processes find each other.
@@ -104,12 +121,11 @@ class ClusterFolder:
         if not inputs.exists(self.scheduler_file):
             return None
         try:
-            said = json.loads(inputs.read_text(self.scheduler_file, MOST_BYTES))
-            address = str(said["address"])
+            address = read_address(self.scheduler_file)
             where = urlsplit(address)
             with socket.create_connection((where.hostname, where.port), PATIENCE):
                 return address
-        except (OSError, ValueError, KeyError, TypeError):  # of one that was killed, or cut off
+        except (UserError, OSError, ValueError):  # of one that was killed, or cut off
             return None
 
     def use(self) -> str:

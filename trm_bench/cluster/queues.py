@@ -120,6 +120,11 @@ def _clock(total: int) -> str:
     return f"{total // 3600:02}:{total // 60 % 60:02}:{total % 60:02}"
 
 
+def _chosen(*options: tuple[str, object]) -> list[str]:
+    """The words of those options that have a value, which stands in the place of {}."""
+    return [word.format(value) for words, value in options if value for word in words.split()]
+
+
 def _slurm(job: Job) -> list[str]:
     logs = str(job.logs / job.name).replace("%", "%%")  # which begins a pattern
     arguments = [
@@ -135,17 +140,13 @@ def _slurm(job: Job) -> list[str]:
     else:
         told = f"--signal=B:USR1@{NOTICE}"
         arguments += [f"--array=0-{job.array - 1}", "--requeue", told]
-    if job.gpus:
-        arguments.append(f"--gres=gpu:{job.gpus}")
-    if job.memory:
-        arguments.append(f"--mem={job.memory}G")
-    if job.after:
-        arguments.append(f"--dependency=after:{job.after}")
-    if job.partition:
-        arguments.append(f"--partition={job.partition}")
-    if job.account:
-        arguments.append(f"--account={job.account}")
-    return arguments
+    return arguments + _chosen(
+        ("--gres=gpu:{}", job.gpus),
+        ("--mem={}G", job.memory),
+        ("--dependency=after:{}", job.after),
+        ("--partition={}", job.partition),
+        ("--account={}", job.account),
+    )
 
 
 def _lsf(job: Job) -> list[str]:
@@ -156,17 +157,13 @@ def _lsf(job: Job) -> list[str]:
     arguments += ["-W", f"{job.seconds // 3600}:{job.seconds // 60 % 60:02}"]
     if array:
         arguments.append("-r")
-    if job.gpus:
-        arguments += ["-gpu", f"num={job.gpus}"]
-    if job.memory:
-        arguments += ["-M", f"{job.memory}G", "-R", f"rusage[mem={job.memory}G]"]
-    if job.after:
-        arguments += ["-w", f"started({job.after})"]
-    if job.partition:
-        arguments += ["-q", job.partition]
-    if job.account:
-        arguments += ["-P", job.account]
-    return arguments
+    return arguments + _chosen(
+        ("-gpu num={}", job.gpus),
+        ("-M {}G -R rusage[mem={}G]", job.memory),
+        ("-w started({})", job.after),
+        ("-q {}", job.partition),
+        ("-P {}", job.account),
+    )
 
 
 def _pbs(job: Job) -> list[str]:
@@ -178,13 +175,9 @@ def _pbs(job: Job) -> list[str]:
     arguments += ["-r", "n" if job.array is None else "y"]
     if job.array is not None and job.array > 1:  # an array of one is refused
         arguments += ["-J", f"0-{job.array - 1}"]
-    if job.after:
-        arguments += ["-W", f"depend=after:{job.after}"]
-    if job.partition:
-        arguments += ["-q", job.partition]
-    if job.account:
-        arguments += ["-A", job.account]
-    return arguments
+    return arguments + _chosen(
+        ("-W depend=after:{}", job.after), ("-q {}", job.partition), ("-A {}", job.account)
+    )
 
 
 QUEUES = {

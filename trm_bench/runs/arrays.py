@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ def write_checkpoint(path: Path, about: Checkpoint, state: Mapping[str, Any]) ->
     write_tensors(path, state, about.model_dump(mode="json"))
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A file that is there and cannot be read counts as damaged."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(f"cannot be read: {error.strerror}", path) from error
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """What a network's file says of it; the weights are not read.
 
@@ -32,12 +44,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         Damaged: It is not what was written, or not a network.
         UserError: It was written under another schema version.
     """
-    try:
+    with _readable(path):
         about = parse_model(Checkpoint, read_about(path), path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror}", path) from error
     if about.id != about.config.id:
         raise Damaged("names a configuration that it does not hold", path)
     return about
@@ -98,11 +106,8 @@ def open_savepoint(path: Path) -> Saved:
         Damaged: It is not what was written, or that of another training.
     """
     try:
-        about = parse_model(Saved, read_about(path), path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror}", path) from error
+        with _readable(path):
+            about = parse_model(Saved, read_about(path), path)
     except UserError as error:  # of another version: its id, and so its name, would be another
         raise Damaged(error.what, path) from error
     if about.id != path.stem:
@@ -118,12 +123,8 @@ def read_savepoint(path: Path) -> tuple[Saved, dict[str, Any]]:
         Damaged: It is not what was written, or that of another training.
     """
     about = open_savepoint(path)
-    try:
+    with _readable(path):
         return about, read_tensors(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise Damaged(f"cannot be read: {error.strerror}", path) from error
 
 
 def write_slices(path: Path, slices: Mapping[str, Mapping[str, Any]]) -> None:
