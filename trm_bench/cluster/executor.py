@@ -69,7 +69,9 @@ class DaskExecutor:
                 name, kind, value = self._heard(inbox)
                 if name not in flight:  # of another command, or said late
                     continue
-                if kind == "cut off":
+                if kind == "killed" and name in started:
+                    kind = "failed"
+                if kind in ("cut off", "killed"):  # what only waited where another killed
                     waiting.again(flight.pop(name)[0])
                     continue
                 if name not in started:
@@ -151,7 +153,7 @@ def _outcome(future: Future) -> tuple[str, Any]:
         return "lost", None
     except KilledWorker as error:
         died = "the worker died in it, again and again; out of memory, or a time limit?"
-        return "failed", Failure(died, str(error))
+        return "killed", Failure(died, str(error))
     except Exception as error:  # what dask says of a task that it could not take there
         return "failed", Failure.of(error)
     finally:
