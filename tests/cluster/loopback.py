@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from trm_bench import signals
+from trm_bench.cluster import executor
 from trm_bench.cluster.engine import connected
 from trm_bench.cluster.executor import DaskExecutor
 from trm_bench.runs.executors import Event, Task
 
-__all__ = ["DaskExecutor", "Event", "Task", "connected", "replace"]  # for tests and their scripts
+__all__ = [
+    "DaskExecutor",
+    "Event",
+    "Task",
+    "connected",
+    "executor",
+    "replace",
+]  # for tests and their scripts
 
 LONGEST = 90.0  # seconds that a test waits for something
 TESTS = Path(__file__).resolve().parents[1]

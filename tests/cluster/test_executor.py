@@ -88,6 +88,17 @@ def test_a_task_that_kills_its_workers_fails_alone(two: Cluster, tmp_path: Path)
     assert "the worker died in it" in str(failed)
 
 
+def test_tasks_wait_for_a_worker_where_the_last_one_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loopback.executor, "LOOK_EVERY", 0.0)  # so that it sees that none is there
+    tasks = [Task("killer", loopback.die, (tmp_path, "killer", 9))]
+    tasks += [Task("last", loopback.double, (tmp_path, "last", 1))]
+    with cluster(tmp_path / "cluster", workers=1) as started:
+        events = started.run(tasks, tmp_path)
+    assert ends(events) == {"killer": "failed", "last": "done"}
+
+
 def test_a_task_that_is_given_again_is_done_again(two: Cluster, tmp_path: Path) -> None:
     """A sweep tries again what failed; the scheduler must not answer from memory."""
     task = Task("same", loopback.double, (tmp_path, "same", 1))

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from trm_bench.verification import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
-LONGEST = 120.0  # seconds that a condition is waited for
+LONGEST = 120.0  # seconds that a command may take
 TRAINING = {
     "steps": STEPS,
     "batch": 2,
@@ -453,14 +452,6 @@ def long(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Path:
     return folder
 
 
-def until(condition: Callable[[], Any]) -> Any:
-    last = time.monotonic() + LONGEST
-    while not (found := condition()):
-        assert time.monotonic() < last, "waited too long"
-        time.sleep(0.01)
-    return found
-
-
 def results_of(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted((out / "toy").rglob("*")):
@@ -473,54 +464,67 @@ def results_of(out: Path) -> dict[str, Any]:
     return found
 
 
+# A command that is sent a signal by a step of a training, with all its processes, as a terminal
+# does. Workers execute the upper part too.
+SENDS = """
+import os, sys
+from pathlib import Path
+from trm_bench.runs.savepoints import SavepointFile
+
+SENT, NUMBER, STEP = Path({sent!r}), {number:d}, {step}
+look = SavepointFile.look
+
+def send(self, step, state):
+    trained = [*self.path.parents[2].glob("sources/[!.]*.safetensors")]
+    if trained and step == STEP and not SENT.exists():
+        SENT.write_text(self.path.name)
+        os.killpg(0, NUMBER)
+    look(self, step, state)
+
+SavepointFile.look = send
+if __name__ == "__main__":
+    from trm_bench.__main__ import main
+    main()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "jobs", "every"),
     [
         (signal.SIGKILL, 1, "0"),
-        (signal.SIGINT, 1, "0.5"),
-        (signal.SIGTERM, 2, "0.5"),
+        (signal.SIGINT, 1, "1000"),
+        (signal.SIGTERM, 2, "1000"),
     ],
 )
 def test_a_command_that_is_cut_off_goes_on(
     long: Path, tmp_path: Path, number: signal.Signals, jobs: int, every: str
 ) -> None:
     """A signal has the training saved at the end of its step; nothing else would have just then."""
-    out = tmp_path / "out"
+    out, script, sent, step = tmp_path / "out", tmp_path / "sends.py", tmp_path / "sent", 20
+    script.write_text(SENDS.format(sent=str(sent), number=number, step=step))
     command = ["run", long / "p.yaml", "--out", out, "--jobs", jobs, "--device", "cpu"]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        savepoints.VARIABLE: every,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trm_bench", *map(str, command)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+    ended = subprocess.run(
+        [sys.executable, script, *map(str, command)],
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+            savepoints.VARIABLE: every,
+        },
+        capture_output=True,
         text=True,
+        timeout=LONGEST,
         start_new_session=True,
     )
+    assert "Traceback" not in ended.stderr
     folder = ResultsFolder(out).protocol("toy")
-
-    def first() -> dict[str, int]:
-        try:
-            return {p.name: arrays.open_savepoint(p).step for p in there(folder.savepoints)}
-        except FileNotFoundError:  # that training has just ended
-            return {}
-
-    until(lambda: there(out / "sources"))  # so that it is a run
-    before = until(first)
-    assert process.poll() is None, "it was faster than we"
-    os.killpg(process.pid, number)
-    said = process.communicate(timeout=LONGEST)[1]
-    assert "Traceback" not in said
+    left = {path.name: arrays.open_savepoint(path).step for path in there(folder.savepoints)}
+    saved = left[sent.read_text()]
     if number is signal.SIGKILL:
-        assert process.returncode == -number
+        assert ended.returncode == -number and 0 < saved < step
     else:
-        assert process.returncode == 128 + number and signals.STOPPED in said
-        assert all(first()[name] > step for name, step in before.items() if name in first())
-    left = first()
-    assert left, "nothing was under way"
+        assert ended.returncode == 128 + number and signals.STOPPED in ended.stderr
+        assert saved == step if jobs == 1 else saved >= step
     pipeline.run(pipeline.load(str(long / "p.yaml")), out, jobs=1, pages=False)
     for name in left:
         record = read_record(folder.records / f"{Path(name).stem}.json")

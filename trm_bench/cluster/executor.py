@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from distributed import Future
 
 LOOK_EVERY = 1.0  # seconds between looks at the number of workers, and between words of progress
+# A task that only waited where another one killed the worker is given out again, but not for ever:
+# it could be what kills workers before they say that it began.
+MOST_GIVEN = 5
 
 logger = logging.getLogger("trm_bench.cluster")
 
@@ -60,18 +63,24 @@ class DaskExecutor:
         inbox: queue.SimpleQueue[tuple[str, str, Any]] = queue.SimpleQueue()
         self.client.subscribe_topic(self.name, lambda event: inbox.put(event[1]))
         started: set[str] = set()
+        begun: dict[str, str] = {}  # the task that began last, by worker
         try:
             while True:
-                while len(flight) < self._slots() and (task := waiting.next()):
+                # one also where no worker is left: it waits at the scheduler for a new one
+                while len(flight) < max(1, self._slots()) and (task := waiting.next()):
                     flight[task.id] = task, self._given(task, inbox)
                 if not flight:
                     return
                 name, kind, value = self._heard(inbox)
                 if name not in flight:  # of another command, or said late
                     continue
-                if kind == "killed" and name in started:
-                    kind = "failed"
-                if kind in ("cut off", "killed"):  # what only waited where another killed
+                if kind == "started":
+                    begun[value] = name
+                if kind == "killed" and (
+                    begun.get(value[0]) == name or self.given[name] >= MOST_GIVEN
+                ):
+                    kind, value = "failed", value[1]
+                if kind in ("cut off", "killed"):
                     waiting.again(flight.pop(name)[0])
                     continue
                 if name not in started:
@@ -153,7 +162,7 @@ def _outcome(future: Future) -> tuple[str, Any]:
         return "lost", None
     except KilledWorker as error:
         died = "the worker died in it, again and again; out of memory, or a time limit?"
-        return "killed", Failure(died, str(error))
+        return "killed", (error.last_worker.address, Failure(died, str(error)))
     except Exception as error:  # what dask says of a task that it could not take there
         return "failed", Failure.of(error)
     finally:
@@ -175,12 +184,15 @@ def perform(
         stop; `refused` and the reason, where this worker is not like the others.
     """
     from distributed import get_worker
+    from distributed.utils import sync
 
     worker = get_worker()
     if reason := _unfit(worker, conditions):
         return "refused", f"{worker.address}: {reason}"
     torch.set_num_threads(CPU_THREADS)
-    worker.log_event(topic, (name, "started", None))
+    # Waits until the scheduler has it: where this task kills the worker, no other is blamed for it.
+    begins = (name, "started", worker.address)
+    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=begins)
     logger.info("%s begins", name)
     said = time.monotonic()
 
