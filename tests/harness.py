@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trm_bench import networks
+from trm_bench import formats, networks
 from trm_bench.data.patches import PatchSampler, SubjectStore
 from trm_bench.datasets.base import LabelMap
 from trm_bench.methods import Context
@@ -76,6 +76,8 @@ def context(
     target_map, source_map = (TWO, TWO) if same_task else (TWO, THREE)
     parts = networks.parts(network, 1, dims)
     trained = networks.build(network, 1, len(target_map.classes), dims, seed=0)
+    layout: Any = formats.memory_format(network, config, CPU)
+    trained = trained.to(memory_format=layout)
     source = (
         networks.build(network, 1, len(source_map.classes), dims, seed=1)
         .eval()

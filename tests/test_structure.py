@@ -26,6 +26,7 @@ LAYERS = (
     ("protocol",),
     ("nnunet_networks",),
     ("data", "networks"),
+    ("formats",),
     ("checkpoints",),
     ("baselines", "methods"),
     ("training",),

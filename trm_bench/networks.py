@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from trm_bench import nnunet_networks
-from trm_bench.environment import has_bf16
 from trm_bench.errors import UserError, nearest
 from trm_bench.limits import Exceeded, limits
 from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
@@ -381,35 +381,16 @@ def _tensors(output: Any) -> Iterable[Tensor]:
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Puts the network into eval mode, and every module back into the mode it had.
 
-    So a layer that a method keeps frozen stays frozen.
+    So a layer that a method keeps frozen stays frozen. Nothing is compiled meanwhile.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
+    # whole volumes come in other shapes and numbers than batches: each would be compiled anew
+    compiles = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
     try:
-        yield
+        with eager:
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def resolved_precision(
-    device: torch.device,
-    precision: Literal["auto", "fp32", "bf16"],
-    bf16: bool | None = None,
-) -> Literal["fp32", "bf16"]:
-    """What a precision setting means on a device: `auto` is bf16 on GPUs that have it, else fp32.
-
-    Args:
-        device: Here, or on another machine.
-        precision: The setting.
-        bf16: Whether that device has it; asked here where not given.
-    """
-    if precision != "auto":
-        return precision
-    return "bf16" if (has_bf16(device) if bf16 is None else bf16) else "fp32"
-
-
-def autocast(device: torch.device, precision: Literal["auto", "fp32", "bf16"]) -> torch.autocast:
-    """The autocast context of a precision setting; losses are in float32 all the same."""
-    bf16 = resolved_precision(device, precision) == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)

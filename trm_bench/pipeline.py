@@ -29,6 +29,7 @@ from trm_bench.runs.locks import only_one
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
 from trm_bench.runs.records import StoredPlan, Tuned
 from trm_bench.runs.store import read_record, read_results, write_plan
+from trm_bench.training.compiling import require_compiler
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,8 @@ def check_networks(protocol: Protocol, plan: Plan) -> int:
         for method in methods:
             method.check(network, parts)
         size = 2 if config.training.precision == "bf16" else 4
+        if config.training.compile:
+            require_compiler(torch.device(config.device))
         needed = networks.training_bytes(config.network, config.training, channels, classes, size)
         largest = max(largest, needed)
     return largest

@@ -33,5 +33,8 @@ def deterministic(device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32; bf16 is what makes GPUs fast here
+    # PyTorch would write NaN into all memory that it takes, so that reading it before it is written
+    # shows; no kernel here does, and runs repeat without.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # warn_only: trilinear upsampling and volumetric cross-entropy have no deterministic CUDA kernel
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")

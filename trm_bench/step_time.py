@@ -26,9 +26,10 @@ from trm_bench.datasets.base import LabelMap, Scan
 from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.estimates import memory_of
+from trm_bench.formats import autocast, resolved_precision
 from trm_bench.methods import Context
 from trm_bench.methods.registry import REGISTRY, create
-from trm_bench.networks import autocast, resolved_precision, training_bytes
+from trm_bench.networks import training_bytes
 from trm_bench.protocol.choices import refuse_twice
 from trm_bench.protocol.schema import (
     EvaluationConfig,

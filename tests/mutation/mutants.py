@@ -357,7 +357,7 @@ MUTANTS = [
         ("gradients are not clipped", "if config.clip is not None:", "if False:"),
         ("a later piece starts the schedule again", "config.schedule, first + t, config.steps", "config.schedule, t, config.steps"),
         ("warm-up is ignored", "first + t, config.steps, config.warmup", "first + t, config.steps"),
-        ("weight decay is ignored", "lr=o.lr, weight_decay=o.weight_decay)\n", "lr=o.lr)\n"),
+        ("weight decay is ignored", "lr=o.lr, weight_decay=o.weight_decay, fused=True)", "lr=o.lr, weight_decay=0.0, fused=True)"),
         ("passes count nothing", "curves.passes += torch.is_grad_enabled()", "pass"),
         ("the balance is that of Dice", "norms[VOXELS] / total", "norms[DICE] / total"),
         ("the method never hears of the update", "method.before_update(run)", "pass"),
@@ -373,6 +373,7 @@ MUTANTS = [
         ("the best weights so far are lost", 'self.best.score, self.best.state = moved(state["best"], self.run.device)', "pass"),
         ("the curves begin anew", 'vars(self.curves).update(state["curves"])', "pass"),
         ("the steps begin anew", 'self.step = state["step"]', "pass"),
+        ("the optimiser's state lies in another order", "torch.empty_like(parameter).copy_(value)", "value"),
         ("a fit that had ended is done again", "if replay.begin(pace.restore):", "if replay.begin(pace.restore) and False:"),
     ),
     *_of(
@@ -517,6 +518,22 @@ MUTANTS = [
         ("what was adapted is not told", '"adapted": list(adapted)', '"adapted": []'),
         ("channels that are no axis are adapted", "if one[1:2] != (source_channels,) or other", "if False and other"),
         ("every source may lack tensors", "    if partial:\n", "    if True:\n"),
+    ),
+    *_of(
+        "formats",
+        "test_formats",
+        ("all networks have their channels last", "flat or precision not in faster or", "False or"),
+        ("compiled ones lie as others do", "(training.compile and precision == \"bf16\")", "False"),
+    ),
+    *_of(
+        "networks",
+        "training/test_compiling",
+        ("volumes are compiled for, too", 'compiles = "torch._dynamo" in sys.modules', "compiles = False"),
+    ),
+    *_of(
+        "training.loop",
+        "training/test_compiling",
+        ("nothing is compiled", "compile_steps(run.network)", "pass"),
     ),
     *_of(
         "runs.compute",

@@ -20,8 +20,9 @@ from torch.nn import functional
 from trm_bench.baselines.finetune import Finetune
 
 from trm_bench.data.patches import PatchSampler
+from trm_bench.formats import resolved_precision
 from trm_bench.methods import Context, Fit, Method, Parameters
-from trm_bench.networks import Parts, evaluating, resolved_precision
+from trm_bench.networks import Parts, evaluating
 from trm_bench.protocol.schema import EvaluationConfig, LossConfig, TrainingConfig
 from trm_bench.seeds import generator, seed_of
 from trm_bench.training import evaluation

@@ -56,7 +56,8 @@ class Memory(Savepoint):
     def look(self, step: int, state: Callable[[], Tree]) -> None:
         self.looks += 1
         if self.looks == self.at:
-            self.kept = packed(state())
+            tree, tensors = packed(state())
+            self.kept = tree, {name: tensor.contiguous() for name, tensor in tensors.items()}
             raise Cut
 
 
@@ -101,6 +102,13 @@ def assert_resumes(method: Callable[[], Method], at: Iterable[int], **training: 
         savepoint = cut(method, min(place, steps), **training)
         assert_same(trained(method, savepoint, **training), whole)
         assert savepoint.looks == steps - min(place, steps), "it went on where it was cut off"
+
+
+def test_the_optimisers_state_lies_as_the_weights_do() -> None:
+    """A fused optimiser goes through memory as it lies, whatever the axes."""
+    weights = context(network=DROPOUT).network.state_dict().values()
+    assert any(not w.is_contiguous() for w in weights), "channels are last here"
+    assert_resumes(lambda: create("finetune", {}), [5], optimizer=ADAMW)
 
 
 @pytest.mark.parametrize("name", BUILTIN)

@@ -115,7 +115,9 @@ class TrainingConfig(Strict):
         warmup: Share of the steps over which the learning rate rises linearly from 0 to what the
             schedule says.
         clip: Largest gradient norm; null for none.
-        precision: `auto` is bf16 where the device has it, else fp32.
+        precision: `auto` is bf16 on a GPU that has it, else fp32.
+        compile: Whether the steps go through torch.compile, which takes about a minute, once of a
+            network and patch on a machine.
         loss: What is made small.
         augment: How patches are varied.
         select: Which weights are kept: `last`, or `best` by mean Dice on the validation subjects.
@@ -131,6 +133,7 @@ class TrainingConfig(Strict):
     warmup: float = Field(0.0, ge=0, lt=1)
     clip: float | None = Field(12.0, ge=1e-4, le=1e9)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     select: Literal["last", "best"] = "last"

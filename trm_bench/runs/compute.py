@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trm_bench import networks
+from trm_bench import formats, networks
 from trm_bench.data.patches import PatchSampler, SubjectStore
 from trm_bench.methods import Context, Method
 from trm_bench.seeds import seed_of
@@ -34,10 +34,9 @@ def build(config: RunConfig, device: torch.device) -> nn.Module:
     seed = seed_of("initial weights", config.kind, config.seed)
     channels, classes = len(config.domain.images), len(config.domain.classes)
     network = networks.build(config.network, channels, classes, config.spatial_dims, seed)
-    if device.type == "cuda":
-        layout = torch.channels_last if config.spatial_dims == 2 else torch.channels_last_3d
-        # mypy: the argument is missing in PyTorch's stubs
-        network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    layout = formats.memory_format(config.network, config.training, device)
+    # mypy: the argument is missing in PyTorch's stubs
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     return network.to(device)
 
 

@@ -16,9 +16,9 @@ from trm_bench.data.divisions import Division, divide
 from trm_bench.data.splits import Split, inner_folds
 from trm_bench.errors import UserError
 from trm_bench.fingerprint import code_fingerprint, digest_of
+from trm_bench.formats import resolved_precision
 from trm_bench.methods import Method
 from trm_bench.methods.registry import create
-from trm_bench.networks import resolved_precision
 from trm_bench.protocol.schema import (
     CheckpointConfig,
     Domain,

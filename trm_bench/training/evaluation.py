@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from trm_bench.data.patches import SubjectStore
 from trm_bench.data.volumes import to_classes
-from trm_bench.networks import autocast, evaluating
+from trm_bench.formats import autocast
+from trm_bench.networks import evaluating
 
 if TYPE_CHECKING:
     from trm_bench.data.prepared import Prepared

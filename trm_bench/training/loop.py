@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from trm_bench.formats import autocast
 from trm_bench.methods import Context, Fit, Method, Tree
-from trm_bench.networks import autocast
+from trm_bench.training.compiling import compile_steps
 from trm_bench.training.resuming import Replay, Savepoint, moved
 from trm_bench.transfer_risk import DICE, VOXELS
 
@@ -104,7 +105,9 @@ def fitting(
         method.training_mode(run)
         if replay.begin(pace.restore):
             return
-        with replay.savepoint.steps():
+        if run.config.compile:
+            compile_steps(run.network)
+        with replay.savepoint.steps(), _counted(run.network, curves):
             for step in range(pace.step, last):
                 pace.advance(step, last, progress)
                 replay.look(pace.step, pace.state)
@@ -135,7 +138,7 @@ class _Pace:
         run.step = step
         batch = run.patches.batch(step)
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(run.device, config.precision), _counted(run.network, curves):
+        with autocast(run.device, config.precision):
             loss = method.loss(run, batch)
         if curves.looks and step % max(1, config.steps // curves.looks) == 0:
             _look_at_gradients(run, step, self.trained, curves)
@@ -177,6 +180,11 @@ class _Pace:
         for group, loaded in zip(groups, self.optimizer.param_groups, strict=True):
             group.update(loaded)
         self.optimizer.param_groups = groups
+        for parameter, held in self.optimizer.state.items():
+            for name, value in held.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # a fused optimiser goes through memory as it lies, and files hold one order
+                    held[name] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(state["schedule"])
         self.recent = moved(state["recent"], self.run.device)
         self.best.score, self.best.state = moved(state["best"], self.run.device)
@@ -245,7 +253,8 @@ class _Best:
 def _optimizer(groups: list[Any], config: TrainingConfig) -> torch.optim.Optimizer:
     o = config.optimizer
     if o.name == "adamw":
-        return torch.optim.AdamW(groups, lr=o.lr, weight_decay=o.weight_decay)
+        return torch.optim.AdamW(groups, lr=o.lr, weight_decay=o.weight_decay, fused=True)
+    # a fused SGD fails where a parameter gets its first gradient later than others
     return torch.optim.SGD(
         groups, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum, nesterov=o.momentum > 0
     )

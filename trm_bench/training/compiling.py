@@ -1,0 +1,41 @@
+"""Training steps through torch.compile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trm_bench.errors import UserError
+
+BACKEND = "inductor"
+COMPILERS = ("g++", "clang++", "c++")
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # of the environment, PyTorch's
+
+
+def compile_steps(network: nn.Module) -> None:
+    """Has the calls of a network compiled, in place, when the first one comes.
+
+    What was compiled is kept in the user's cache, where all workers find it: PyTorch's own place
+    is a folder in /tmp that another user could have made before, with code in it.
+
+    Evaluation stays as it is; see `networks.evaluating`.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault(VARIABLE, str(cache / "trm-bench" / "compiled"))
+    network.compile(backend=BACKEND)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Compiling for a CPU takes a C++ compiler.
+
+    Raises:
+        UserError: There is none.
+    """
+    names = (os.environ.get("CXX", ""), *COMPILERS)
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in names):
+        fix = f"install one of {', '.join(COMPILERS)}, or leave compile out"
+        raise UserError("there is no C++ compiler", "training.*.compile", fix)
