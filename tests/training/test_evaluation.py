@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from helpers import InMemory, examples, store, subject
 from hypothesis import given
 from hypothesis import strategies as st
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from trm_bench.analysis.table import HIGHER_IS_BETTER
 from trm_bench.data.volumes import prepare_scan
 from trm_bench.datasets.base import LabelMap, Scan
 from trm_bench.protocol.schema import EvaluationConfig, Metric, TrainingConfig, VolumeConfig
+from trm_bench.training import evaluation
 from trm_bench.training.evaluation import (
     EMPTY_RULE,
     mean_dice,
@@ -85,6 +88,35 @@ class Modes(nn.Module):
 
 # ------------------------------------------------------------------------------------------ metrics
 
+sides = st.integers(1, 7)
+millimetres = st.sampled_from([0.5, 0.9375, 1.0, 1.37, 3.0])
+
+
+@examples(40)
+@given(
+    shape=st.tuples(*[st.integers(3, 14)] * 3),
+    spacing=st.tuples(millimetres, millimetres, millimetres),
+    density=st.sampled_from([0.01, 0.3, 0.9]),
+    seed=st.integers(0, 10**6),
+)
+def test_metrics_are_those_of_monai_on_whole_volumes(shape, spacing, density, seed) -> None:
+    """To the last bit, though crops, empty masks and coinciding surfaces go their own way here."""
+    draws = np.random.default_rng(seed)
+    label = np.pad(draws.integers(0, 3, shape) * (draws.random(shape) < density), 3)
+    ours = np.where(draws.random(label.shape) < 0.9, label, np.roll(label, 1, axis=1))
+    regions = {"all": (1, 2), "second": (2,)}
+    found = scored(ours, label, spacing, regions=regions)
+    for name, region in regions.items():
+        masks = [torch.from_numpy(np.isin(x, region))[None, None].float() for x in (ours, label)]
+        if all(mask.any() for mask in masks):
+            given_to_all = {"include_background": True, "spacing": list(spacing)}
+            wanted = {
+                "dice": compute_dice(*masks),
+                "hd95": compute_hausdorff_distance(*masks, percentile=95, **given_to_all),
+                "surface_dice": compute_surface_dice(*masks, [1.05], **given_to_all),
+            }
+            assert found[name] == {metric: float(value) for metric, value in wanted.items()}
+
 
 def surface(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Coordinates, mm, of the voxels of a mask that touch its outside.
@@ -108,10 +140,6 @@ def by_hand(
         "hd95": max(np.percentile(there, 95), np.percentile(back, 95)),
         "surface_dice": near / (len(there) + len(back)),
     }
-
-
-sides = st.integers(1, 7)
-millimetres = st.sampled_from([0.5, 0.9375, 1.0, 1.37, 3.0])
 
 
 @examples(60)
@@ -306,6 +334,37 @@ def test_on_the_same_grid_nothing_is_resampled() -> None:
     assert torch.equal(to_prepared(found, (5, 6, 7)), found)
 
 
+@examples(60)
+@given(
+    given_shape=st.tuples(sides, sides, sides),
+    shape=st.tuples(*[st.integers(1, 17)] * 3),
+    classes=st.integers(1, 5),
+    smooth=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_classes_on_the_native_grid_are_those_of_the_whole_interpolation(
+    given_shape, shape, classes, smooth, seed
+) -> None:
+    """Voxel for voxel, but where two classes are as probable as each other in float32."""
+    coarse = [(n + 2) // 3 if smooth else n for n in given_shape]  # smooth: most neighbours agree
+    logits = torch.randn(1, classes, *coarse, generator=torch.Generator().manual_seed(seed))
+    logits = functional.interpolate(logits, size=given_shape, mode="trilinear")
+    probabilities = (5 * logits).softmax(1)
+    whole = functional.interpolate(probabilities, size=shape, mode="trilinear")
+    found = to_native(probabilities, shape)
+    assert found.shape == shape and found.dtype == torch.uint8
+    chosen = whole.gather(1, found.long()[None, None])
+    torch.testing.assert_close(chosen, whole.amax(1, keepdim=True), atol=1e-6, rtol=0)
+    apart = whole.topk(min(2, classes), dim=1).values[0]
+    clear = (apart[0] - apart[-1] > 1e-6) | (classes == 1)
+    assert torch.equal(found[clear], whole.argmax(1)[0].to(torch.uint8)[clear])
+
+
+def test_of_equally_probable_classes_the_first_leads() -> None:
+    for shape in ((2, 3, 4), (4, 5, 8)):
+        assert not to_native(torch.full((1, 3, 2, 3, 4), 1 / 3), shape).any()
+
+
 def painted(name: str, label: Tensor, **about) -> InMemory:
     return subject(0, label.shape, subject=name, label=label, image=label[None].half(), **about)
 
@@ -348,6 +407,67 @@ def test_subjects_are_scored_on_their_native_grid() -> None:
     np.testing.assert_array_equal(seen["finer"].numpy(), upscaled)
     dice = [found[s][r]["dice"] for s in found for r in ("core", "rim")]
     assert mean_dice(Painted(), several, training(8, 8, 8), WINDOWS) == pytest.approx(np.mean(dice))
+
+
+def test_on_a_gpu_metrics_are_computed_behind_the_next_prediction(monkeypatch) -> None:
+    """Forced here on the CPU: another thread, the same numbers in the same order."""
+    coarse = torch.from_numpy(ball((12, 12, 12), (2, 2, 2)))
+    native = torch.from_numpy(ball((20, 24, 18), (1, 1, 4 / 3)))
+    subjects = store(*[painted(str(i), coarse.roll(i, 0), native=native) for i in range(3)])
+    threads: dict[str, set[int]] = {"metrics": set(), "keep": set(), "network": set()}
+    score_here = evaluation.score
+
+    def noted(*args):
+        threads["metrics"].add(threading.get_ident())
+        return score_here(*args)
+
+    class Noted(Painted):
+        def forward(self, image: Tensor) -> Tensor:
+            threads["network"].add(threading.get_ident())
+            return super().forward(image)
+
+    def tested() -> tuple[dict, list]:
+        kept: list = []
+
+        def keep(prepared, classes) -> None:
+            threads["keep"].add(threading.get_ident())
+            kept.append((prepared.subject, classes.tolist()))
+
+        found = score_subjects(Noted(), subjects, METRICS, training(8, 8, 8), WINDOWS, keep)
+        return found, kept
+
+    monkeypatch.setattr(evaluation, "score", noted)
+    wanted = tested()
+    here = threading.get_ident()
+    assert all(seen == {here} for seen in threads.values())
+    threads["metrics"].clear()
+    monkeypatch.setattr(evaluation, "MEASURED_BEHIND", ("cpu",))
+    found = tested()
+    assert found == wanted and list(found[0]) == ["0", "1", "2"]
+    assert here not in threads["metrics"] and len(threads["metrics"]) == 1
+    assert threads["keep"] == threads["network"] == {here}
+
+
+def test_what_fails_behind_a_prediction_is_raised_and_ends_the_test(monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "MEASURED_BEHIND", ("cpu",))
+    label = torch.from_numpy(ball((8, 8, 8), (2, 2, 2)))
+    subjects, kept = store(*[painted(str(i), label) for i in range(4)]), []
+
+    def failing(*args):
+        raise RuntimeError(f"no metrics after {len(kept)}")
+
+    monkeypatch.setattr(evaluation, "score", failing)
+    network = Modes()
+    with pytest.raises(RuntimeError, match="no metrics after 0"):
+        score_subjects(
+            network,
+            subjects,
+            METRICS,
+            training(8, 8, 8),
+            WINDOWS,
+            lambda prepared, x: kept.append(prepared),
+        )
+    assert not kept and len(network.seen) == 2, "one subject in flight, no more"
 
 
 def test_the_region_of_the_label_map_is_scored() -> None:

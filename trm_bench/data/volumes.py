@@ -31,7 +31,7 @@ def prepare_scan(scan: Scan, volume: VolumeConfig) -> tuple[dict[str, Tensor], d
     # The box takes in the labels too, so that no labelled voxel is ever lost; within a brain it
     # adds nothing.
     box = (
-        _box(nonzero | (scan.label > 0))
+        bounding_box(nonzero | (scan.label > 0))
         if volume.crop == "brain"
         else tuple(slice(0, n) for n in scan.label.shape)
     )
@@ -121,7 +121,7 @@ def to_classes(label: Tensor, label_map: LabelMap) -> Tensor:
     table = torch.zeros(256, dtype=torch.uint8)
     for value, index in label_map.values.items():
         table[value] = index
-    return table.to(label.device)[label.long()]
+    return table.to(label.device).index_select(0, label.flatten().int()).reshape(label.shape)
 
 
 def _scaled(channel: Tensor, brain: Tensor, intensity: str) -> Tensor:
@@ -136,7 +136,8 @@ def _scaled(channel: Tensor, brain: Tensor, intensity: str) -> Tensor:
     return scaled * brain if intensity == "zscore_brain" else scaled
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box that holds a mask; all of the volume where the mask is empty."""
     box = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
