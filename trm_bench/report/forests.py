@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
-from trm_bench.analysis.tests import friedman
 from trm_bench.report.drawing import (
     DoesNotApply,
     Drawing,
@@ -323,8 +322,8 @@ def _counted(evidence: Evidence, gained: Mapping[str, Mapping[str, Mapping[str, 
 
 def ranks(evidence: Evidence, width: float = WIDE) -> Drawing:
     """Mean ranks over transfers (Demsar 2006), with half the critical difference to each side."""
-    scores = scored(evidence)
-    test, note = friedman(evidence.long[evidence.long.metric == scores.metric], scores.metric)
+    scored(evidence)
+    test, note = evidence.ranked
     if test is None:
         raise DoesNotApply(f"Friedman's test {note}")
     order = test.ranks.sort_values()
