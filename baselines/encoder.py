@@ -38,7 +38,11 @@ def encoder_blocks(network: nn.Module, parts: Parts) -> dict[str, nn.Module]:
     """
     from monai.networks.layers.simplelayers import SkipConnection  # a report takes what is above
 
-    containers = nn.ModuleList, nn.ModuleDict, SkipConnection  # no output, or one that joins others'
+    containers = (
+        nn.ModuleList,
+        nn.ModuleDict,
+        SkipConnection,
+    )  # no output, or one that joins others'
     names = set(parts.encoder)
     inside = {id(p) for name, p in network.named_parameters() if name in names}
     blocks: dict[str, nn.Module] = {}

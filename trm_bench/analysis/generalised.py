@@ -144,9 +144,7 @@ def _tail(z: Values) -> Values:
     return np.asarray(special.erfc(z / np.sqrt(2)))
 
 
-def _parts(
-    squares: MeanSquares, shape: tuple[int, ...]
-) -> Iterator[tuple[slice, MeanSquares]]:
+def _parts(squares: MeanSquares, shape: tuple[int, ...]) -> Iterator[tuple[slice, MeanSquares]]:
     """Mean squares of a shape, so many `AT_ONCE`, each in an array of one axis."""
     flat = [np.broadcast_to(np.asarray(x, float), shape).reshape(-1) for x in squares[:3]]
     for start in range(0, flat[0].size, AT_ONCE):

@@ -232,9 +232,7 @@ class _Mean(NamedTuple):
         return cls(gain, base, mean, of_base, mean_squares(gain, design), is_overall)
 
 
-def _with_intervals(
-    means: Sequence[_Mean], design: Design, level: float
-) -> list[dict[str, float]]:
+def _with_intervals(means: Sequence[_Mean], design: Design, level: float) -> list[dict[str, float]]:
     """The numbers `NAMES` of each mean."""
     numbers = [dict.fromkeys(NAMES, np.nan) | {"gain": m.mean} for m in means]
     known = [(m, row) for m, row in zip(means, numbers, strict=True) if m.squares]

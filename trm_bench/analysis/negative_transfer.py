@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trm_bench.analysis.intervals import FIXED, Design, above_zero, gains, mean_gains, several_mean_gains
+from trm_bench.analysis.intervals import (
+    FIXED,
+    Design,
+    above_zero,
+    gains,
+    mean_gains,
+    several_mean_gains,
+)
 from trm_bench.analysis.table import COLUMNS, KEYS, OVERALL, Grid, framed, grid, mean_over
 from trm_bench.analysis.voxels import ALL_VOXELS, SCRATCH
 

@@ -63,7 +63,9 @@ def long_table(results: Results) -> pd.DataFrame:
                 values += [SCALE[metric] * value for metric, value in scores.items()]
         number.append(len(values) - before)
     of_cell = {
-        key: np.repeat(np.array([getattr(cell, key) for cell, _ in finished], object), np.array(number, int))
+        key: np.repeat(
+            np.array([getattr(cell, key) for cell, _ in finished], object), np.array(number, int)
+        )
         for key in ("transfer", "method", "seed")
     }
     protocol = [results.plan.protocol.name] * len(values)
