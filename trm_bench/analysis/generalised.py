@@ -149,7 +149,8 @@ def _parts(squares: MeanSquares, shape: tuple[int, ...]) -> Iterator[tuple[slice
     flat = [np.broadcast_to(np.asarray(x, float), shape).reshape(-1) for x in squares[:3]]
     for start in range(0, flat[0].size, AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        yield part, MeanSquares(*(x[part] for x in flat), *squares[3:])
+        a, b, e = (x[part] for x in flat)
+        yield part, squares._replace(a=a, b=b, e=e)
 
 
 def _deviations(squares: MeanSquares, nodes: tuple[int, int]) -> tuple[Values, Values]:

@@ -282,6 +282,7 @@ def _ratios(means: Sequence[_Mean], side: int, design: Design, level: float) -> 
 
 def _squares_at(m: _Mean, ratio: float, design: Design) -> MeanSquares:
     """Mean squares of gain - ratio * base."""
+    assert m.base is not None
     squares = mean_squares(m.gain - ratio * m.base, design)
     assert squares is not None
     return squares

@@ -52,7 +52,11 @@ def long_table(results: Results) -> pd.DataFrame:
     In `UNITS`.
     """
     finished = list(results.finished())
-    subjects, classes, metrics, values, number = [], [], [], [], []
+    subjects: list[str] = []
+    classes: list[str] = []
+    metrics: list[str] = []
+    values: list[float] = []
+    number = []
     for _, record in finished:
         before = len(values)
         for subject, regions in record.metrics.items():
@@ -96,7 +100,8 @@ def framed(columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pd.DataFrame:
 
 def _categories(names: Sequence[str] | NDArray[Any]) -> pd.Categorical:
     codes, kinds = pd.factorize(np.asarray(names, object), sort=True)
-    return pd.Categorical.from_codes(codes, kinds)
+    made: pd.Categorical = pd.Categorical.from_codes(codes, pd.Index(kinds))
+    return made
 
 
 def units_of(results: Results, metric: str, transfer: str = OVERALL) -> list[str]:

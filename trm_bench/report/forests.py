@@ -255,8 +255,8 @@ def _strips(ax: Axes, strips: Sequence[Strip], dots: bool) -> None:
     if dots:
         for strip in strips:
             _dots(ax, strip)
-    means, style = [s.gains.mean() for s in strips], {"s": 100, "linewidths": 1.6, "zorder": 3}
-    mark = ax.scatter(means, [s.y for s in strips], marker="|", c=TEXT, **style)
+    means, places = [float(s.gains.mean()) for s in strips], [s.y for s in strips]
+    mark = ax.scatter(means, places, s=100, marker="|", c=TEXT, linewidths=1.6, zorder=3)
     said = [f"{s.method}, mean: {signed(mean)}" for s, mean in zip(strips, means, strict=True)]
     tag(mark, [s.method for s in strips], *said)
     texts = []

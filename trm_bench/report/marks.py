@@ -82,13 +82,10 @@ def intervals(ax: Axes, several: Sequence[Interval]) -> None:
         filled = [is_clear(*one.ends) if one.filled is None else one.filled for one in part]
         edges = [one.colour for one in part]
         faces = [e if full else BACK for e, full in zip(edges, filled, strict=True)]
-        at = [(one.middle, one.y) for one in part]
+        colour: Any = {"edgecolors": edges, "facecolors": faces} if marker == "o" else {"c": edges}
         if part:
-            colour: Any = (
-                {"edgecolors": edges, "facecolors": faces} if marker == "o" else {"c": edges}
-            )
-            mark = ax.scatter(*zip(*at, strict=True), s=25, marker=marker, linewidths=1.3, **colour)
-            mark.set_zorder(3)
+            x, y = [one.middle for one in part], [one.y for one in part]
+            mark = ax.scatter(x, y, s=25, marker=marker, linewidths=1.3, zorder=3, **colour)
             tag(mark, [one.method for one in part], *(one.title for one in part))
 
 

@@ -125,7 +125,7 @@ def _groups(
     if isinstance(method, str):
         return [(element, method, titles)]
     above = {mark: parent for parent in element.iter() for mark in parent}
-    groups = []
+    groups: list[tuple[Element, str, Sequence[str]]] = []
     for mark, own, title in zip(_marks(element, len(method)), method, titles, strict=True):
         group, parent = ElementTree.Element(f"{SVG}g"), above[mark]
         parent[list(parent).index(mark)] = group
