@@ -8,19 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
 
 from trm_bench.errors import UserError
 from trm_bench.methods import Method
 from trm_bench.networks import Parts
-
-# no output, or one that only joins others'
-CONTAINERS = (
-    nn.ModuleList,
-    nn.ModuleDict,
-    SkipConnection,
-)
 
 
 class EncoderMethod(Method):
@@ -44,6 +36,13 @@ def encoder_blocks(network: nn.Module, parts: Parts) -> dict[str, nn.Module]:
 
     Parameters are compared by identity, since a network may list one module under several names.
     """
+    from monai.networks.layers.simplelayers import SkipConnection  # a report takes what is above
+
+    containers = (
+        nn.ModuleList,
+        nn.ModuleDict,
+        SkipConnection,
+    )  # no output, or one that joins others'
     names = set(parts.encoder)
     inside = {id(p) for name, p in network.named_parameters() if name in names}
     blocks: dict[str, nn.Module] = {}
@@ -52,7 +51,7 @@ def encoder_blocks(network: nn.Module, parts: Parts) -> dict[str, nn.Module]:
         own = [id(p) in inside for p in module.parameters()]
         if not any(own) or any(module is known for known in blocks.values()):
             return
-        if all(own) and not isinstance(module, CONTAINERS):
+        if all(own) and not isinstance(module, containers):
             blocks[name] = module
             return
         for child, inner in module.named_children():

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from trm_bench.analysis.generalised import MeanSquares, half_width, p_value
+from trm_bench.analysis import generalised
+from trm_bench.analysis.generalised import MeanSquares, alike, half_width, p_value
 
 PARTS = st.floats(0, 5).map(lambda x: round(x, 3))
 SQUARES = st.builds(
@@ -93,3 +94,35 @@ def test_arrays_are_their_elements() -> None:
         one = MeanSquares(a[i], b[i], e[i], 9, 4)
         assert half[i] == pytest.approx(float(half_width(one, 0.95)), rel=1e-9)
         assert p[i] == pytest.approx(float(p_value(float(i), one)))
+
+
+def test_many_at_once_are_each_alone() -> None:
+    """More than fit in one go, of several degrees of freedom, and some that do not vary."""
+    rng = np.random.default_rng(1)
+    several = [
+        MeanSquares(*np.exp(3 * rng.normal(size=3)) * (i % 7 > 0), int(f_a), int(f_b), inflation)
+        for i, f_a, f_b, inflation in zip(
+            range(3 * generalised.AT_ONCE),
+            rng.choice([1, 9, 99], 3 * generalised.AT_ONCE),
+            rng.choice([2, 4], 3 * generalised.AT_ONCE),
+            rng.choice([1.0, 2.5], 3 * generalised.AT_ONCE),
+            strict=True,
+        )
+    ]
+    seen = []
+    for at, squares in alike(several):
+        halves, p = half_width(squares, 0.95), p_value(np.ones(len(at)), squares)
+        for i, half, own in zip(at, halves, p, strict=True):
+            assert half == pytest.approx(float(half_width(several[i], 0.95)), rel=1e-12)
+            assert own == pytest.approx(float(p_value(1.0, several[i])), rel=1e-12)
+        seen += at
+    assert sorted(seen) == list(range(len(several)))
+
+
+@pytest.mark.parametrize("freedom", [(1, 2), (9, 4), (99, 4), (99, 9)])
+def test_a_half_width_solves_its_equation(freedom: tuple[int, int]) -> None:
+    """However few nodes it was begun with, to the last digits of the p-value of all of them."""
+    a, b, e = np.exp(np.random.default_rng(2).normal(size=(3, 50)))
+    squares = MeanSquares(a, b, e, *freedom)
+    for level in (0.95, 0.99):
+        assert p_value(half_width(squares, level), squares) == pytest.approx(1 - level, rel=1e-10)

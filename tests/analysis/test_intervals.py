@@ -23,6 +23,7 @@ from trm_bench.analysis.intervals import (
     over_transfers,
     overlap,
     seed_spread,
+    several_mean_gains,
 )
 from trm_bench.analysis.table import OVERALL, check, grid, mean_over
 from trm_bench.analysis.tests import compare, friedman
@@ -284,6 +285,18 @@ def with_gaps(seed: int) -> pd.DataFrame:
         v[rng.random(v.shape) < 0.2] = np.nan
     values["trm"][1] = np.nan
     return make_table(values)
+
+
+def test_many_gains_at_once_are_each_alone() -> None:
+    g = grid(with_gaps(1))
+    rng = np.random.default_rng(2)
+    several = [g.gain("trm", "finetune") + rng.normal(size=g.cells.shape) for _ in range(5)]
+    bases = [20 + g.of("finetune") + rng.normal(size=g.cells.shape) for _ in range(5)]
+    rows = several_mean_gains(several, g.transfers, g.cells, bases)
+    parts = [mean_gains(x, g.transfers, g.cells, y) for x, y in zip(several, bases, strict=True)]
+    alone = pd.concat(parts, ignore_index=True)
+    pd.testing.assert_frame_equal(rows, alone, check_exact=False, rtol=1e-10)
+    assert alone["relative_low"].notna().sum() == 5
 
 
 @pytest.mark.parametrize("relative", [True, False])

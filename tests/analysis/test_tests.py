@@ -12,7 +12,7 @@ from tables import Values, lacks, make_table, some_table
 
 from trm_bench.analysis.intervals import gains
 from trm_bench.analysis.table import OVERALL
-from trm_bench.analysis.tests import compare, friedman, signed_rank
+from trm_bench.analysis.tests import compare, friedman, signed_rank, signed_ranks
 from trm_bench.protocol.schema import Claim
 
 
@@ -23,6 +23,25 @@ def _all_signs(differences: list[float]) -> float:
     signs = np.array(list(itertools.product([0, 1], repeat=len(d))))
     sums, mine = signs @ ranks, ranks[d > 0].sum()
     return min(1.0, 2 * min((sums <= mine + 1e-9).mean(), (sums >= mine - 1e-9).mean()))
+
+
+def test_many_at_once_are_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    whole = [np.round(rng.normal(0.3, 2, n)) for n in (5, 5, 13, 13, 20, 60) for _ in range(4)]
+    several = [*whole, *(rng.normal(0.3, 2, n) for n in (5, 20, 20, 51, 80)), np.zeros(4), []]
+    at_once = signed_ranks(several)
+    assert {test.method for test in at_once} == {
+        *("exact", "permutation", "asymptotic", "all zero", "no subjects")
+    }
+    for test, differences in zip(at_once, several, strict=True):
+        assert test == signed_rank(differences) or np.isnan(test.p)
+        if test.method in ("exact", "asymptotic"):
+            given = {"zero_method": "pratt", "correction": False, "method": test.method}
+            assert test.p == pytest.approx(stats.wilcoxon(differences, **given).pvalue, rel=1e-12)
+        if test.n > test.zeros:
+            changed = np.array(differences)[np.array(differences) != 0]
+            signed = stats.rankdata(abs(changed)) * np.sign(changed)
+            assert test.rank_biserial == pytest.approx(signed.sum() / abs(signed).sum())
 
 
 @pytest.mark.parametrize(

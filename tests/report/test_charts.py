@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
-from functools import partial
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
 from reported import METHODS, change, collected, small
 
 from trm_bench import report
-from trm_bench.report import charts, figures, forests, style
+from trm_bench.report import charts, figures, forests, marks, style
 from trm_bench.report.drawing import STAND_IN, Chart, signed, write
 from trm_bench.report.evidence import Evidence
+from trm_bench.report.layout import arrange
+from trm_bench.report.style import NARROW, WIDE
+from trm_bench.report.svg import finished, tag
 from trm_bench.runs import arrays
 from trm_bench.seals import digest_of_file
 
@@ -116,14 +121,49 @@ class TestFiles:
             assert all(y - note > 8 for text, y in heights.items() if text not in turned)
 
 
+def test_each_mark_of_an_artist_has_its_own_method() -> None:
+    from matplotlib.figure import Figure
+
+    ax = (figure := Figure()).subplots()
+    tag(ax.scatter([1, 2], [1, 2], c=["#ff0000", "#00ff00"]), ["a", "b"], "a: 1", "b: 2")
+    tag(ax.vlines([1, 2], 0, 3, color="#0000ff"), ["a", ""], "a: line", "of none")
+    text = io.StringIO()
+    with mpl.rc_context(style.STYLE):
+        figure.savefig(text, format="svg")
+    root = ElementTree.fromstring(finished(text.getvalue(), "x", ""))
+    found = [
+        (group.get("data-method"), shape.get("fill"), shape.findtext(f"{SVG}title"))
+        for group in root.iter(f"{SVG}g")
+        if group.get("class") == "mark"
+        for shape in group
+        if shape.tag != f"{SVG}g" and shape.tag != f"{SVG}defs"
+    ]
+    expected = {("a", "a: 1"), ("b", "b: 2"), ("a", "a: line"), (None, "of none")}
+    assert {(method, title) for method, _, title in found} == expected and len(found) == 4
+    assert {fill for method, fill, title in found if title == "b: 2"} == {"#00ff00"}
+
+
 class TestForests:
-    @pytest.mark.filterwarnings("error:constrained_layout")
     @pytest.mark.parametrize("name", ["gains", "gains_by_transfer", "subjects", "training_loss"])
     def test_of_one_method_have_room(self, name: str, tmp_path: Path) -> None:
         methods = ["finetune", "a_method_with_a_name_longer_than_any_other_of_these"]
         given: dict[str, Any] = {"methods": methods, "claim": None, "subjects": 4}
         found = collected(small(tmp_path / "p", data="phantom", **given))
-        write(partial(charts.CHARTS[name], found), name, tmp_path, phantom=True)
+        for width in (WIDE, NARROW):
+            figure = charts.CHARTS[name](found, width).figure
+            arrange(figure)
+            boxes = [ax.get_tightbbox() for ax in figure.axes]
+            assert all(ax.bbox.width > 20 and ax.bbox.height > 20 for ax in figure.axes)
+            assert all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= figure.bbox.width + 1 for b in boxes)
+            for one, other in combinations(
+                [
+                    *boxes,
+                    *(g.get_window_extent() for g in figure.legends),
+                    *(t.get_window_extent() for t in figure.texts),
+                ],
+                2,
+            ):
+                assert not one.overlaps(other)
 
     def test_a_short_interval_stands_out_of_its_mark(self, tmp_path: Path) -> None:
         found = collected(small(tmp_path / "p", noise=0.01))
@@ -131,8 +171,8 @@ class TestForests:
         figure.draw_without_rendering()
         (ax,) = figure.axes
         points = 72 / figure.dpi * abs(np.diff(ax.transData.transform([(0, 0), (0, 1)])[:, 1])[0])
-        marks = [line for line in ax.lines if line.get_marker() == "o"]
-        assert marks and all(2 * forests.CAP * points > m.get_markersize() for m in marks)
+        (size,) = (c.get_sizes()[0] ** 0.5 for c in ax.collections if len(c.get_offsets()) > 1)
+        assert 2 * marks.CAP * points > size
 
     def test_methods_come_best_first_with_their_numbers(self, shown: Evidence) -> None:
         (ax,) = forests.gains(shown).figure.axes
@@ -159,8 +199,8 @@ class TestForests:
         figure = forests.subjects(shown).figure
         own, base = (shown.main.by_subject("t1->t2", m) for m in ("scratch", "plain"))
         middle = np.percentile([own[s] - base[s] for s in own], [25, 75])
-        lines = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
-        assert any(np.allclose(x, middle) for x in lines)
+        bars = [path.vertices[:, 0] for c in figure.axes[0].collections for path in c.get_paths()]
+        assert any(np.allclose(x, middle) for x in bars if len(x) == 2)
         assert "middle half of the subjects" in [t.get_text() for t in figure.legends[0].texts]
 
 

@@ -110,6 +110,8 @@ def test_a_cell_is_read_back_as_it_was(cells: list[object]) -> None:
 def test_numbers_stay_numbers() -> None:
     frame = pd.DataFrame({"=n": [-1.5, None], "t": ["-1.5", "-x"], "m": [-2, "=1"]})
     assert sheets.of_frame(frame) == "'=n,t,m\n-1.5,-1.5,-2\n,'-x,'=1\n"
+    kept_once = pd.DataFrame({"t": pd.Categorical(["=1", "b", "'=1", "=1"])})
+    assert sheets.of_frame(kept_once) == "t\n'=1\nb\n''=1\n'=1\n"
     assert sheets.of_rows([["@a", -1, None], [True, "\t", "-2e3"]]) == "'@a,-1,\nTrue,'\t,-2e3\n"
 
 

@@ -21,6 +21,7 @@ from trm_bench.protocol import parse
 from trm_bench.protocol.schema import NetworkConfig
 from trm_bench.report import charts, figures, forests, logged, sides, tables, transferability
 from trm_bench.report.drawing import heading, shortened, signed
+from trm_bench.report.layout import arrange
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.store import read_results
 from trm_bench.seals import digest_of_file
@@ -235,7 +236,7 @@ class TestMatrix:
         change_plan(folder, lambda plan: plan["protocol"].update(domains=described))
         found = collected(folder)
         figure = charts.matrix(found).figure
-        figure.draw_without_rendering()
+        arrange(figure)
         left = figure.axes[0]
         shape = len(left.get_yticks()), len(left.get_xticks())
         assert shape == (3, 2), "who is never a target has no column"

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from trm_bench.analysis import generalised
-from trm_bench.analysis.generalised import MeanSquares
+from trm_bench.analysis.generalised import MeanSquares, alike
 from trm_bench.analysis.table import OVERALL, Grid, Pairs, default_pairs, grid, mean_over
 
 Values = NDArray[np.float64]
@@ -103,15 +103,20 @@ def gains(
     """
     g = table if isinstance(table, Grid) else grid(table, metric)
     pairs = default_pairs(g.methods, reference, focus) if pairs is None else list(pairs)
-    parts = []
-    for method, versus in pairs:
-        base = g.of(versus) if relative else None
-        gain = g.gain(method, versus)
-        rows = mean_gains(gain, g.transfers, g.cells, base, design=design, level=level)
-        rows.insert(1, "method", method)
-        rows.insert(2, "versus", versus)
-        parts.append(rows)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if not pairs:
+        return pd.DataFrame()
+    rows = several_mean_gains(
+        [g.gain(method, versus) for method, versus in pairs],
+        g.transfers,
+        g.cells,
+        [g.of(versus) for _, versus in pairs] if relative else None,
+        design=design,
+        level=level,
+    )
+    methods, others = np.repeat(pairs, len(g.transfers) + 1, axis=0).T
+    rows.insert(1, "method", methods)
+    rows.insert(2, "versus", others)
+    return rows
 
 
 def mean_gains(
@@ -144,69 +149,143 @@ def mean_gains(
         n_subjects (distinct), n_seeds, left_out: cells not used. What is of the interval is NaN
         with fewer than two subjects in a transfer, or fewer than `MIN_SEEDS` seeds.
     """
-    there = np.isfinite(gain)
-    with_values = np.flatnonzero(np.any(there, axis=(1, 2)))
-    places = [(name, with_values[with_values == t], cells[[t]]) for t, name in enumerate(transfers)]
-    rows: list[dict[str, Any]] = []
-    for name, index, among in [*places, (OVERALL, with_values, cells)]:
-        used = there[index]
-        subjects, seeds = np.any(used, axis=(0, 2)), np.any(used, axis=(0, 1))
-        keep = np.ix_(range(len(index)), subjects, seeds)
-        of_versus = None if base is None else np.where(used, base[index], np.nan)[keep]
-        rows.append(
-            {
-                "transfer": name,
-                **_mean_gain(gain[index][keep], of_versus, design, level, name == OVERALL),
-                "n_transfers": len(index),
-                "n_subjects": int(subjects.sum()),
-                "n_seeds": int(seeds.sum()),
-                "left_out": int(among.sum() - used.sum()),
-            }
-        )
-    return pd.DataFrame(rows)
+    bases = None if base is None else [base]
+    return several_mean_gains([gain], transfers, cells, bases, design=design, level=level)
 
 
-def _mean_gain(
-    gain: Values, base: Values | None, design: Design, level: float, overall: bool
-) -> dict[str, float]:
-    """The numbers of one row; every cell of a transfer, and every transfer, weighs the same."""
-    row = dict.fromkeys(NAMES, np.nan)
-    if not gain.size:
-        return row
-    mean = float(mean_over(gain, (1, 2)).mean())
-    row["gain"] = mean
-    squares = mean_squares(gain, design)
-    if squares is not None:
-        half = float(generalised.half_width(squares, level))
-        row |= {"low": mean - half, "high": mean + half}
-        row["p"] = float(generalised.p_value(mean, squares))
-        row["standard_error"] = float(np.sqrt(squares.variance))
-    of_versus = float(mean_over(base, (1, 2)).mean()) if base is not None else 0.0
-    if base is not None and of_versus:
-        row["relative"] = 100 * mean / of_versus
-        if overall and squares is not None and of_versus > 0:
-            low, high = (_ratio(gain, base, side, design, level) for side in (-1, 1))
-            row |= {"relative_low": 100 * low, "relative_high": 100 * high}
-    return row
+def several_mean_gains(
+    gains: Sequence[Values],
+    transfers: Sequence[str],
+    cells: NDArray[np.bool_],
+    bases: Sequence[Values] | None = None,
+    *,
+    design: Design = FIXED,
+    level: float = LEVEL,
+) -> pd.DataFrame:
+    """The rows of `mean_gains` for each of several gains, at a fraction of the cost.
 
-
-def _ratio(gain: Values, base: Values, side: int, design: Design, level: float) -> float:
-    """The end of Fieller's interval on one side; NaN where there is none.
-
-    It is where r = (mean gain + side * h(r)) / mean base, h(r) the half-width for gain - r * base.
+    Args:
+        gains: Each (transfer, subject, seed), NaN where missing.
+        transfers: Names along the first axis.
+        cells: Which (subject, seed) cells there are to use, same shape.
+        bases: What each gain is over.
+        design: Of the splits.
+        level: Coverage.
     """
-    mean, of_base = (float(mean_over(x, (1, 2)).mean()) for x in (gain, base))
-    ratio = mean / of_base
+    means: list[_Mean] = []
+    rows: list[dict[str, Any]] = []
+    for i, gain in enumerate(gains):
+        there = np.isfinite(gain)
+        base = None if bases is None else np.where(there, bases[i], np.nan)
+        with_values = np.flatnonzero(np.any(there, axis=(1, 2)))
+        of_one = [with_values[with_values == t] for t in range(len(transfers))]
+        among = [*cells.sum(axis=(1, 2)), cells.sum()]
+        for name, index, number in zip(
+            [*transfers, OVERALL], [*of_one, with_values], among, strict=True
+        ):
+            used = there[index]
+            subjects, seeds = np.any(used, axis=(0, 2)), np.any(used, axis=(0, 1))
+            keep = np.ix_(index, subjects, seeds)
+            own = None if base is None else base[keep]
+            means.append(_Mean.of(gain[keep], own, design, name == OVERALL))
+            rows.append(
+                {
+                    "n_transfers": len(index),
+                    "n_subjects": int(subjects.sum()),
+                    "n_seeds": int(seeds.sum()),
+                    "left_out": int(number - used.sum()),
+                }
+            )
+    names = [*transfers, OVERALL] * len(gains)
+    numbers = _with_intervals(means, design, level)
+    return pd.DataFrame(
+        {"transfer": name} | number | row
+        for name, number, row in zip(names, numbers, rows, strict=True)
+    )
+
+
+class _Mean(NamedTuple):
+    """A mean gain; every cell of a transfer, and every transfer, weighs the same.
+
+    Attributes:
+        gain: (transfer, subject, seed), without what has no values at all.
+        base: What the gain is over, likewise.
+        mean: Of the gain, NaN without values.
+        of_base: Mean of `base`, 0 without it.
+        squares: Of the gain; None without an interval.
+        is_overall: Whether the relative gain has an interval.
+    """
+
+    gain: Values
+    base: Values | None
+    mean: float
+    of_base: float
+    squares: MeanSquares | None
+    is_overall: bool
+
+    @classmethod
+    def of(cls, gain: Values, base: Values | None, design: Design, is_overall: bool) -> _Mean:
+        if not gain.size:
+            return cls(gain, base, np.nan, 0.0, None, is_overall)
+        of_base = 0.0 if base is None else float(mean_over(base, (1, 2)).mean())
+        mean = float(mean_over(gain, (1, 2)).mean())
+        return cls(gain, base, mean, of_base, mean_squares(gain, design), is_overall)
+
+
+def _with_intervals(means: Sequence[_Mean], design: Design, level: float) -> list[dict[str, float]]:
+    """The numbers `NAMES` of each mean."""
+    numbers = [dict.fromkeys(NAMES, np.nan) | {"gain": m.mean} for m in means]
+    known = [(m, row) for m, row in zip(means, numbers, strict=True) if m.squares]
+    for at, squares in alike([m.squares for m, _ in known if m.squares]):
+        halves = generalised.half_width(squares, level)
+        p_values = generalised.p_value([known[i][0].mean for i in at], squares)
+        errors = np.sqrt(squares.variance)
+        for i, half, p, error in zip(at, halves, p_values, errors, strict=True):
+            m, row = known[i]
+            row |= {"low": m.mean - float(half), "high": m.mean + float(half)}
+            row |= {"p": float(p), "standard_error": float(error)}
+    for m, row in zip(means, numbers, strict=True):
+        if m.of_base:
+            row["relative"] = 100 * m.mean / m.of_base
+    over = [(m, row) for m, row in known if m.is_overall and m.of_base > 0]
+    for side, name in ((-1, "relative_low"), (1, "relative_high")):
+        ends = _ratios([m for m, _ in over], side, design, level)
+        for (_, row), end in zip(over, ends, strict=True):
+            row[name] = 100 * end
+    return numbers
+
+
+def _ratios(means: Sequence[_Mean], side: int, design: Design, level: float) -> Values:
+    """The ends of Fieller's intervals on one side; NaN where there is none.
+
+    Each is where r = (mean gain + side * h(r)) / mean base, h(r) the half-width for
+    gain - r * base. Where there is none, the other method's mean is not clearly above 0.
+    """
+    ratios = np.array([m.mean / m.of_base for m in means])
+    found = np.full(len(means), np.nan)
+    open_ = list(range(len(means)))
     for _ in range(50):
-        if not abs(ratio) < FARTHEST:
+        open_ = [i for i in open_ if abs(ratios[i]) < FARTHEST]
+        squares = [_squares_at(means[i], ratios[i], design) for i in open_]
+        for at, several in alike(squares):
+            places = [open_[k] for k in at]
+            middle, of_base = np.array([(means[i].mean, means[i].of_base) for i in places]).T
+            ends = (middle + side * generalised.half_width(several, level)) / of_base
+            near = np.abs(ends - ratios[places]) <= 1e-7 * (1 + np.abs(ends))
+            found[places] = np.where(near, ends, np.nan)
+            ratios[places] = ends
+        open_ = [i for i in open_ if np.isnan(found[i])]
+        if not open_:
             break
-        squares = mean_squares(gain - ratio * base, design)
-        assert squares is not None
-        end = (mean + side * float(generalised.half_width(squares, level))) / of_base
-        if abs(end - ratio) <= 1e-7 * (1 + abs(end)):
-            return end
-        ratio = end
-    return np.nan  # the other method's mean is not clearly above 0
+    return found
+
+
+def _squares_at(m: _Mean, ratio: float, design: Design) -> MeanSquares:
+    """Mean squares of gain - ratio * base."""
+    assert m.base is not None
+    squares = mean_squares(m.gain - ratio * m.base, design)
+    assert squares is not None
+    return squares
 
 
 def trimmed(values: Values) -> Values:
@@ -317,18 +396,22 @@ def over_transfers(gain: Values) -> tuple[float, float]:
     return float(means.mean() - half), float(means.mean() + half)
 
 
-def seed_spread(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
+def seed_spread(table: pd.DataFrame | Grid, metric: str = "dice") -> pd.DataFrame:
     """Standard deviation over seeds (n - 1) of the mean over subjects: what another run changes.
 
     It is not the spread of subjects and not a standard error. Only subjects that a method has
     under all its seeds count, so that the spread is not one of subjects.
+
+    Args:
+        table: The long table of one protocol, or its `grid`.
+        metric: Which metric, of a long table.
 
     Returns:
         One row for each method and transfer, and with transfer = "mean" for the mean over
         transfers (seeds and transfers complete): mean, sd (NaN with one seed; both in the metric's
         units), n_seeds, n_subjects, left_out (subjects not under all seeds).
     """
-    g = grid(table, metric)
+    g = table if isinstance(table, Grid) else grid(table, metric)
     rows: list[dict[str, Any]] = []
     for method in g.methods:
         there = np.isfinite(g.of(method))

@@ -6,13 +6,20 @@ Per subject, from scores, and per voxel, from the audits of predictions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from trm_bench.analysis.intervals import FIXED, Design, above_zero, gains, mean_gains
-from trm_bench.analysis.table import COLUMNS, KEYS, OVERALL, Grid, grid, mean_over
+from trm_bench.analysis.intervals import (
+    FIXED,
+    Design,
+    above_zero,
+    gains,
+    mean_gains,
+    several_mean_gains,
+)
+from trm_bench.analysis.table import COLUMNS, KEYS, OVERALL, Grid, framed, grid, mean_over
 from trm_bench.analysis.voxels import ALL_VOXELS, SCRATCH
 
 if TYPE_CHECKING:
@@ -108,17 +115,22 @@ def rates(audits: Sequence[VoxelAudit], *, design: Design = FIXED) -> pd.DataFra
         One row per transfer, method and class (and "all voxels"), and with a transfer "mean" over
         all transfers; a class without voxels has none. Per cent of the voxels, `net` in points.
     """
-    rows = [
-        ("", a.transfer, method, a.seed, subject, place, "share", *counts)
-        for a in audits
-        for method, subjects in a.outcomes.items()
-        for subject, of_classes in subjects.items()
-        for place, counts in [
-            *zip(a.classes, of_classes, strict=True),
-            (ALL_VOXELS, map(sum, zip(*of_classes, strict=True))),
-        ]
-    ]
-    table = pd.DataFrame(rows, columns=[*KEYS, "voxels", "lost", "won"])
+    columns: dict[str, list[Any]] = {key: [] for key in KEYS}
+    counts = [np.zeros((0, 3), np.int64)]  # voxels, and those lost and won
+    for audit in audits:
+        places = [*audit.classes, ALL_VOXELS]
+        for method, by_subject in audit.outcomes.items():
+            of_classes = np.array([*by_subject.values()], np.int64).reshape(len(by_subject), -1, 3)
+            with_all = [of_classes, of_classes.sum(axis=1, keepdims=True)]
+            counts.append(np.concatenate(with_all, axis=1).reshape(-1, 3))
+            same = {"transfer": audit.transfer, "method": method, "seed": audit.seed}
+            same |= {"protocol": "", "metric": "share"}
+            for key, value in same.items():
+                columns[key] += [value] * len(counts[-1])
+            columns["subject"] += [subject for subject in by_subject for _ in places]
+            columns["class"] += places * len(by_subject)
+    numbers = dict(zip(("voxels", "lost", "won"), np.concatenate(counts).T, strict=True))
+    table = framed(columns | numbers)
     table = table[table["voxels"] > 0]
     parts = []
     for place, part in table.groupby("class", sort=False):
@@ -126,14 +138,16 @@ def rates(audits: Sequence[VoxelAudit], *, design: Design = FIXED) -> pd.DataFra
             part.assign(value=100 * part[side] / part["voxels"]) for side in ("lost", "won")
         )
         lost_cells, won_cells = grid(lost, "share"), grid(won, "share")
-        for method in part["method"].unique():
-            gain = won_cells.of(method) - lost_cells.of(method)
-            net = mean_gains(gain, won_cells.transfers, won_cells.cells, design=design)
-            negative, positive = (
-                net["transfer"].map(_means(side, method)) for side in (lost_cells, won_cells)
-            )
-            net = net.assign(negative_rate=negative, positive_rate=positive, net=net["gain"])
-            parts.append(net.assign(**{"method": method, "class": place}))
+        methods = list(part["method"].unique())
+        several = [won_cells.of(method) - lost_cells.of(method) for method in methods]
+        net = several_mean_gains(several, won_cells.transfers, won_cells.cells, design=design)
+        negative, positive = (
+            [mean for method in methods for mean in _means(side, method).values()]
+            for side in (lost_cells, won_cells)
+        )
+        net = net.assign(negative_rate=negative, positive_rate=positive, net=net["gain"])
+        of_each = np.repeat(methods, len(won_cells.transfers) + 1)
+        parts.append(net.assign(**{"method": of_each, "class": place}))
     return _joined(parts, RATES)
 
 

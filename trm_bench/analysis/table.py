@@ -16,7 +16,7 @@ missing under that seed. Comparisons use the (subject, seed) cells that both met
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -51,24 +51,57 @@ def long_table(results: Results) -> pd.DataFrame:
 
     In `UNITS`.
     """
-    name = results.plan.protocol.name
-    rows = [
-        (
-            name,
-            cell.transfer,
-            cell.method,
-            cell.seed,
-            subject,
-            region,
-            metric,
-            SCALE[metric] * value,
+    finished = list(results.finished())
+    subjects: list[str] = []
+    classes: list[str] = []
+    metrics: list[str] = []
+    values: list[float] = []
+    number = []
+    for _, record in finished:
+        before = len(values)
+        for subject, regions in record.metrics.items():
+            for region, scores in regions.items():
+                subjects += [subject] * len(scores)
+                classes += [region] * len(scores)
+                metrics += scores.keys()
+                values += [SCALE[metric] * value for metric, value in scores.items()]
+        number.append(len(values) - before)
+    of_cell = {
+        key: np.repeat(
+            np.array([getattr(cell, key) for cell, _ in finished], object), np.array(number, int)
         )
-        for cell, record in results.finished()
-        for subject, regions in record.metrics.items()
-        for region, metrics in regions.items()
-        for metric, value in metrics.items()
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+        for key in ("transfer", "method", "seed")
+    }
+    protocol = [results.plan.protocol.name] * len(values)
+    return framed(
+        {
+            "protocol": protocol,
+            **of_cell,
+            "subject": subjects,
+            "class": classes,
+            "metric": metrics,
+            "value": np.array(values, float),
+        }
+    )
+
+
+def framed(columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> pd.DataFrame:
+    """A table in which a name that comes in many rows is kept once, sorted as texts are.
+
+    Args:
+        columns: By name, those of `KEYS` among them.
+    """
+    held = {
+        name: _categories(column) if name in KEYS and name != "seed" else column
+        for name, column in columns.items()
+    }
+    return pd.DataFrame(held).infer_objects()
+
+
+def _categories(names: Sequence[str] | NDArray[Any]) -> pd.Categorical:
+    codes, kinds = pd.factorize(np.asarray(names, object), sort=True)
+    made: pd.Categorical = pd.Categorical.from_codes(codes, pd.Index(kinds))
+    return made
 
 
 def units_of(results: Results, metric: str, transfer: str = OVERALL) -> list[str]:
@@ -147,8 +180,8 @@ def _blocking(table: pd.DataFrame) -> list[str]:
             f"{_count(len(twice), 'row')} given more than once, for instance {_row(twice)}"
         )
     if "data" in table:
-        stated = table["data"].astype(object).where(table["data"].notna(), "not stated")
-        kinds = sorted(stated.astype(str).unique())
+        stated = table["data"].unique()
+        kinds = sorted({"not stated" if pd.isna(kind) else str(kind) for kind in stated})
         if len(kinds) > 1:
             problems.append(f"data of different kinds in one table: {', '.join(kinds)}")
     return problems

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from trm_bench.analysis.table import (
     HIGHER_IS_BETTER,
     OVERALL,
     Grid,
+    Pairs,
     default_pairs,
     grid,
     mean_over,
@@ -70,28 +72,63 @@ def signed_rank(differences: ArrayLike) -> SignedRank:
     Raises:
         ValueError: A difference is not finite.
     """
-    from scipy import stats
+    return signed_ranks([differences])[0]
 
-    d = np.round(np.asarray(differences, float), 10)
-    if not np.isfinite(d).all():
+
+def signed_ranks(several: Sequence[ArrayLike]) -> list[SignedRank]:
+    """`signed_rank` of each of several, with one call for all that are as long and tested alike.
+
+    Args:
+        several: Differences, each as for `signed_rank`.
+
+    Raises:
+        ValueError: A difference is not finite.
+    """
+    rounded = [np.round(np.asarray(d, float), 10) for d in several]
+    if not all(np.isfinite(d).all() for d in rounded):
         raise ValueError("differences must be finite")
+    results = [SignedRank(0, 0, np.nan, np.nan, np.nan, "no subjects")] * len(rounded)
+    alike: dict[tuple[int, str], list[int]] = {}
+    for i, d in enumerate(rounded):
+        if len(d):
+            alike.setdefault((len(d), _how(d)), []).append(i)
+    for (_, how), at in alike.items():
+        for i, result in zip(at, _of_alike(np.stack([rounded[i] for i in at]), how), strict=True):
+            results[i] = result
+    return results
+
+
+def _how(d: NDArray[np.float64]) -> str:
+    """How the p-value of differences is computed."""
     n, zeros = len(d), int((d == 0).sum())
-    if n == 0:
-        return SignedRank(0, 0, np.nan, np.nan, np.nan, "no subjects")
-    superiority = ((d > 0).sum() + 0.5 * zeros) / n
     if zeros == n:
-        return SignedRank(n, zeros, 1.0, 0.0, superiority, "all zero")
-    ranks = stats.rankdata(np.abs(d))
-    changed = d[d != 0]
-    rank_biserial = stats.rankdata(np.abs(changed)) @ np.sign(changed)
-    rank_biserial /= len(changed) * (len(changed) + 1) / 2
+        return "all zero"
     tied = zeros > 0 or len(np.unique(np.abs(d))) < n
     if tied and n <= 13:
-        how, p = "permutation", _p_of_all_signs(d, ranks)
+        return "permutation"
+    return "asymptotic" if tied or n > 50 else "exact"
+
+
+def _of_alike(d: NDArray[np.float64], how: str) -> list[SignedRank]:
+    """The tests of differences (test, subject), all of them computed in one way."""
+    from scipy import stats
+
+    n, zeros = d.shape[1], (d == 0).sum(axis=1)
+    superiority = ((d > 0).sum(axis=1) + 0.5 * zeros) / n
+    if how == "all zero":
+        return [SignedRank(n, n, 1.0, 0.0, float(share), how) for share in superiority]
+    ranks = stats.rankdata(np.abs(d), axis=1)
+    # among those that changed, which have the highest ranks
+    of_changed, changed = np.sign(d) * (ranks - zeros[:, None]), n - zeros
+    rank_biserial = of_changed.sum(axis=1) / (changed * (changed + 1) / 2)
+    if how == "permutation":
+        p = [_p_of_all_signs(*one) for one in zip(d, ranks, strict=True)]
     else:
-        how = "asymptotic" if tied or n > 50 else "exact"
-        p = stats.wilcoxon(d, zero_method="pratt", correction=False, method=how).pvalue
-    return SignedRank(n, zeros, min(float(p), 1.0), float(rank_biserial), float(superiority), how)
+        p = stats.wilcoxon(d, zero_method="pratt", correction=False, method=how, axis=1).pvalue
+    return [
+        SignedRank(n, int(zero), min(float(own), 1.0), float(r), float(share), how)
+        for zero, own, r, share in zip(zeros, p, rank_biserial, superiority, strict=True)
+    ]
 
 
 def _p_of_all_signs(d: NDArray[np.float64], ranks: NDArray[np.float64]) -> float:
@@ -113,7 +150,7 @@ def _p_of_all_signs(d: NDArray[np.float64], ranks: NDArray[np.float64]) -> float
 
 
 def compare(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Grid,
     metric: str = "dice",
     reference: str = "finetune",
     focus: str = "trm",
@@ -128,8 +165,8 @@ def compare(
     are exploratory, each on its own.
 
     Args:
-        table: The long table of one protocol.
-        metric: Which metric.
+        table: The long table of one protocol, or its `grid`.
+        metric: Which metric, of a long table.
         reference: The method that all are compared with.
         focus: The method that is compared with all.
         claim: Of the protocol; declares the family.
@@ -145,7 +182,7 @@ def compare(
     Raises:
         UserError: See `grid`; or there is nothing to compare.
     """
-    g = grid(table, metric)
+    g = table if isinstance(table, Grid) else grid(table, metric)
     of_family = family.pairs_of(claim, g.methods, reference, focus)
     pairs = list(dict.fromkeys([*default_pairs(g.methods, reference, focus), *of_family]))
     if not pairs:
@@ -159,9 +196,7 @@ def compare(
     rows = rows.merge(judged, how="left", on=["transfer", "method", "versus"])
     rows["role"] = rows["role"].fillna("exploratory")
     rows["mark"] = rows["mark"].fillna("")
-    networks = pd.DataFrame(
-        [_networks(g, t, *pair) for t in range(len(g.transfers)) for pair in pairs]
-    )
+    networks = _networks(g, pairs)
     tested = networks["networks_p"].notna().to_numpy()
     networks["networks_p_holm"] = np.nan
     if tested.any():
@@ -170,22 +205,25 @@ def compare(
     return rows.merge(networks, how="left", on=["transfer", "method", "versus"])
 
 
-def _networks(g: Grid, t: int, method: str, versus: str) -> dict[str, Any]:
-    """The signed-rank test of a pair in a transfer, not corrected yet."""
-    per_subject = mean_over(g.gain(method, versus)[t], axis=1)
-    per_subject = per_subject[np.isfinite(per_subject)]
-    test = signed_rank(per_subject)
-    return {
-        "transfer": g.transfers[t],
-        "method": method,
-        "versus": versus,
-        "networks_p": test.p,
-        "networks_test": test.method,
-        "median_gain": np.median(per_subject) if test.n else np.nan,
-        "rank_biserial": test.rank_biserial,
-        "superiority": test.superiority,
-        "zeros": test.zeros,
-    }
+def _networks(g: Grid, pairs: Pairs) -> pd.DataFrame:
+    """The signed-rank tests of the pairs in each transfer, not corrected yet."""
+    places = [(t, *pair) for t in range(len(g.transfers)) for pair in pairs]
+    means = [mean_over(g.gain(method, versus)[t], axis=1) for t, method, versus in places]
+    means = [m[np.isfinite(m)] for m in means]
+    return pd.DataFrame(
+        {
+            "transfer": g.transfers[t],
+            "method": method,
+            "versus": versus,
+            "networks_p": test.p,
+            "networks_test": test.method,
+            "median_gain": np.median(own) if test.n else np.nan,
+            "rank_biserial": test.rank_biserial,
+            "superiority": test.superiority,
+            "zeros": test.zeros,
+        }
+        for (t, method, versus), own, test in zip(places, means, signed_ranks(means), strict=True)
+    )
 
 
 # --------------------------------------------------------------------------------- over transfers
@@ -212,7 +250,7 @@ class Friedman(NamedTuple):
 
 
 def friedman(
-    table: pd.DataFrame, metric: str = "dice", alpha: float = 0.05
+    table: pd.DataFrame | Grid, metric: str = "dice", alpha: float = 0.05
 ) -> tuple[Friedman | None, str]:
     """Do methods differ in rank over transfers? Friedman's test, then Nemenyi's for each pair.
 
@@ -233,7 +271,7 @@ def friedman(
     Raises:
         UserError: See `grid`.
     """
-    g = grid(table, metric)
+    g = table if isinstance(table, Grid) else grid(table, metric)
     common = np.all(np.isfinite(g.values), axis=0)  # (transfer, subject, seed)
     use = np.any(common, axis=(1, 2))
     notes = []
@@ -248,7 +286,7 @@ def friedman(
         needs = f"needs 3 methods and {MIN_TRANSFERS} transfers, has {has}"
         return None, "; ".join([needs, *notes])
     means = np.stack([g.values[:, t][:, common[t]].mean(axis=1) for t in np.flatnonzero(use)])
-    better_is_less = np.round(means, 10) * (-1 if HIGHER_IS_BETTER[metric] else 1)
+    better_is_less = np.round(means, 10) * (-1 if HIGHER_IS_BETTER[g.metric] else 1)
     return _ranked(better_is_less, g.methods, alpha), "; ".join(notes)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from trm_bench.analysis.table import grid, long_table, mean_over
+from trm_bench.analysis.table import Grid, grid, long_table, mean_over
 from trm_bench.analysis.voxels import SCRATCH
 from trm_bench.runs.store import Results
 
@@ -44,7 +44,11 @@ RESAMPLES = 2000
 
 
 def cells(
-    results: Results, reference: str = "finetune", metric: str = "dice", focus: str = "trm"
+    results: Results,
+    reference: str = "finetune",
+    metric: str = "dice",
+    focus: str = "trm",
+    arrays: Grid | None = None,
 ) -> pd.DataFrame:
     """What was foreseen and what came, a row a transfer and seed.
 
@@ -54,6 +58,7 @@ def cells(
         metric: Of the gain.
         focus: The method whose LEEP and risks are taken: the readings of the paper differ in both.
             Where it has none, the first that has them. Only those of the `shared_variable` count.
+        arrays: The values of `metric`, where they are arranged already.
 
     Returns:
         protocol, transfer, seed, leep, risk_mean, gain: the mean over subjects of the mean over
@@ -66,11 +71,13 @@ def cells(
     variables = source_variables(results, focus)
     shared = shared_variable(variables)
     measured = {key: m.numbers for key, m in variables.items() if m.variable == shared}
-    long = long_table(results)
-    long = long[long["metric"] == metric]
-    if not measured or not {SCRATCH, reference} <= set(long["method"]):
+    if arrays is None:
+        long = long_table(results)
+        if not (long["metric"] == metric).any():
+            return empty()
+        arrays = grid(long, metric)
+    if not measured or not {SCRATCH, reference} <= set(arrays.methods):
         return empty()
-    arrays = grid(long, metric)
     gains = mean_over(arrays.gain(reference, SCRATCH), axis=1)
     rows = [
         (results.plan.protocol.name, transfer, seed, *measured[transfer, seed], gain)

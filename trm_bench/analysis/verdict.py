@@ -229,7 +229,7 @@ def _fails(measured: pd.DataFrame, controls: pd.DataFrame, decisive: tuple[str, 
 def _no_verdict(table: pd.DataFrame) -> str:
     """Why the data of a table give no verdict on a paper; "" where they do."""
     stated = "data" in table and bool(table["data"].notna().all())
-    kinds = set(table["data"]) if stated else {"not stated"}
+    kinds = set(table["data"].unique()) if stated else {"not stated"}
     if kinds == {"real"}:
         return ""
     if kinds == {"phantom"}:

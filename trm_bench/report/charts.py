@@ -28,6 +28,7 @@ from trm_bench.report.drawing import (
     write,
 )
 from trm_bench.report.evidence import Evidence, Scores
+from trm_bench.report.marks import is_clear
 from trm_bench.report.style import BACK, SMALL, SOFT, WIDE
 from trm_bench.report.svg import tag
 
@@ -144,7 +145,7 @@ def _maps(evidence: Evidence, scores: Scores) -> tuple[list[str], list[str], lis
                 place = sources.index(source), targets.index(target)
                 shown.values[place], shown.clear[place] = (
                     sign * gain["gain"],
-                    forests.is_clear(gain["low"], gain["high"]),
+                    is_clear(gain["low"], gain["high"]),
                 )
         if np.isfinite(shown.values).any():
             maps.append(shown)

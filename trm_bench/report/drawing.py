@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trm_bench.files import write_atomically, write_text
 from trm_bench.report.evidence import Evidence, Scores
+from trm_bench.report.layout import arrange
 from trm_bench.report.style import NARROW, NORMAL, ORANGE, SMALL, STYLE, TEXT, WIDE
 from trm_bench.report.svg import finished
 
@@ -105,12 +106,8 @@ def _laid_out(figure: Figure, phantom: bool) -> Any:
     """What of the figure is to be written, in inches: all, and a line above it on stand-in data."""
     from matplotlib.transforms import Bbox
 
-    if engine := figure.get_layout_engine():
-        engine.execute(figure)
-    figure.set_layout_engine(None)  # with any other, each file would cost a drawing more
+    arrange(figure)
     width, height = figure.get_size_inches()
-    for shown in figure.legends:  # else it follows the edge of what is written
-        shown.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
     if not phantom:
         return Bbox.from_bounds(0, 0, width, height)
     above = 0.26
@@ -158,15 +155,13 @@ def panels(
         Figure, panels, and the width of one.
     """
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = max(1, min(number, int((width - beside) / least)))
     own = min(most, (width - beside) / columns)
     rows = -(-number // columns)
     # no narrower than what a legend or a label below takes
     size = max(beside + own * columns, NARROW), height * rows
-    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.04)
-    figure = Figure(figsize=size, layout=layout)
+    figure = Figure(figsize=size)
     axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
     for ax in axes[number:]:
         ax.remove()
@@ -193,7 +188,8 @@ def legend(figure: Figure, axes: Sequence[Axes], more: Sequence[Any] = ()) -> No
     needed = 0.55 + letter * max(map(len, names), default=0)
     columns = max(1, min(len(entries), 5, int(width / needed)))
     _grow(figure, 0.17 * -(-len(entries) // columns) + 0.1)
-    placed: Any = {"loc": "outside upper left", "ncols": columns, "fontsize": SMALL}
+    placed: Any = {"loc": "upper left", "ncols": columns, "fontsize": SMALL}
+    placed |= {"bbox_to_anchor": (0, 0, 1, 1), "bbox_transform": figure.transFigure}
     figure.legend(entries.values(), names, **placed)
 
 
@@ -201,12 +197,14 @@ def label_below(figure: Figure, text: str) -> None:
     """What the horizontal axes of all panels show, in lines that fit."""
     lines = wrapped(text, figure.get_figwidth())
     _grow(figure, 0.16 * (lines.count("\n") + 1) + 0.05)
-    figure.supxlabel(lines, fontsize=NORMAL, color=TEXT)
+    figure.text(0.5, 0, lines, fontsize=NORMAL, color=TEXT, ha="center", va="bottom")
 
 
 def label_beside(figure: Figure, text: str) -> None:
     """What the vertical axes of all panels show; before a legend or a label below is added."""
-    figure.supylabel(wrapped(text, figure.get_figheight()), fontsize=NORMAL, color=TEXT)
+    lines = wrapped(text, figure.get_figheight())
+    style: Any = {"fontsize": NORMAL, "color": TEXT, "rotation": 90, "ha": "left", "va": "center"}
+    figure.text(0, 0.5, lines, **style)
 
 
 def _grow(figure: Figure, inches: float) -> None:

@@ -28,6 +28,7 @@ from trm_bench.analysis.designs import design_of
 from trm_bench.analysis.intervals import Design, gains, over_transfers, seed_spread
 from trm_bench.analysis.power import Spread
 from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL, UNITS, Grid, mean_over
+from trm_bench.analysis.tests import Friedman, friedman
 from trm_bench.analysis.voxels import REFERENCE, SCRATCH
 from trm_bench.protocol.schema import Protocol
 from trm_bench.report import gathering
@@ -284,7 +285,7 @@ class Evidence:
         if self.main.grid is None or mixed or self.reference == SCRATCH:
             return transferability.empty()
         given = self.reference, self.main.metric, self.focus
-        return transferability.cells(self.results, *given)
+        return transferability.cells(self.results, *given, self.main.grid)
 
     @cached_property
     def predicts(self) -> pd.DataFrame:
@@ -303,7 +304,7 @@ class Evidence:
         if self.main.grid is None:
             return pd.DataFrame(columns=SENSITIVITY)
         rows = []
-        for own in seed_spread(self._main_rows, self.main.metric).to_dict("records"):
+        for own in seed_spread(self.main.grid).to_dict("records"):
             transfer, method = str(own["transfer"]), str(own["method"])
             if transfer == OVERALL and self.is_mixed(self.main.metric):
                 continue
@@ -353,9 +354,8 @@ class Evidence:
         rows = rows.sort_values("gain", ascending=False)
         looked, top = len(rows), rows.iloc[0]
         pairs, level = [(top["method"], self.reference)], 1 - family.ALPHA / looked
-        again = gains(
-            self._main_rows, self.main.metric, pairs, design=self.design, level=level
-        ).iloc[-1]
+        assert self.main.grid is not None
+        again = gains(self.main.grid, pairs=pairs, design=self.design, level=level).iloc[-1]
         clear = rows[rows["p"] <= family.ALPHA / looked]
         return Largest(
             method=str(top["method"]),
@@ -367,9 +367,12 @@ class Evidence:
             better=tuple(clear.loc[clear["gain"] > 0, "method"]),
         )
 
-    @property
-    def _main_rows(self) -> pd.DataFrame:
-        return self.long[self.long.metric == self.main.metric]
+    @cached_property
+    def ranked(self) -> tuple[Friedman | None, str]:
+        """Whether methods differ in rank over transfers; see `tests.friedman`."""
+        if self.main.grid is None:
+            return None, f"cannot be run: {self.main.fault}"
+        return friedman(self.main.grid)
 
     def states(self) -> dict[str, int]:
         """Number of cells in each state."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL
-from trm_bench.analysis.tests import friedman
 from trm_bench.report.drawing import (
     DoesNotApply,
     Drawing,
@@ -23,89 +22,26 @@ from trm_bench.report.drawing import (
     signed,
 )
 from trm_bench.report.evidence import NAMES, Evidence, Scores
-from trm_bench.report.style import BACK, SMALL, SOFT, TEXT, WIDE, look
+from trm_bench.report.layout import measured_as_one
+from trm_bench.report.marks import (
+    LONGEST_NAME,
+    ROW,
+    Interval,
+    Points,
+    bar,
+    entry,
+    explained,
+    intervals,
+    lines,
+    rows,
+)
+from trm_bench.report.style import SMALL, SOFT, TEXT, WIDE, look
 from trm_bench.report.svg import tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROW = 0.25  # inches
-LONGEST_NAME = 22  # characters that are shown of a method's
-CAP = 0.2  # rows, from the middle: ends of an interval stand out above and below its mark
 MOST_DOTS = 2500  # in all; more are drawn as quartiles
-INTERVAL = "95 % interval"
-
-
-# ------------------------------------------------------------------------------------------- rows
-
-
-def rows(ax: Axes, names: Sequence[str], longest: int = LONGEST_NAME) -> None:
-    """A row for each name, from above, and a line at 0."""
-    ax.axvline(0, color=SOFT, linewidth=0.9, zorder=1)
-    ax.set_yticks(range(len(names)), [shortened(plain(n), longest) for n in names])
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    ax.grid(axis="x")
-
-
-def interval(
-    ax: Axes, y: float, middle: float, ends: tuple[float, float], colour: str, **marked: Any
-) -> None:
-    """A mark with its interval; filled where the interval does not hold 0.
-
-    Args:
-        ax: Where.
-        y: Row.
-        middle: The value.
-        ends: Of the interval; NaN where there is none.
-        colour: Of both.
-        marked: `method` and `title` of `svg.tag`; `filled`, where that is said by something else.
-    """
-    known = all(map(math.isfinite, ends))
-    if known:
-        x, up = [ends[0], ends[0], math.nan, *ends, math.nan, ends[1], ends[1]], [y - CAP, y + CAP]
-        (line,) = ax.plot(x, [*up, math.nan, y, y, math.nan, *up], color=colour, linewidth=1.8)
-        line.set(zorder=2, solid_capstyle="butt")
-        tag(line, marked["method"], marked["title"])
-    face = colour if marked.get("filled", is_clear(*ends)) else BACK
-    (mark,) = ax.plot([middle], [y], marker="o" if known else "x", markersize=5, zorder=3)
-    mark.set(markeredgecolor=colour, markerfacecolor=face, linestyle="none", markeredgewidth=1.3)
-    tag(mark, marked["method"], marked["title"])
-
-
-def is_clear(low: float, high: float) -> bool:
-    """Whether an interval does not hold 0."""
-    return low > 0 or high < 0
-
-
-def explained(found: Sequence[tuple[float, float]], noun: str = INTERVAL) -> list[Any]:
-    """Entries of a legend for the marks that are shown.
-
-    Args:
-        found: The ends of their intervals.
-        noun: What an interval is.
-    """
-    shown = {None if math.isnan(low) else is_clear(low, high) for low, high in found}
-    kinds: list[tuple[bool | None, str, str, str]] = [
-        (True, f"{noun} without 0", "o", TEXT),
-        (False, f"{noun} holds 0", "o", BACK),
-        (None, f"no {noun}", "x", TEXT),
-    ]
-    return [_entry(label, marker, face) for kind, label, marker, face in kinds if kind in shown]
-
-
-def _entry(label: str, marker: str, face: str, size: float = 5) -> Any:
-    from matplotlib.lines import Line2D
-
-    style: Any = {"color": TEXT, "markerfacecolor": face, "markersize": size, "linestyle": "none"}
-    return Line2D([], [], marker=marker, label=label, **style)
-
-
-def _bar(label: str, thick: float) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=TEXT, linewidth=thick, label=label, solid_capstyle="butt")
 
 
 # ------------------------------------------------------------------------------------------ gains
@@ -145,7 +81,7 @@ def _gains(evidence: Evidence, scores: Scores, places: Sequence[str], width: flo
             ax.set_title(heading(place, own))
     more = explained(shown)
     if places[0] == OVERALL:
-        more.append(_entry("a single transfer", "|", TEXT, 6))
+        more.append(entry("a single transfer", "|", TEXT, 6))
     legend(figure, axes, more)
     unit = evidence.gain_unit(scores.metric)
     label_below(figure, f"gain in {NAMES[scores.metric]} over {evidence.reference} [{unit}], "
@@ -189,27 +125,29 @@ def _forest(
     place: str,
     methods: Sequence[str],
     alone: bool,
-    intervals: bool,
+    with_ends: bool,
 ) -> list[tuple[float, float]]:
     """One panel, with numbers where it is alone; returns the ends of the intervals in it."""
-    shown = []
+    shown, texts = [], []
     for y, method in enumerate(methods):
         gain = scores.gain(method, place)
         if gain is None:
             ax.text(0, y, " no numbers", fontsize=SMALL, color=SOFT, va="center")
             continue
         colour, ends = look(evidence, method).colour, (gain["low"], gain["high"])
-        shown.append(ends)
         said = f"{signed(gain['gain'])} {_bracketed(ends)}".strip()
         title = f"{method}, {plain(place)}: {said}"
         if place == OVERALL:
             _single_transfers(ax, evidence, scores, method, y + 0.36)
-        interval(ax, y, gain["gain"], ends, colour, method=method, title=title)
+        shown.append(Interval(y, gain["gain"], ends, colour, method, title))
         if alone:
-            text = ax.text(1.02, y, said if intervals else said.split(" ")[0], va="center")
+            text = ax.text(1.02, y, said if with_ends else said.split(" ")[0], va="center")
             text.set(transform=ax.get_yaxis_transform(), fontsize=SMALL)
             tag(text, method, title)
-    return shown
+            texts.append(text)
+    intervals(ax, shown)
+    measured_as_one(texts)
+    return [one.ends for one in shown]
 
 
 def _bracketed(ends: tuple[float, float]) -> str:
@@ -239,16 +177,19 @@ def subjects(evidence: Evidence, width: float = WIDE) -> Drawing:
     dots = sum(len(v) for by in gained.values() for v in by.values()) <= MOST_DOTS
     for ax, (transfer, by_method) in zip(axes, gained.items(), strict=True):
         rows(ax, methods)
-        for y, method in enumerate(methods):
-            if values := by_method.get(method):
-                _strip(ax, evidence, method, y, values, dots)
+        strips = [
+            Strip(y, np.array([*values.values()]), look(evidence, method).colour, method, values)
+            for y, method in enumerate(methods)
+            if (values := by_method.get(method))
+        ]
+        _strips(ax, strips, dots)
         ax.set_title(heading(transfer, own - 0.6))
         style: Any = {"fontsize": SMALL - 1, "color": SOFT, "va": "bottom"}
         ax.text(1.02, 1, "better :\nworse", transform=ax.transAxes, **style)
-    shapes = [_entry("a test subject", "o", TEXT, 3)]
+    shapes = [entry("a test subject", "o", TEXT, 3)]
     if not dots:
-        shapes = [_bar("middle half of the subjects", 5), _bar("from 5 to 95 %", 1)]
-    legend(figure, axes, [*shapes, _entry("mean", "|", TEXT, 9)])
+        shapes = [bar("middle half of the subjects", 5), bar("from 5 to 95 %", 1)]
+    legend(figure, axes, [*shapes, entry("mean", "|", TEXT, 9)])
     unit = evidence.gain_unit(scores.metric)
     label_below(figure, f"gain in {NAMES[scores.metric]} over {evidence.reference} [{unit}], "
                         "better to the right")  # fmt: skip
@@ -282,29 +223,59 @@ def _by_subject(evidence: Evidence, scores: Scores) -> dict[str, dict[str, dict[
     return gained
 
 
-def _strip(
-    ax: Axes, evidence: Evidence, method: str, y: int, gained: Mapping[str, float], dots: bool
-) -> None:
-    """One method in one panel."""
-    values, colour = np.array(list(gained.values())), look(evidence, method).colour
+class Strip(NamedTuple):
+    """One method in one panel: what each subject gains with it."""
+
+    y: int
+    gains: Points
+    colour: str
+    method: str
+    by_subject: Mapping[str, float]
+
+
+class _Said(NamedTuple):
+    """What `svg.tag` says of a mark."""
+
+    method: str
+    title: str
+
+
+def _strips(ax: Axes, strips: Sequence[Strip], dots: bool) -> None:
+    """The methods of one panel: each subject's gain, or their quartiles; mean; better and worse."""
+    for share, thick in () if dots else ((90, 1.0), (50, 5.0)):
+        edges = [50 - share / 2, 50 + share / 2]
+        ends = [np.percentile(strip.gains, edges) for strip in strips]
+        paths = [np.column_stack([x, [s.y, s.y]]) for x, s in zip(ends, strips, strict=True)]
+        said = [
+            f"{s.method}: {share} % of {len(s.gains)} subjects in {_bracketed((x[0], x[1]))}"
+            for x, s in zip(ends, strips, strict=True)
+        ]
+        shown = [_Said(s.method, text) for s, text in zip(strips, said, strict=True)]
+        lines(ax, paths, [s.colour for s in strips], thick, shown, alpha=0.75)
     if dots:
-        beside = y + 0.56 * ((np.arange(len(values)) * 0.618034) % 1 - 0.5)  # spread, not random
-        (line,) = ax.plot(values, beside, "o", color=colour, markersize=2.8, alpha=0.65)
-        line.set_markeredgewidth(0)
-        tag(line, method, *(f"{method}, {s}: {signed(g)}" for s, g in gained.items()))
-    else:
-        for share, thick in ((90, 1.0), (50, 5.0)):
-            ends = np.percentile(values, [50 - share / 2, 50 + share / 2])
-            (line,) = ax.plot(ends, [y, y], color=colour, linewidth=thick, alpha=0.75)
-            line.set_solid_capstyle("butt")
-            said = f"{share} % of {len(values)} subjects in {_bracketed((ends[0], ends[1]))}"
-            tag(line, method, f"{method}: {said}")
-    (mean,) = ax.plot([values.mean()], [y], "|", color=TEXT, markersize=10, markeredgewidth=1.6)
-    tag(mean, method, f"{method}, mean: {signed(values.mean())}")
-    better, worse = int((values > 0).sum()), int((values < 0).sum())
-    text = ax.text(1.02, y, f"{better} : {worse}", va="center", fontsize=SMALL - 1)
-    text.set(transform=ax.get_yaxis_transform(), color=SOFT)
-    tag(text, method, f"{method}: {better} subjects better, {worse} worse")
+        for strip in strips:
+            _dots(ax, strip)
+    means, places = [float(s.gains.mean()) for s in strips], [s.y for s in strips]
+    mark = ax.scatter(means, places, s=100, marker="|", c=TEXT, linewidths=1.6, zorder=3)
+    said = [f"{s.method}, mean: {signed(mean)}" for s, mean in zip(strips, means, strict=True)]
+    tag(mark, [s.method for s in strips], *said)
+    texts = []
+    for strip in strips:
+        better, worse = int((strip.gains > 0).sum()), int((strip.gains < 0).sum())
+        text = ax.text(1.02, strip.y, f"{better} : {worse}", va="center", fontsize=SMALL - 1)
+        text.set(transform=ax.get_yaxis_transform(), color=SOFT)
+        tag(text, strip.method, f"{strip.method}: {better} subjects better, {worse} worse")
+        texts.append(text)
+    measured_as_one(texts)
+
+
+def _dots(ax: Axes, strip: Strip) -> None:
+    """A dot a subject, spread, but not by chance."""
+    beside = strip.y + 0.56 * ((np.arange(len(strip.gains)) * 0.618034) % 1 - 0.5)
+    (line,) = ax.plot(strip.gains, beside, "o", color=strip.colour, markersize=2.8, alpha=0.65)
+    line.set_markeredgewidth(0)
+    gained = strip.by_subject.items()
+    tag(line, strip.method, *(f"{strip.method}, {s}: {signed(g)}" for s, g in gained))
 
 
 def _counted(evidence: Evidence, gained: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -323,8 +294,8 @@ def _counted(evidence: Evidence, gained: Mapping[str, Mapping[str, Mapping[str, 
 
 def ranks(evidence: Evidence, width: float = WIDE) -> Drawing:
     """Mean ranks over transfers (Demsar 2006), with half the critical difference to each side."""
-    scores = scored(evidence)
-    test, note = friedman(evidence.long[evidence.long.metric == scores.metric], scores.metric)
+    scored(evidence)
+    test, note = evidence.ranked
     if test is None:
         raise DoesNotApply(f"Friedman's test {note}")
     order = test.ranks.sort_values()
@@ -332,14 +303,15 @@ def ranks(evidence: Evidence, width: float = WIDE) -> Drawing:
     figure, (ax,), _ = panels(1, width, ROW * len(methods) + 0.4, least=1)
     rows(ax, methods)
     ax.lines[0].remove()
+    shown = []
     for y, (method, rank) in enumerate(zip(methods, order, strict=True)):
         colour = look(evidence, method).colour
-        title = f"{method}: mean rank {rank:.2f}"
-        marked: Any = {"method": method, "title": title, "filled": True}  # no rank is 0
-        interval(ax, y, rank, (rank - half, rank + half), colour, **marked)
+        title, ends = f"{method}: mean rank {rank:.2f}", (rank - half, rank + half)
+        shown.append(Interval(y, rank, ends, colour, method, title, filled=True))  # no rank is 0
         text = ax.text(1.02, y, f"{rank:.2f}", va="center", fontsize=SMALL)
         text.set_transform(ax.get_yaxis_transform())
         tag(text, method, title)
+    intervals(ax, shown)
     ax.set_xlim(1 - half - 0.3, len(methods) + half + 0.3)
     ax.set_xticks(sorted({1, *range(5, len(methods), 5), len(methods)}))
     label_below(figure, "mean rank over transfers (1 is best), and half the critical difference")

@@ -86,7 +86,7 @@ def compared(
         return None, pd.DataFrame(), "no run has finished" if rows.empty else str(error)
     if len(grid.methods) < 2 or not {reference, focus} & set(grid.methods):
         return grid, pd.DataFrame(), ""
-    made = tests.compare(rows, metric, reference, focus, claim=claim, design=design)
+    made = tests.compare(grid, metric, reference, focus, claim=claim, design=design)
     return grid, made, ""
 
 

@@ -40,4 +40,6 @@ def of_frame(frame: pd.DataFrame) -> str:
     written = frame.rename(columns=defused)
     for name in written.select_dtypes(["object", "string"]):
         written[name] = written[name].map(defused)
+    for name in written.select_dtypes("category"):  # of which each text is kept once
+        written[name] = written[name].cat.rename_categories(defused)
     return str(written.to_csv(index=False, lineterminator="\n"))

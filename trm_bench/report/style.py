@@ -34,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlecolor": TEXT,
     "axes.titlelocation": "left",
     "axes.titlepad": 5,
+    "axes.titley": 1.0,  # else it is looked for anew in every drawing
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,

@@ -34,12 +34,12 @@ LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _TAGGED = "trm-bench:"
 
 
-def tag(artist: Artist, method: str, *titles: str) -> None:
+def tag(artist: Artist, method: str | Sequence[str], *titles: str) -> None:
     """Says what an artist shows.
 
     Args:
         artist: Of matplotlib, drawn as one group.
-        method: Its label; "" where it belongs to no method, or to several.
+        method: Its label, "" where it belongs to none; or one for each of its marks.
         titles: A text for each of its marks, or one for all.
     """
     artist.set_gid(_TAGGED + json.dumps([method, titles]))  # goes through matplotlib as an id
@@ -70,14 +70,14 @@ def finished(text: str, name: str, alt: str) -> str:
         _plain_attributes(element)
         own = element.attrib.pop("id", "")
         if own.startswith(_TAGGED):
-            method, titles = json.loads(own.removeprefix(_TAGGED))
-            element.set("class", "mark")
-            if method:
-                marks += 1
-                number = f"{crc32(name.encode()) % 10_000:04d}{marks:04d}"
-                element.set("id", f"m-{slug(method)}-{number}")
-                element.set("data-method", NO_XML.sub("", method))
-            _explain(element, titles)
+            for group, method, titles in _groups(element, *json.loads(own[len(_TAGGED) :])):
+                group.set("class", "mark")
+                if method:
+                    marks += 1
+                    number = f"{crc32(name.encode()) % 10_000:04d}{marks:04d}"
+                    group.set("id", f"m-{slug(method)}-{number}")
+                    group.set("data-method", NO_XML.sub("", method))
+                _explain(group, titles)
         elif element.tag in (f"{SVG}path", f"{SVG}clipPath") and own:
             element.set("id", f"{name}-{own}")  # the only ones that others refer to
         for key in ("clip-path", f"{XLINK}href"):
@@ -118,16 +118,37 @@ def _plain_attributes(element: Element) -> None:
     element.tail = None
 
 
-def _explain(group: Element, titles: Sequence[str]) -> None:
-    """A title for each mark, or one for the group where they are not as many."""
+def _groups(
+    element: Element, method: str | Sequence[str], titles: Sequence[str]
+) -> list[tuple[Element, str, Sequence[str]]]:
+    """A tagged group with its method and titles, or one around each of its marks."""
+    if isinstance(method, str):
+        return [(element, method, titles)]
+    above = {mark: parent for parent in element.iter() for mark in parent}
+    groups: list[tuple[Element, str, Sequence[str]]] = []
+    for mark, own, title in zip(_marks(element, len(method)), method, titles, strict=True):
+        group, parent = ElementTree.Element(f"{SVG}g"), above[mark]
+        parent[list(parent).index(mark)] = group
+        group.append(mark)
+        groups.append((group, own, [title]))
+    return groups
+
+
+def _marks(group: Element, number: int) -> list[Element]:
+    """The marks of a group, if they are as many; none if not."""
     hidden = {id(x) for defs in group.iter(f"{SVG}defs") for x in defs.iter()}
     for shape in ("use", "path"):
         marks = [m for m in group.iter(SVG + shape) if id(m) not in hidden]
-        if marks and len(marks) == len(titles):
-            for mark, title in zip(marks, titles, strict=True):
-                _title(mark, title)
-            return
-    if len(titles) == 1:
+        if len(marks) == number:
+            return marks
+    return []
+
+
+def _explain(group: Element, titles: Sequence[str]) -> None:
+    """A title for each mark, or one for the group where they are not as many."""
+    for mark, title in zip(_marks(group, len(titles)), titles, strict=False):
+        _title(mark, title)
+    if len(titles) == 1 and not _marks(group, 1):
         _title(group, titles[0])
 
 

@@ -7,13 +7,16 @@ the checksums in their run's record, and all by the names in them.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from trm_bench.errors import Damaged, UserError
 from trm_bench.protocol.markup import parse_yaml
@@ -45,10 +48,12 @@ def open_model(kind: type[Model], path: Path) -> Model | None:
         UserError: It was written under another schema version.
     """
     try:
-        _refuse_version(path)
-        return parse_model(kind, json.loads(read_sealed(path)), path)
+        return parse_model(kind, from_json(read_sealed(path)), path)
     except FileNotFoundError:
         return None
+    except Damaged:
+        _refuse_version(path)
+        raise
     except OSError as error:
         raise Damaged(f"cannot be read: {error.strerror}", path) from error
     except (ValueError, RecursionError) as error:
@@ -329,10 +334,23 @@ class Results:
         runs = {(c.transfer, c.seed, c.method): c.run for c, _ in self.finished()}
         audits = []
         for transfer, seed in dict.fromkeys((t, s) for t, s, _ in runs):
-            audit = read_audit(self.folder, transfer, seed)
+            with _uncollected():
+                audit = read_audit(self.folder, transfer, seed)
             if audit and all(runs.get((transfer, seed, m)) == run for m, run in audit.runs.items()):
                 audits.append(audit)
         return audits
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Nothing looks for circles among what is read, which has none, over and over as it grows."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def read_results(folder: ProtocolFolder) -> Results:
@@ -344,10 +362,11 @@ def read_results(folder: ProtocolFolder) -> Results:
     plan = read_plan(folder)
     records: dict[str, Record] = {}
     damaged: dict[str, Damaged] = {}
-    for run in dict.fromkeys(cell.run for cell in plan.cells):
-        try:
-            if (record := open_record(folder.record(run))) is not None:
-                records[run] = record
-        except Damaged as error:
-            damaged[run] = error
+    with _uncollected():
+        for run in dict.fromkeys(cell.run for cell in plan.cells):
+            try:
+                if (record := open_record(folder.record(run))) is not None:
+                    records[run] = record
+            except Damaged as error:
+                damaged[run] = error
     return Results(folder, plan, records, damaged)

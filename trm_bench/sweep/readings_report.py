@@ -12,7 +12,7 @@ from trm_bench.files import write_text
 from trm_bench.report import sheets
 from trm_bench.report.drawing import Drawing, label_below, legend, panels, write
 from trm_bench.report.evidence import PHANTOM
-from trm_bench.report.forests import INTERVAL, ROW, explained, interval, rows
+from trm_bench.report.marks import INTERVAL, ROW, Interval, explained, intervals, rows
 from trm_bench.report.style import BLUE, LINE, SMALL, SOFT, WIDE
 from trm_bench.report.svg import tag
 from trm_bench.report.tables import md
@@ -119,7 +119,7 @@ def _mark(ax: Axes, y: float, row: pd.Series, datasets: Sequence[Dataset]) -> No
         tag(dots, "", *(f"{name}: {_points(effect)}" for name, effect in known.items()))
     alone = len(single) > 1 and len(known) == 1  # among intervals over datasets, another thing
     ends, title = (row.low, row.high), f"{row.option} {row.value}: {_points(row.effect)}"
-    interval(ax, y, row.effect, ends, SOFT if alone else BLUE, method="", title=title)
+    intervals(ax, [Interval(y, row.effect, ends, SOFT if alone else BLUE, "", title)])
 
 
 def _markdown(table: pd.DataFrame, datasets: Sequence[Dataset], method: str) -> str:
