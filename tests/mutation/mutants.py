@@ -104,6 +104,8 @@ MUTANTS = [
         ("tasks of a failed one start", 'if event.kind != "done" and task.id not in self._skipped:', "if not task.id:"),
         ("one of several before is enough", "elif not self._before[index] and", "elif"),
         ("the last task comes first", "heapq.heappop(self._ready)", "self._ready.pop()"),
+        ("the shortest way comes first", "(-self._ways[index], index)", "(self._ways[index], index)"),
+        ("what waits behind does not count", "self._ways[index] += max((self._ways[i] for i in behind), default=0.0)", "pass"),
     ),
     *_of(
         "runs.store",
