@@ -234,7 +234,8 @@ def draw(pieces: Sequence[Line], names: Sequence[str], path: Path) -> None:
                 shown = [p for p in points if p[kind] > 0]
                 x = [p[along(name)] for p in shown]
                 panel.plot(x, [p[kind] for p in shown], marker="o", label=kind)
-            panel.set(xscale="log", yscale="log", xlabel=along(name) if row else "")
+            if points:  # a logarithmic axis wants a number
+                panel.set(xscale="log", yscale="log", xlabel=along(name) if row else "")
         axes[0][0].set_ylabel("seconds")
         axes[1][0].set_ylabel("private memory, MB")
     for row in axes:
