@@ -69,6 +69,9 @@ class Disagreement(SourceHeadMethod):
     Parameters = DisagreementParameters
     uses_source_data = True
 
+    def passes(self) -> float:
+        return 2.0 if self.p.strength else 1.0
+
     def prepare(self, run: Context) -> None:
         super().prepare(run)
         if not self.p.strength:

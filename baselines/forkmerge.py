@@ -68,6 +68,9 @@ class ForkMerge(SourceHeadMethod):
     uses_validation = True
     uses_source_data = True
 
+    def passes(self) -> float:
+        return len(self.p.weights)
+
     def prepare(self, run: Context) -> None:
         super().prepare(run)
         self.source_patches = run.source_patches() if any(self.p.weights) else None

@@ -20,7 +20,7 @@ FILE_LINES, FUNCTION_LINES = 450, 60
 # of those above it in this list, which are the lower ones.
 LAYERS = (
     ("__init__", "errors", "files", "fingerprint", "inputs", "limits", "plurals", "seals", "seeds"),
-    ("serving", "signals", "transfer_risk", "urls"),
+    ("lean_monai", "serving", "signals", "transfer_risk", "urls"),
     ("environment", "phantom", "plugins"),
     ("datasets",),
     ("protocol",),

@@ -26,7 +26,7 @@ from trm_bench.plurals import counted
 from trm_bench.runs import compute, execute
 from trm_bench.runs.config import RunConfig, RunMethod, Subjects
 from trm_bench.runs.executors import default_jobs
-from trm_bench.runs.plan import Job, Plan
+from trm_bench.runs.plan import Job, Plan, validations
 from trm_bench.seeds import deterministic
 from trm_bench.training.loop import Curves, fitting
 
@@ -225,10 +225,7 @@ def _time(missing: Sequence[Job], pace: Pace, device: torch.device, jobs: int) -
 def _seconds(config: RunConfig, pace: Pace) -> float:
     """Of a training with its validations and its test."""
     training, subjects = config.training, config.subjects
-    looks = 1
-    if training.select != "last":
-        looks += training.steps // (training.validate_every or max(1, training.steps // 10))
-    scored = looks * len(subjects.val) + len(subjects.test)
+    scored = validations(training) * len(subjects.val) + len(subjects.test)
     return training.steps * pace.step + scored * pace.subject
 
 

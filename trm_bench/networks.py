@@ -80,7 +80,7 @@ def constructor(
 
 def network_class(config: NetworkConfig) -> Callable[..., nn.Module]:
     """The class, after checking its name and the names of the arguments."""
-    from monai.networks import nets
+    from trm_bench.lean_monai import nets
 
     known: dict[str, Callable[..., nn.Module]] = {
         n: c for n, c in vars(nets).items() if inspect.isclass(c) and issubclass(c, nn.Module)

@@ -254,7 +254,7 @@ def train(
     health.set_aside((error for job in jobs_by_id for error in found[job].damaged), display.warn)
     # sources come first in the dictionary, so that a task stands after the one it depends on
     tasks = [
-        Task(i, execute.do, (job,), after=(job.source,) if job.source in jobs_by_id else ())
+        Task(i, execute.do, (job,), (job.source,) if job.source in jobs_by_id else (), job.cost)
         for i, job in jobs_by_id.items()
     ]
     failures: dict[str, Failure] = {}
@@ -298,7 +298,10 @@ def _audit(folder: ProtocolFolder, data: Data, executor: Executor, display: Disp
     titles = {str(work.result): work.title for work in missing}
     ends: list[Event] = []
     with display.stage("voxel-level audits", len(missing)) as stage:
-        tasks = [Task(str(work.result), audit.audit, (work,)) for work in missing]
+        tasks = [
+            Task(str(work.result), audit.audit, (work,), cost=len(work.test) * len(work.records))
+            for work in missing
+        ]
 
         def listen(event: Event) -> None:
             stage.hear(event, titles[event.task])

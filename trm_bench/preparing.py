@@ -131,8 +131,11 @@ def _prepared(
     paths = {s.id: cache_path(cache, dataset, s, modalities, volume) for s in subjects}
     prepared = _whole(paths, display)
     missing = [s for s in subjects if s.id not in prepared]
-    tasks = [Task(s.id, _prepare, (dataset, s, modalities, volume, paths[s.id])) for s in missing]
-    size = sum(f.stat().st_size for s in missing for f in dataset.files(s) if f.is_file())
+    tasks = [
+        Task(s.id, _prepare, (dataset, s, modalities, volume, paths[s.id]), cost=_size(dataset, s))
+        for s in missing
+    ]
+    size = sum(task.cost for task in tasks)
     cpu = torch.device("cpu")
     workers = jobs or default_jobs(cpu)
     pool = LocalPool(cpu, workers if size > WORTH_WORKERS else 1)
@@ -140,6 +143,11 @@ def _prepared(
     prepared |= {s.id: p for s in missing if (p := open_prepared(paths[s.id])) is not None}
     usable = [s for s in subjects if s.id in prepared]
     return Cohort(data, dataset, usable, prepared), left_out
+
+
+def _size(dataset: Dataset, subject: Subject) -> int:
+    """Bytes of a subject's files."""
+    return sum(file.stat().st_size for file in dataset.files(subject) if file.is_file())
 
 
 def _whole(paths: Mapping[str, Path], display: Display) -> dict[str, Prepared]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, InMemory, examples, store, subject
+from helpers import CPU, THREE, InMemory, examples, store, subject
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
@@ -329,7 +330,8 @@ def test_trilinear_is_scipys(in_plane: bool) -> None:
     draws = np.random.default_rng(0)
     shapes = [(5, 6, 7), (1, 4, 2), (3, 3, 3)]
     volumes = [draws.normal(size=(2, *shape)).astype(np.float16) for shape in shapes]
-    image = torch.cat([torch.from_numpy(v).flatten(1) for v in volumes], 1)
+    channels = [[torch.from_numpy(v[c]) for v in volumes] for c in range(2)]
+    image = [patches.Voxels(channel, CPU, end_to_end=True) for channel in channels]
     sizes_ = np.array([np.prod(shape) for shape in shapes])
     points = draws.uniform(-2.5, 8.5, (3, len(shapes), 4, 5, 6)).astype(np.float32)
     points[:, :, 0] = points[:, :, 0].round()  # some exactly on voxels
@@ -337,6 +339,7 @@ def test_trilinear_is_scipys(in_plane: bool) -> None:
         points[2] = points[2].round()
     found = patches._trilinear(
         image,
+        torch.arange(len(shapes)),
         list(torch.from_numpy(points)),
         torch.tensor(shapes),
         torch.tensor(sizes_.cumsum() - sizes_),
@@ -405,11 +408,69 @@ def test_noise_is_gaussian_of_at_most_that_deviation() -> None:
 # -------------------------------------------------------------------------------------------- store
 
 
+@examples(30)
+@given(
+    shapes=st.lists(st.tuples(sizes, sizes, sizes), min_size=1, max_size=3),
+    patch=st.one_of(st.tuples(sizes, sizes, sizes), st.tuples(sizes, sizes)),
+    augment=st.sampled_from([{}, {"flip": (0, 2)}, {"rotate": 20}, EVERYTHING]),
+    seed=st.integers(0, 1000),
+)
+def test_mapped_or_end_to_end_the_batches_are_the_same(shapes, patch, augment, seed) -> None:
+    """As on a CPU, where files are mapped, and as on a GPU, bit for bit."""
+    several: Any = [subject(seed + i, shape) for i, shape in enumerate(shapes)]
+    batches = []
+    for end_to_end in (False, True):
+        volumes = SubjectStore(several, ["MR"], THREE, CPU, end_to_end)
+        volumes.attach("risk", [s.label * 0.37 for s in several])
+        for i, one in enumerate(several):
+            assert torch.equal(volumes.volume(i)[0][0], one.image.float())
+        batches.append(sampler(volumes, patch, augment, seed, batch=3).batch(seed))
+    assert equal(*batches)
+
+
+@pytest.mark.parametrize(
+    ("patch", "augment", "golden"),
+    [
+        ((8, 7, 9), {}, "7d0507ee9256ae11"),
+        ((8, 7), {"flip": (0, 1, 2)}, "a24fa433ca4df033"),
+        ((20, 3, 5), {"flip": (0,), "contrast": 0.3, "brightness": 0.2}, "ba9f66b3310b3c75"),
+    ],
+    ids=["plain", "flipped slices", "larger than a volume"],
+)
+def test_batches_are_what_they_were(
+    patch: tuple[int, ...], augment: dict[str, Any], golden: str
+) -> None:
+    """Hashes of what an implementation gave that held all voxels in one tensor.
+
+    Without turning and noise, whose last bits depend on the processor.
+    """
+    several = []
+    for i, shape in enumerate([(4, 30, 6), (7, 5, 20), (12, 12, 12)]):
+        draws = np.random.default_rng(i).normal(0, 1, (3, *shape))
+        several.append(subject(i, shape, image=torch.from_numpy(draws).half()))
+    volumes = store(*several)
+    volumes.attach("risk", [s.label.float() * 0.37 for s in several])
+    drawn = sampler(volumes, patch, augment, "golden", 1, batch=5)
+    digest = hashlib.sha256()
+    for tensor in itertools.chain.from_iterable(tensors(drawn.batch(step)) for step in (0, 1, 7)):
+        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    assert digest.hexdigest()[:16] == golden
+
+
+def test_maps_are_copied() -> None:
+    volumes, own = store(subject(0, (3, 4, 5))), torch.ones(3, 4, 5)
+    volumes.attach("risk", [own])
+    own.zero_()
+    assert volumes.fields["risk"].subjects[0].all()
+
+
 def test_a_store_gives_volumes_back() -> None:
     several = [subject(0, (3, 4, 5)), subject(1, (5, 2, 2)), subject(2, (1, 1, 1))]
     whole = LabelMap(("background", "whole"), {0: 0, 1: 1, 2: 1})
     volumes = store(*several, label_map=whole)
-    assert len(volumes) == 3 and volumes.classes == 2 and volumes.image.dtype == torch.float16
+    assert len(volumes) == 3 and volumes.classes == 2
+    assert volumes.image[0].subjects[0].dtype == torch.float16
     for i, one in enumerate(several):
         image, label, brain = volumes.volume(i)
         assert image.dtype == torch.float32 and torch.equal(image, one.image[None].float())
@@ -439,5 +500,5 @@ def test_maps_that_do_not_fit_are_refused(shapes: list[tuple[int, ...]]) -> None
 def test_attached_maps_are_detached_float32_on_the_device() -> None:
     volumes = store(subject(0, (3, 4, 5)))
     volumes.attach("risk", [torch.ones(3, 4, 5, dtype=torch.float64, requires_grad=True)])
-    held = volumes.fields["risk"]
+    (held,) = volumes.fields["risk"].subjects
     assert held.dtype == torch.float32 and not held.requires_grad and held.device == CPU

@@ -36,6 +36,7 @@ from trm_bench.data.volumes import prepare_scan, resample, resample_label
 from trm_bench.datasets import open_dataset
 from trm_bench.datasets.base import LabelMap, Scan
 from trm_bench.errors import Damaged
+from trm_bench.files import write_atomically
 from trm_bench.protocol.schema import VolumeConfig
 
 FETS = ("t1", "t1ce", "t2", "flair")
@@ -221,7 +222,9 @@ def test_resampling_keeps_the_extent_and_the_native_label(tmp_path: Path) -> Non
     )
     assert torch.equal(saved.native_label(), plain["label"])
     image, label, brain = saved.load(["b", "a"])
-    assert torch.equal(image, tensors["image"].flip(0)) and torch.equal(label, tensors["label"])
+    assert torch.equal(torch.stack(image), tensors["image"].flip(0)) and torch.equal(
+        label, tensors["label"]
+    )
     assert saved.shape == tuple(about["shape"]) and saved == open_prepared(saved.path)
     same = prepared.save(tmp_path / "b.safetensors", plain, {**about, "subject": "b", "files": {}})
     assert torch.equal(same.native_label(), plain["label"])
@@ -550,8 +553,24 @@ class TestCache:
         whole = open_dataset("fets2021", root).label_map("whole_tumor")
         store = SubjectStore([one], ("flair", "t1"), whole, CPU)
         image, label, _ = store.volume(0)
-        assert torch.equal(image[0], one.load(FETS)[0][[3, 0]].float())
+        assert torch.equal(image[0], torch.stack(one.load(FETS)[0])[[3, 0]].float())
         assert set(label.unique().tolist()) == {0, 1}
+
+    def test_a_store_maps_its_subjects_and_outlives_their_files(self, tmp_path: Path) -> None:
+        root = layouts.fets(tmp_path / "data")
+        one = prepared_fets(root, tmp_path)
+        whole = open_dataset("fets2021", root).label_map("whole_tumor")
+        store = SubjectStore([one], ("flair", "t1"), whole, CPU)
+        held = [v.subjects[0] for v in (*store.image, store.label, store.brain)]
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        ranges = [line.split()[0].split("-") for line in maps if line.endswith(str(one.path))]
+        for tensor in held:
+            assert any(int(a, 16) <= tensor.data_ptr() < int(b, 16) for a, b in ranges)
+        before = [tensor.clone() for tensor in held]
+        size = one.path.stat().st_size
+        write_atomically(one.path, lambda path: path.write_bytes(b"\0" * size))  # made anew
+        one.path.unlink()
+        assert all(torch.equal(a, b) for a, b in zip(before, held, strict=True))
 
 
 # ------------------------------------------------------------------------------------------- memory

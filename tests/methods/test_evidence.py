@@ -321,7 +321,7 @@ def test_a_readout_is_the_map_of_the_features_of_every_voxel(dims: int) -> None:
 
 
 def weights(run: Context) -> Tensor:
-    return run.training_set.fields[FIELD]
+    return torch.cat(run.training_set.fields[FIELD].subjects)
 
 
 def without_head(**options: Any) -> Context:
@@ -393,7 +393,8 @@ def test_separable_features_see_no_risk() -> None:
     """Features that are the label, far from each other."""
     run = context()
     store = run.training_set
-    store.image = 50 * (store.label > 0)[None].half()
+    for image, label in zip(store.image[0].subjects, store.label.subjects, strict=True):
+        image.copy_(50 * (label > 0))
     run.source, run.parts = nn.Sequential(nn.Identity(), nn.Identity()), Parts("1", (), ())
     for evidence in FITTED:
         prepared("trm", run, evidence=evidence, risk="neg_log")
@@ -404,10 +405,9 @@ def test_a_subject_is_judged_by_a_probe_that_has_not_seen_it() -> None:
     def maps(changed: int | None) -> list[Linear]:
         run = context()
         if changed is not None:
-            start = run.training_set.offsets[changed]
-            size = run.training_set.volume(changed)[1].numel()
-            of_subject = run.training_set.label[start : start + size]
-            of_subject[: size // 2] = 1 - of_subject[: size // 2]
+            of_subject = run.training_set.label.subjects[changed]
+            half = of_subject[: len(of_subject) // 2]
+            half.copy_(1 - half)
         networks: Any = source_variable(run, "probe", "all", 5)
         assert run.diagnostics["evidence"]["cross_fitted"] and len(networks) == 2
         return [network.linear for network in networks]
@@ -423,8 +423,7 @@ def test_a_subject_is_judged_by_a_probe_that_has_not_seen_it() -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_class_that_one_subject_lacks(evidence: str, scope: str) -> None:
     run = context()
-    size = run.training_set.volume(0)[1].numel()
-    run.training_set.label[:size] = 0
+    run.training_set.label.subjects[0].zero_()
     prepared("trm", run, evidence=evidence, scope=scope, risk="neg_log")
     assert bool(weights(run).isfinite().all())
     assert weights(run).max() < 3.0**20, "no risk of a class that a probe never saw"
@@ -438,11 +437,11 @@ def test_one_subject_without_any_label(evidence: str) -> None:
     size = run.training_set.volume(0)[1].numel()
     for name in ("prepared", "shapes", "offsets"):
         setattr(run.training_set, name, getattr(run.training_set, name)[:1])
-    for name in ("image", "label", "brain"):
-        setattr(run.training_set, name, getattr(run.training_set, name)[..., :size])
+    for voxels in (*run.training_set.image, run.training_set.label, run.training_set.brain):
+        del voxels.subjects[1:]
     prepared("trm", run, evidence=evidence)
     assert weights(run).shape == (size,) and bool(weights(run).isfinite().all())
-    run.training_set.label.zero_()
+    run.training_set.label.subjects[0].zero_()
     prepared("trm", run, evidence=evidence)
     assert run.diagnostics["leep"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="no voxel in scope='labelled'"):

@@ -27,8 +27,7 @@ def one_thread() -> None:
 
 def weights(run: Context) -> list[torch.Tensor]:
     """The weight map of each training subject, (X, Y, Z), as batches will carry it."""
-    sizes = [label.numel() for _, label, _ in map(run.training_set.volume, range(2))]
-    parts = run.training_set.fields[FIELD].split(sizes)
+    parts = run.training_set.fields[FIELD].subjects
     return [p.reshape(s) for p, s in zip(parts, run.training_set.shapes, strict=True)]
 
 
@@ -65,9 +64,11 @@ def test_each_normalisation_gives_other_weights() -> None:
 
 def test_the_scope_decides_which_voxels_count() -> None:
     run = context()
-    inside = run.training_set.label == 0
-    inside[: len(inside) // 3] = True
-    run.training_set.brain = inside
+    for brain, label in zip(
+        run.training_set.brain.subjects, run.training_set.label.subjects, strict=True
+    ):
+        brain.copy_(label == 0)
+        brain[: len(brain) // 3] = True
     diagnostics = []
     for scope in ("all", "brain", "class_balanced", "labelled"):
         run.diagnostics = {}
@@ -179,7 +180,8 @@ def test_the_protocol_weighs_the_terms_of_the_loss(name: str) -> None:
 
 def test_the_loss_by_hand() -> None:
     run, method = prepared("trm", denominator="image_foreground", with_dice=0.25)
-    run.training_set.brain[::3] = False
+    for brain in run.training_set.brain.subjects:
+        brain[::3] = False
     batch = run.patches.batch(1)
     logits = run.network(batch.image)
     ce = functional.cross_entropy(logits, batch.label, reduction="none")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import examples
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trm_bench.runs.executors import (
     LONGEST_REASON,
@@ -93,6 +99,74 @@ def test_tasks_start_in_their_order_and_one_that_was_cut_off_comes_first() -> No
     assert [queue.next() for _ in range(4)] == [tasks[1], tasks[2], tasks[3], None]
 
 
+def simulated(tasks: list[Task], workers: int, in_order: bool = False) -> tuple[list[str], float]:
+    """Order of starts, and the time until all is done, of workers that take what a task costs.
+
+    With `in_order`, costs are kept from the queue.
+    """
+    costs = {task.id: task.cost for task in tasks}
+    queue = Queue([replace(t, cost=0.0) for t in tasks] if in_order else tasks, lambda event: None)
+    order, now, busy = list[str](), 0.0, list[tuple[float, str]]()
+    while True:
+        while len(busy) < workers and (task := queue.next()):
+            order.append(task.id)
+            heapq.heappush(busy, (now + costs[task.id], task.id))
+        if not busy:
+            return order, now
+        now, ended = heapq.heappop(busy)
+        queue.hear(Event(ended, "done"))
+
+
+def test_what_has_the_longest_way_behind_it_starts_first() -> None:
+    tasks = [
+        Task("short", double, cost=1),
+        Task("long", double, cost=5),
+        Task("source", double, cost=2),
+        Task("other source", double, cost=2),
+        Task("as short", double, cost=1),
+        Task("of the source", double, after=("source",), cost=9),
+        Task("of both", double, after=("source", "other source"), cost=1),
+    ]
+    order, took = simulated(tasks, 2)
+    assert order == [
+        "source",
+        "long",
+        "of the source",
+        "other source",
+        "short",
+        "as short",
+        "of both",
+    ]
+    assert took == 11 and simulated(tasks, 2)[0] == order
+    queue = Queue(tasks, lambda event: None)
+    first = queue.next()
+    assert first is not None and queue.next() is tasks[1]
+    queue.again(first)
+    assert queue.next() is first, "one that was cut off keeps its place"
+
+
+@examples(40)
+@given(costs=st.lists(st.integers(1, 9), min_size=1, max_size=6), workers=st.integers(2, 3))
+def test_no_order_is_much_better(costs: list[int], workers: int) -> None:
+    """Graham 1969: the longest first takes at most 4/3 - 1/(3 workers) of the shortest time."""
+    tasks = [Task(str(i), double, cost=cost) for i, cost in enumerate(costs)]
+    best = min(
+        max(sum(c for c, w in zip(costs, dealt, strict=True) if w == k) for k in range(workers))
+        for dealt in itertools.product(range(workers), repeat=len(costs))
+    )
+    assert simulated(tasks, workers)[1] <= (4 / 3 - 1 / (3 * workers)) * best + 1e-9
+
+
+def test_a_long_method_at_the_end_of_the_plan_is_not_left_for_the_end() -> None:
+    """A source, then runs of it, of which the last one listed takes five times as long."""
+    tasks = [Task("source", double, cost=10)]
+    tasks += [Task(f"run {i}", double, after=("source",), cost=10) for i in range(6)]
+    tasks += [Task("long", double, after=("source",), cost=50)]
+    order, took = simulated(tasks, 2)
+    assert order == ["source", "long", *(f"run {i}" for i in range(6))]
+    assert took == 70 and simulated(tasks, 2, in_order=True)[1] == 90
+
+
 def test_what_is_kept_of_an_exception_is_bounded() -> None:
     def deep(levels: int) -> None:
         if levels:
@@ -127,6 +201,55 @@ def test_a_worker_that_dies_ends_its_task_alone() -> None:
         "the worker process died (signal 9); out of memory?"
     ]
     assert sorted(e.value for e in events if e.kind == "done") == [0, 2, 4]
+
+
+def pid(device: torch.device, progress: Any) -> int:
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_workers_stay_within_a_pool_and_one_that_died_there_is_replaced() -> None:
+    def pids(pool: LocalPool) -> set[int]:
+        events: list[Event] = []
+        pool.run([Task(str(i), pid) for i in range(8)], events.append)
+        return {event.value for event in events if event.kind == "done"}
+
+    with LocalPool(CPU, 2) as pool:
+        first = pids(pool)
+        assert pids(pool) <= first and 1 <= len(first) <= 2
+        for process in first:
+            os.kill(process, signal.SIGKILL)
+        for worker in pool._workers:
+            worker.process.join()
+        assert not pids(pool) & first
+        waiting = [Task("a", pid), Task("b", pid, after=("a",)), Task("c", pid, after=("b",))]
+    one = LocalPool(CPU, 3)
+    events: list[Event] = []
+    one.run(waiting, events.append)
+    used = {event.value for event in events if event.kind == "done"}
+    assert len(used) == 1, "one task could start at a time, and one worker was there for it"
+    assert not one._workers
+
+
+@pytest.mark.slow
+def test_a_worker_imports_nothing_that_only_the_command_needs(tmp_path: Path) -> None:
+    (tmp_path / "looks.py").write_text("import sys\ndef look(*at):\n    return [*sys.modules]")
+    (tmp_path / "parent.py").write_text(
+        textwrap.dedent("""
+        import looks, torch
+        from trm_bench.runs.executors import LocalPool, Task
+        if __name__ == "__main__":
+            say = lambda e: print(*e.value) if e.kind == "done" else None
+            LocalPool(torch.device("cpu"), 2).run([Task(i, looks.look) for i in "ab"], say)
+        """)
+    )
+    command = [sys.executable, "parent.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for there in map(str.split, done.stdout.splitlines()):
+        assert {"trm_bench.runs.execute", "monai.networks.nets"} <= {*there}, "imported beforehand"
+        heavy = {"mlflow", "optuna", "matplotlib", "nilearn", "pandas", "sklearn"}
+        assert not heavy & {*there}
+    assert len(done.stdout.splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -210,7 +210,7 @@ class TestInterruption:
         run = LocalPool.run
 
         def backwards(self: LocalPool, tasks: Any, listen: Any) -> None:
-            waiting = {task.id for task in tasks}
+            waiting, tasks = {task.id for task in tasks}, [replace(t, cost=0.0) for t in tasks]
             first = [t for t in tasks if not waiting & set(t.after)]
             rest = [t for t in tasks if waiting & set(t.after)]
             run(self, first + rest[::-1] if rest else first[::-1], listen)

@@ -100,7 +100,8 @@ def _executor(on: str | None, device: str, jobs: int | None, folder: Any) -> Ite
         from trm_bench import environment
         from trm_bench.runs.executors import LocalPool
 
-        yield LocalPool(environment.device_of(device), jobs)
+        with LocalPool(environment.device_of(device), jobs) as pool:
+            yield pool
         return
     from trm_bench.cluster.engine import connected
     from trm_bench.cluster.executor import DaskExecutor

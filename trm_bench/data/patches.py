@@ -1,6 +1,6 @@
 """Batches.
 
-Subjects kept on the compute device, and patches cut and augmented there, all of a batch at once.
+Subjects on the compute device, and patches cut and augmented there, all of a batch at once.
 """
 
 from __future__ import annotations
@@ -45,17 +45,52 @@ class Batch:
     fields: dict[str, Tensor]
 
 
-class SubjectStore:
-    """Subjects of one domain, their voxels end to end in flat tensors on one device.
+class Voxels:
+    """One value of every voxel of several subjects: a channel of the image, the label, a map.
 
-    Flat storage holds volumes of any shape without padding, and a batch of patches is one gather.
+    On the CPU each subject stays where it was loaded from, a mapped file, so that all processes of
+    a machine share it. On a GPU they lie end to end, and a batch of patches is one gather. Neither
+    needs padding, whatever the shapes.
+
+    Attributes:
+        subjects: Of each its voxels in row-major order, flat.
+        end_to_end: The same in one tensor, or None where they are not.
+    """
+
+    def __init__(self, volumes: Sequence[Tensor], device: torch.device, end_to_end: bool) -> None:
+        self.subjects = [volume.flatten() for volume in volumes]
+        self.end_to_end: Tensor | None = None
+        if end_to_end:
+            self.end_to_end = torch.cat(self.subjects).to(device)
+            self.subjects = list(self.end_to_end.split([len(one) for one in self.subjects]))
+
+    def at(self, subject: Tensor, index: Tensor) -> Tensor:
+        """Values at places, both (B, *patch).
+
+        Args:
+            subject: Number of each patch's subject, (B,).
+            index: Positions, counted from `SubjectStore.offsets` of the subject on.
+        """
+        if self.end_to_end is not None:
+            return self.end_to_end[index]
+        found = torch.empty(index.shape, dtype=self.subjects[0].dtype)
+        patches = zip(subject.tolist(), index.flatten(1), found.flatten(1), strict=True)
+        for number, places, patch in patches:
+            # half the time of indexing by brackets
+            torch.index_select(self.subjects[number], 0, places, out=patch)
+        return found
+
+
+class SubjectStore:
+    """Subjects of one domain on one device.
 
     Args:
         prepared: The subjects.
         modalities: Channels to load.
         label_map: Turns raw label values into classes.
         device: Where the voxels live: 2 bytes a voxel and channel, and 2 more for label and brain
-            mask.
+            mask; on the CPU they are those of the files, mapped.
+        end_to_end: See `Voxels`; by default on all devices but the CPU.
     """
 
     def __init__(
@@ -64,18 +99,22 @@ class SubjectStore:
         modalities: Sequence[str],
         label_map: LabelMap,
         device: torch.device,
+        end_to_end: bool | None = None,
     ) -> None:
         self.prepared, self.label_map, self.device = list(prepared), label_map, device
-        loaded = [p.load(modalities) for p in prepared]
-        self.shapes = [tuple(label.shape) for _, label, _ in loaded]
-        sizes = [math.prod(shape) for shape in self.shapes]
+        self.end_to_end = device.type != "cpu" if end_to_end is None else end_to_end
+        images, labels, brains = zip(*(p.load(modalities) for p in prepared), strict=True)
+        self.shapes = [tuple(label.shape) for label in labels]
+        sizes = [math.prod(shape) * self.end_to_end for shape in self.shapes]
         self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.image = torch.cat([image.flatten(1) for image, _, _ in loaded], dim=1).to(device)
-        self.label = torch.cat(
-            [to_classes(label, label_map).flatten() for _, label, _ in loaded]
-        ).to(device)
-        self.brain = torch.cat([brain.flatten() for _, _, brain in loaded]).to(device)
-        self.fields: dict[str, Tensor] = {}
+        self.image = [self._voxels(channel) for channel in zip(*images, strict=True)]
+        self.label, self.brain = self._voxels(labels), self._voxels(brains)
+        every_value = torch.arange(256, dtype=torch.uint8)
+        self.class_of = to_classes(every_value, label_map).long().to(device)
+        self.fields: dict[str, Voxels] = {}
+
+    def _voxels(self, volumes: Sequence[Tensor]) -> Voxels:
+        return Voxels(volumes, self.device, self.end_to_end)
 
     def __len__(self) -> int:
         return len(self.prepared)
@@ -90,11 +129,20 @@ class SubjectStore:
 
         Image (1, C, X, Y, Z) float32, label (1, X, Y, Z) int64, brain (1, X, Y, Z) bool.
         """
-        start, shape = self.offsets[index], self.shapes[index]
-        part = slice(start, start + math.prod(shape))
-        image = self.image[:, part].reshape(1, -1, *shape).float()
-        label = self.label[part].reshape(1, *shape).long()
-        return image, label, self.brain[part].reshape(1, *shape)
+        shape = self.shapes[index]
+        image = torch.stack([channel.subjects[index].float() for channel in self.image])
+        brain = self.brain.subjects[index].reshape(1, *shape)
+        return image.reshape(1, -1, *shape), self.classes_of(index), brain
+
+    def classes_of(self, index: int) -> Tensor:
+        """One subject's label alone, (1, X, Y, Z) int64."""
+        classes = self.class_of.index_select(0, self.label.subjects[index].int())
+        return classes.reshape(1, *self.shapes[index])
+
+    def classes_at(self, subject: Tensor, index: Tensor) -> Tensor:
+        """Classes at places, int64; see `Voxels.at`."""
+        raw = self.label.at(subject, index)
+        return self.class_of.index_select(0, raw.flatten().int()).reshape(index.shape)
 
     def attach(self, name: str, maps: Sequence[Tensor]) -> None:
         """Stores a per-voxel map of every subject, float32; batches then carry it, cropped as the
@@ -111,7 +159,8 @@ class SubjectStore:
         shapes = [tuple(m.shape[b:]) for m, b in zip(maps, batched, strict=True)]
         if shapes != self.shapes:
             raise ValueError(f"field '{name}': the maps do not fit the {len(self)} subjects")
-        self.fields[name] = torch.cat([m.detach().float().flatten() for m in maps]).to(self.device)
+        own = [m.detach().to(self.device, torch.float32, copy=True) for m in maps]
+        self.fields[name] = self._voxels(own)
 
 
 class PatchSampler:
@@ -156,11 +205,12 @@ class PatchSampler:
         subject = torch.randint(len(self.store), (size,), generator=draws)
         start = self._start(subject, draws)
         index, inside, image = self._cut(subject, start, draws)
-        label = torch.where(inside, self.store.label[index], 0).long()
-        brain = self.store.brain[index] & inside
+        store = self.store
+        label = torch.where(inside, store.classes_at(subject, index), 0)
+        brain = store.brain.at(subject, index) & inside
         fields = {
-            name: torch.where(inside, field[index], 0.0)
-            for name, field in self.store.fields.items()
+            name: torch.where(inside, field.at(subject, index), 0.0)
+            for name, field in store.fields.items()
         }
         batch = Batch(_intensity(image, self.config.augment, draws), label, brain, fields)
         return _without_third_axis(batch) if self.flat_slices else batch
@@ -202,7 +252,7 @@ class PatchSampler:
     def _cut(
         self, subject: Tensor, start: Tensor, draws: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Flat index of the voxel under each patch voxel (B, *patch), whether it is inside, and the
+        """Position of the voxel under each patch voxel (B, *patch), whether it is inside, and the
         image.
         """
         augment, device = self.config.augment, self.store.device
@@ -217,10 +267,10 @@ class PatchSampler:
             axes.append((start[:, d : d + 1] + ramp).to(device))
         if augment.rotate == 0 and augment.scale == 0:
             index, inside = _flat_index([_along(a, d) for d, a in enumerate(axes)], shapes, offsets)
-            return index, inside, _gather(self.store.image, index, inside)
+            return index, inside, _gather(self.store.image, subject, index, inside)
         points = _affine(axes, augment, self.flat_slices, draws)
         nearest, inside = _flat_index([p.round().long() for p in points], shapes, offsets)
-        image = _trilinear(self.store.image, points, shapes, offsets, self.flat_slices)
+        image = _trilinear(self.store.image, subject, points, shapes, offsets, self.flat_slices)
         return nearest, inside, image
 
 
@@ -232,9 +282,7 @@ def _along(values: Tensor, axis: int) -> Tensor:
 
 
 def _flat_index(points: Sequence[Tensor], shapes: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Voxel coordinates (three tensors that broadcast to (B, *patch)) to positions in the flat
-    store.
-    """
+    """Voxel coordinates (three tensors that broadcast to (B, *patch)) to positions in `Voxels`."""
     # Positions are those of row-major order, built up axis by axis as i, then i * J + j, then
     # (i * J + j) * K + k, so that no tensor of coordinates is ever stacked. A point outside is held
     # at the edge, so that the gather that follows is always valid; `inside` then masks it.
@@ -250,9 +298,9 @@ def _flat_index(points: Sequence[Tensor], shapes: Tensor, offsets: Tensor) -> tu
     return index + offsets.reshape(-1, 1, 1, 1), inside
 
 
-def _gather(image: Tensor, index: Tensor, inside: Tensor) -> Tensor:
-    """(C, voxels) at (B, *patch) to (B, C, *patch) float32, 0 outside."""
-    return torch.stack([channel[index].float() * inside for channel in image], dim=1)
+def _gather(image: Sequence[Voxels], subject: Tensor, index: Tensor, inside: Tensor) -> Tensor:
+    """C channels at (B, *patch) to (B, C, *patch) float32, 0 outside."""
+    return torch.stack([c.at(subject, index).float() * inside for c in image], dim=1)
 
 
 def _affine(
@@ -283,7 +331,12 @@ def _affine(
 
 
 def _trilinear(
-    image: Tensor, points: list[Tensor], shapes: Tensor, offsets: Tensor, in_plane: bool
+    image: Sequence[Voxels],
+    subject: Tensor,
+    points: list[Tensor],
+    shapes: Tensor,
+    offsets: Tensor,
+    in_plane: bool,
 ) -> Tensor:
     """Linear interpolation at points (three tensors (B, *patch)), 0 outside the volume.
 
@@ -303,13 +356,13 @@ def _trilinear(
         held = [(torch.minimum(at.clamp(min=0), size - 1), at, weight) for at, weight in pairs]
         sides.append([(inner * stride, weight * (inner == at)) for inner, at, weight in held])
     start = offsets.reshape(-1, 1, 1, 1)
-    total = torch.zeros(len(points[0]), len(image), *points[0].shape[1:], device=image.device)
+    total = torch.zeros(len(points[0]), len(image), *points[0].shape[1:], device=offsets.device)
     for (i, u), (j, v) in itertools.product(sides[0], sides[1]):
         plane, share = start + i + j, u * v
         for k, w in sides[2]:
             index, weight = plane + k, share * w
             for c, channel in enumerate(image):
-                total[:, c].addcmul_(channel[index].float(), weight)
+                total[:, c].addcmul_(channel.at(subject, index).float(), weight)
     return total
 
 
@@ -347,7 +400,7 @@ def _foreground(store: SubjectStore, draws: torch.Generator) -> tuple[Tensor, Te
     """
     rows, counts = [], torch.zeros(len(store), store.classes - 1, dtype=torch.long)
     for i in range(len(store)):
-        label = store.volume(i)[1][0].cpu()
+        label = store.classes_of(i)[0].cpu()
         for k in range(1, store.classes):
             where = (label == k).nonzero()
             if len(where) > FOREGROUND_VOXELS:

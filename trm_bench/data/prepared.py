@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -55,16 +54,19 @@ class Prepared:
     diagonal: float
     grid: Grid
 
-    def load(self, modalities: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Image (C, X, Y, Z) fp16 of the modalities asked for, label (raw values) uint8, brain mask
+    def load(self, modalities: Sequence[str]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Channels (X, Y, Z) fp16 of the modalities asked for, label (raw values) uint8, brain mask
         bool.
+
+        All lie in the mapped file, nothing is read before it is used, and processes share it: do
+        not write to them. A prepared file is replaced by another under its name and never changed,
+        so that what is mapped stays as it is, also where the file is made anew or removed meanwhile
+        (by another machine on a network file system, this process would be killed).
         """
         with safe_open(self.path, framework="pt") as file:
-            channels = file.get_slice("image")
-            image = torch.cat(
-                [channels[i : i + 1] for i in (self.modalities.index(m) for m in modalities)]
-            )
-            return image, file.get_tensor("label"), file.get_tensor("brain")
+            image = file.get_tensor("image")
+            channels = [image[self.modalities.index(m)] for m in modalities]
+            return channels, file.get_tensor("label"), file.get_tensor("brain")
 
     def native_label(self) -> Tensor:
         """The label (raw values) on the cropped grid at the scan's own spacing, where metrics are

@@ -185,6 +185,13 @@ class Method:
     def check(self, network: nn.Module, parts: Parts) -> None:
         """Raises `UserError` where the method cannot train this network."""
 
+    def passes(self) -> float:
+        """Forward and backward passes of a step, about, where fine-tuning has one.
+
+        Long runs start first by it; no number depends on it.
+        """
+        return 1.0
+
     def needs_head(self) -> bool:
         """Whether it uses the source's class scores: the softmax of `run.source`, or its head."""
         return False

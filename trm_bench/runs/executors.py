@@ -14,8 +14,9 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,6 +29,7 @@ from trm_bench.seeds import CPU_THREADS
 # then it is no failure of the worker's task
 DEATH_PAUSE = 0.5
 LONGEST_REASON, LONGEST_TRACEBACK = 500, 20_000  # characters that are kept
+PRELOADED = ("trm_bench.runs.execute", "trm_bench.lean_monai")  # all that a training imports
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class Task:
         function: Module-level, called as `function(*arguments, device, progress)`.
         arguments: What it gets; they cross process boundaries.
         after: Tasks that must be done before this one starts.
+        cost: How long it takes, in any unit that the tasks of one `run` share; see `Queue`.
     """
 
     id: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
     after: tuple[str, ...] = ()
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ class Executor(Protocol):
     def run(self, tasks: Sequence[Task], listen: Listen) -> None:
         """Runs tasks and tells what happens; returns when each has had its last event.
 
-        A task starts when all tasks before it are done; where one of them is not done, it is
-        skipped. A task that fails, or whose process dies, ends alone.
+        A task starts when all tasks before it are done, long ones first; where one of them is not
+        done, it is skipped. A task that fails, or whose process dies, ends alone.
 
         Args:
             tasks: Each after those it depends on.
@@ -127,7 +131,8 @@ class LocalPool:
     """Runs tasks on this machine, several at a time.
 
     With one job everything runs in this process. With more, each worker process takes a task when
-    it is free; on several GPUs the workers are dealt out evenly.
+    it is free, and none is started before there is one for it; on several GPUs the workers are
+    dealt out evenly. Workers end with the `run`; within `with pool:` they stay for the next one.
 
     Args:
         device: cpu, cuda or cuda:N.
@@ -137,6 +142,16 @@ class LocalPool:
     def __init__(self, device: torch.device, jobs: int | None = None) -> None:
         self.device, self.jobs = device, jobs or default_jobs(device)
         self.has_bf16 = has_bf16(device)
+        self._workers: list[_Worker] = []
+        self._stay = False
+
+    def __enter__(self) -> LocalPool:
+        self._stay = True
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stay = False
+        self._stop()
 
     def run(self, tasks: Sequence[Task], listen: Listen) -> None:
         """See `Executor.run`."""
@@ -145,28 +160,42 @@ class LocalPool:
             while task := queue.next():
                 _call(task, self.device, queue.hear)
             return
-        slots = min(self.jobs, len(tasks))
-        workers: list[_Worker] = []
         try:
-            for slot in range(slots):
-                workers.append(_Worker(_device_of(slot, self.device)))
-            while True:
-                for worker in workers:
-                    if worker.task is None and (task := queue.next()):
-                        worker.give(task)
-                        queue.hear(Event(task.id, "started"))
-                busy = {worker.connection: i for i, worker in enumerate(workers) if worker.task}
-                if not busy:
-                    return
+            while busy := self._busy(queue):
                 for connection in wait(list(busy)):
                     slot = busy[connection]  # type: ignore[index]
-                    workers[slot] = _heard(workers[slot], queue.hear)
+                    self._workers[slot] = _heard(self._workers[slot], queue.hear)
         except BaseException:
-            _end(workers)
+            _end(self._workers)
+            self._stop()
             raise
         finally:
-            for worker in workers:
-                worker.stop()
+            if not self._stay:
+                self._stop()
+
+    def _busy(self, queue: Queue) -> dict[Connection, int]:
+        """Gives out what can start.
+
+        Returns:
+            Connection to number of each worker that has a task.
+        """
+        for slot in range(self.jobs):
+            if slot < len(self._workers) and self._workers[slot].task:
+                continue
+            if (task := queue.next()) is None:
+                break
+            if slot == len(self._workers):
+                self._workers.append(_Worker(_device_of(slot, self.device)))
+            elif not self._workers[slot].process.is_alive():  # it died while idle, of no task
+                self._workers[slot].stop()
+                self._workers[slot] = _Worker(self._workers[slot].device)
+            self._workers[slot].give(task)
+            queue.hear(Event(task.id, "started"))
+        return {worker.connection: i for i, worker in enumerate(self._workers) if worker.task}
+
+    def _stop(self) -> None:
+        while self._workers:
+            self._workers.pop().stop()
 
 
 def _end(workers: Sequence[_Worker]) -> None:
@@ -190,9 +219,13 @@ def default_jobs(device: torch.device) -> int:
 
 
 class Queue:
-    """Tasks that have not started, in their order, and what waits for what.
+    """Tasks that have not started, and what waits for what.
 
-    Takes the same time for each of ten tasks and of ten thousand.
+    First starts what has the longest way behind it: its own cost and those of a chain of tasks that
+    wait for each other, the costliest there is. So no long task is left for the end, when the other
+    workers are idle, and what much waits for is done early. Among equals it is the given order.
+
+    Takes about the same time for each of ten tasks and of ten thousand.
 
     Args:
         tasks: Each after those it depends on.
@@ -216,15 +249,25 @@ class Queue:
             for before in after:
                 self._behind[before].append(index)
         self._skipped: set[str] = set()
-        self._ready = [index for index, before in enumerate(self._before) if not before]
+        self._ways = [task.cost for task in self._tasks]
+        for index in reversed(range(len(self._tasks))):  # those behind a task come after it
+            behind = self._behind[self._tasks[index].id]
+            self._ways[index] += max((self._ways[i] for i in behind), default=0.0)
+        self._ready: list[tuple[float, int]] = []
+        for index, number in enumerate(self._before):
+            if not number:
+                self._push(index)
+
+    def _push(self, index: int) -> None:
+        heapq.heappush(self._ready, (-self._ways[index], index))
 
     def next(self) -> Task | None:
         """The first task that can start now, out of the queue."""
-        return self._tasks[heapq.heappop(self._ready)] if self._ready else None
+        return self._tasks[heapq.heappop(self._ready)[1]] if self._ready else None
 
     def again(self, task: Task) -> None:
-        """Puts a task back that was cut off."""
-        heapq.heappush(self._ready, self._index[task.id])
+        """Puts a task back that was cut off, in its old place."""
+        self._push(self._index[task.id])
 
     def hear(self, event: Event) -> None:
         """Passes an event on; after the last one of a task, others can start or are skipped."""
@@ -241,7 +284,7 @@ class Queue:
                     self._skipped.add(task.id)
                     events.append(Event(task.id, "skipped", event.task))
                 elif not self._before[index] and task.id not in self._skipped:
-                    heapq.heappush(self._ready, index)
+                    self._push(index)
 
 
 def _call(task: Task, device: torch.device, hear: Listen) -> None:
@@ -286,15 +329,10 @@ class _Worker:
     """A process that does one task after the other."""
 
     def __init__(self, device: torch.device) -> None:
-        context = multiprocessing.get_context("spawn")  # fork and CUDA do not go together
-        self.connection, theirs = context.Pipe()
+        self.connection, theirs = multiprocessing.Pipe()
         self.device = device
         self.task: Task | None = None
-        self.process = context.Process(target=_work, args=(theirs, str(device)), daemon=True)
-        # started here, since starting a process would start it, and lets signals through
-        resource_tracker.ensure_running()
-        with signals.held_back():
-            self.process.start()
+        self.process = _started((theirs, str(device)), device)
         theirs.close()  # so that a dead worker is heard as the end of its pipe
 
     def give(self, task: Task) -> None:
@@ -307,6 +345,34 @@ class _Worker:
         self.process.join(timeout=10)
         if self.process.is_alive():
             self.process.kill()
+
+
+def _started(arguments: tuple[Connection, str], device: torch.device) -> BaseProcess:
+    """A process at `_work`, in which the signals of a terminal are held back."""
+    # before the others, since starting a process would start it, and lets signals through
+    resource_tracker.ensure_running()
+    if device.type == "cpu":
+        # Forked from a process that imports all once: they start at once, and share its memory.
+        multiprocessing.set_forkserver_preload([*PRELOADED])
+        with signals.held_back():
+            forkserver.ensure_running()
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_work, args=arguments, daemon=True
+        )
+        # a signal cuts off the waiting, while that process imports, and not the start
+        starting = threading.Thread(target=process.start, daemon=True)
+        starting.start()
+        starting.join()
+        if process.pid is None:
+            raise OSError("a worker process could not be started")
+        return process
+    # what importing asks of CUDA is lost by a fork
+    spawned = multiprocessing.get_context("spawn").Process(
+        target=_work, args=arguments, daemon=True
+    )
+    with signals.held_back():
+        spawned.start()
+    return spawned
 
 
 def _work(connection: Connection, device: str) -> None:

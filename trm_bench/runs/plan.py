@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,6 +48,7 @@ FREE = (
     "claim",
     "name",
 )
+FORWARD_BACKWARD = 3  # times a forward pass
 # Blocks of the protocol that decide what is a good value of a parameter.
 TUNED_ON = ("data", "domains", "split", "network", "training", "evaluation")
 
@@ -64,6 +66,7 @@ class Job:
         prepared: Subject to prepared file.
         source_prepared: Likewise, of the training subjects of the source.
         keep: Whether the trained network of a run stays; that of a source always does.
+        voxels: Subject to size of its prepared volume.
     """
 
     config: RunConfig
@@ -72,6 +75,7 @@ class Job:
     prepared: Mapping[str, Path]
     source_prepared: Mapping[str, Path] = field(default_factory=dict)
     keep: bool = False
+    voxels: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
@@ -82,6 +86,17 @@ class Job:
     def source(self) -> str:
         """Id of the source network that a run starts from; "" for none."""
         return self.config.source.id if self.config.source else ""
+
+    @cached_property
+    def cost(self) -> float:
+        """About how long it takes, in voxels that pass the network once."""
+        training, method, subjects = self.config.training, self.config.method, self.config.subjects
+        patch, overlap = math.prod(training.patch), self.config.evaluation.overlap
+        passes = create(method.name, method.parameters).passes() * FORWARD_BACKWARD
+        windows = (1 - overlap) ** -len(training.patch)  # that a voxel is predicted in
+        scored = [*subjects.test, *subjects.val * validations(training)]
+        tested = sum(max(patch, self.voxels.get(member.subject, 0)) for member in scored)
+        return training.steps * training.batch * patch * passes + tested * windows
 
     @property
     def result(self) -> Path:
@@ -390,7 +405,15 @@ class Planner:
             train = source.config.subjects.train
             of_source = {m.subject: source.cohort.prepared[m.subject].path for m in train}
         keep = config.kind == "run" and self.tested and self.protocol.keep != "none"
-        return Job(config, title, self.folder, files, of_source, keep)
+        voxels = {i: math.prod(cohort.prepared[i].shape) for i in files}
+        return Job(config, title, self.folder, files, of_source, keep, voxels)
+
+
+def validations(training: TrainingConfig) -> int:
+    """How often a training is scored on its validation subjects."""
+    if training.select == "last":
+        return 1
+    return 1 + training.steps // (training.validate_every or max(1, training.steps // 10))
 
 
 def _members(cohort: Cohort, ids: Iterable[str]) -> tuple[Member, ...]:
