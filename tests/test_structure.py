@@ -35,6 +35,7 @@ LAYERS = (
     ("analysis",),
     ("report",),
     (
+        "bench",
         "bundle",
         "checks",
         "contents",
@@ -47,7 +48,6 @@ LAYERS = (
         "preparing",
         "prospects",
         "risk_map",
-        "step_time",
         "verification",
     ),
     ("sweep",),
