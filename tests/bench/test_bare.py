@@ -63,7 +63,6 @@ def test_kinds_are_all_that_the_machine_has() -> None:
         "bare plain",
         "bare fp32",
         "bare fp32 channels-last",
-        "bare fp32 compiled",
         "bare fp32 channels-last compiled",
     ]
     assert "bare tf32" in [kind.name for kind in kinds(torch.device("cuda"), ["fp32"], False)]

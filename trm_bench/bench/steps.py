@@ -40,7 +40,7 @@ def measure(
     Args:
         workload: What is trained.
         methods: Beside finetune, which all ratios are to.
-        compiled: Time bare steps through torch.compile too, which takes a minute.
+        compiled: Time bare steps through torch.compile too, which takes minutes.
         machine: Where.
         display: Where progress is shown.
 
