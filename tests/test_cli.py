@@ -19,7 +19,9 @@ import pytest
 import toy
 from helpers import Run
 
-from trm_bench import environment, estimates, methods, step_time
+from trm_bench import environment, estimates, methods
+from trm_bench.bench import steps
+from trm_bench.display import Display
 from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol import bundled
 from trm_bench.protocol.schema import TrainingConfig
@@ -117,6 +119,10 @@ def test_check(trm_bench: Run, file: Path, tmp_path: Path) -> None:
         (["bench", "--patch", "4096,4096,4096"], "voxels a step"),
         (["bench", "--patch", "4096,4096", "--batch", "64"], "memory does not suffice"),
         (["bench", "--methods", "trm,trm"], "'trm' is named twice"),
+        (["bench", "--patch", "15,16"], "divisible by 8"),
+        (["bench", "--sections", "step"], "did you mean 'steps'"),
+        (["bench", "--json", "/"], "is a folder"),
+        (["bench", "--json", "/proc/nowhere/x.json"], "cannot be written"),
         (["run", "FILE", "--seeds", "0,00"], "--seeds"),
         (["run", "FILE", "--seeds", "\u00b2"], "--seeds"),
         (["run", "FILE", "--methods", "trm,trm"], "'trm' is named twice"),
@@ -408,21 +414,37 @@ def test_risk_map_mistakes(
 @pytest.mark.slow
 def test_peak_memory_of_a_method_is_not_that_of_the_calling_process() -> None:
     config = TrainingConfig(steps=1, batch=1, patch=(16, 16, 16), precision="fp32")
-    before = step_time._peak_of_process("finetune", config)
+    ours, quiet = {"row": ("finetune", config)}, Display(quiet=True)
+    before = steps._peaks(ours, quiet)["row"]
     ballast = np.ones(2**27, np.float64)  # 1 GiB in this process
-    after = step_time._peak_of_process("finetune", config)
-    assert ballast.all() and abs(after - before) < 2**27
+    after = steps._peaks(ours, quiet)["row"]
+    assert ballast.all() and abs(after - before) < 2**27 < before
 
 
 @pytest.mark.slow
-def test_bench_prints_ratios_beside_the_bare_step(trm_bench: Run) -> None:
-    code, text = trm_bench(
-        "bench", "--patch", "16,16,16", "--steps", 1, "--rounds", 3, "--device", "cpu"
-    )
-    assert code == 0
-    for said in ("bare network step", "finetune", "trm", "peak MiB"):
+def test_bench_prints_all_sections_and_targets(trm_bench: Run, tmp_path: Path) -> None:
+    small = ("--patch", "16,16,16", "--steps", 1, "--rounds", 3, "--device", "cpu")
+    written = tmp_path / "new" / "bench.json"
+    chosen = ("--sections", "steps,loop,inference,start", "--json", written)
+    code, text = trm_bench("bench", *small, *chosen)
+    assert code == 0, text
+    for said in ("bare plain", "bare fp32 channels-last", "trm fp32", "MiB", "torch", ">= 1.25"):
         assert said in text
-    assert trm_bench("bench", "--patch", "15,16")[0] == 2
+    for said in ("MONAI tutorial, 1 worker", "ours, with all metrics", "--help", "GFLOP/s"):
+        assert said in text
+    report = json.loads(written.read_text())
+    rows = {row["name"]: row for row in report["sections"]["steps"]["rows"]}
+    assert rows["finetune fp32"]["peak_memory"] > 2**26
+    # as many operations as the bare step, which has no more in it than the network
+    assert rows["finetune fp32"]["flops"] == rows["bare plain"]["flops"] > 10**7
+    assert {t["met"] for t in report["targets"]} <= {True, False, None}
+
+
+@pytest.mark.slow
+def test_bench_of_a_2d_network_has_no_tutorial_beside_it(trm_bench: Run) -> None:
+    small = ("--patch", "16,16", "--steps", 1, "--rounds", 3, "--device", "cpu")
+    code, text = trm_bench("bench", *small, "--sections", "loop,inference")
+    assert code == 0 and "whole volumes" in text and "MONAI tutorial" not in text
 
 
 def test_summary_is_json_without_nan(trm_bench: Run, file: Path, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ class TestOurs:
             "trm_bench.datasets.subjects",
             "trm_bench.datasets.volume",
             "trm_bench.formats",
+            "trm_bench.lean_monai",
             "trm_bench.methods",
             "trm_bench.networks",
             "trm_bench.nnunet_networks",

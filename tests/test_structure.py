@@ -36,6 +36,7 @@ LAYERS = (
     ("analysis",),
     ("report",),
     (
+        "bench",
         "bundle",
         "checks",
         "contents",
@@ -48,7 +49,6 @@ LAYERS = (
         "preparing",
         "prospects",
         "risk_map",
-        "step_time",
         "verification",
     ),
     ("sweep",),

@@ -65,8 +65,8 @@ def read_text(path: Path, most: int, fix: str = "check the path and the file") -
     return text
 
 
-def ensure_writable(folder: Path) -> None:
-    """Makes a folder that is to be written, and tries it.
+def ensure_writable(folder: Path, option: str = "--out") -> None:
+    """Makes a folder that is to be written, and tries it; `option` names another one.
 
     Raises:
         UserError: It cannot be made, or no file can be made in it.
@@ -77,5 +77,5 @@ def ensure_writable(folder: Path) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        fix = "choose another --out, or change its permissions"
+        fix = f"choose another {option}, or change its permissions"
         raise UserError(f"cannot be written: {reason}", folder, fix) from error

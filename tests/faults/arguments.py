@@ -46,7 +46,8 @@ GIVEN: dict[str, list[str]] = {
     "cluster pbs": ["--folder", "new", "--dry-run"],
     "cluster ssh": ["nowhere", "--folder", "new", "--dry-run"],
     "cluster local": ["--folder", "new", "--dry-run"],
-    "bench": ["--methods", "finetune", "--steps", "1", "--rounds", "3", "--patch", "16,16,16"],
+    "bench": ["--methods", "finetune", "--sections", "steps", "--steps", "1", "--rounds", "3",
+              "--patch", "16,16,16"],
 }  # fmt: skip
 
 VALUES = {

@@ -56,6 +56,32 @@ def _of(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutant]
 
 
 MUTANTS = [
+    # -------------------------------------------------------------------------------------- speed
+    *_of(
+        "bench.timing",
+        "bench/test_targets",
+        ("ratios are of medians", "statistics.median(each), min", "one.median / other.median, min"),
+        ("one work takes all its turns at once", "for _ in range(rounds):\n        for name, work in works.items():", "for name, work in works.items():\n        for _ in range(rounds):"),
+    ),
+    *_of(
+        "bench.targets",
+        "bench/test_targets",
+        ("less is better", "self.value.median >= self.reach", "self.value.median <= self.reach"),
+        ("a GPU has the targets of a CPU", "of_gpu if on_gpu else of_cpu", "of_cpu"),
+        ("tuned is the slowest", "return min(chosen", "return max(chosen"),
+    ),
+    *_of(
+        "bench.protocol",
+        "bench/test_targets",
+        ("sources are trained once a run", "{r.source.id: r", "{r.id if hasattr(r, 'id') else id(r): r"),
+        ("preparation is training", 'record.seconds["train"] + record.seconds["test"]', "sum(record.seconds.values())"),
+    ),
+    *_of(
+        "bench.bare",
+        "bench/test_bare",
+        ("what follows a script is not deterministic", "before[0], warn_only", "False, warn_only"),
+        ("operations of all steps are those of one", "operations(self._steps) // self.run.config.steps", "operations(self._steps)"),
+    ),
     # ---------------------------------------------------------------------------------- integrity
     *_of(
         "seals",

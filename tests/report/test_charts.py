@@ -19,7 +19,7 @@ from reported import METHODS, change, collected, small
 
 from trm_bench import report
 from trm_bench.report import charts, figures, forests, marks, style
-from trm_bench.report.drawing import STAND_IN, Chart, signed, write
+from trm_bench.report.drawing import STAND_IN, Chart, signed
 from trm_bench.report.evidence import Evidence
 from trm_bench.report.layout import arrange
 from trm_bench.report.style import NARROW, WIDE

@@ -1,4 +1,4 @@
-"""Commands beside the benchmark: data, the time of a step."""
+"""Commands beside the benchmark: data, and how fast it is."""
 
 from __future__ import annotations
 
@@ -99,36 +99,68 @@ def data_check(protocol: ProtocolName, settings: Settings = None) -> None:
         raise typer.Exit(2)
 
 
-@app.command(epilog=example("trm-bench bench --methods finetune,trm --patch 32,32,32"))
+@app.command(
+    epilog=example(
+        "trm-bench bench --methods finetune,trm --patch 32,32,32",
+        "trm-bench bench --sections all --compile --json bench.json",
+    )
+)
 def bench(
     methods: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "finetune,trm",
+    sections: Annotated[
+        str,
+        typer.Option(help="Of steps, loop, inference, start, protocol; or all (minutes more)."),
+    ] = "steps,loop",
     device: Device = "auto",
     steps: Annotated[
         int, typer.Option(min=1, max=100_000, help="Steps of a method in a round.")
-    ] = 10,
+    ] = 5,
     rounds: Annotated[
-        int, typer.Option(min=3, max=1000, help="Rounds; every method has a turn in each.")
-    ] = 7,
+        int, typer.Option(min=3, max=1000, help="Rounds; every competitor has a turn in each.")
+    ] = 5,
     patch: Annotated[
         str, typer.Option(help="Patch size, e.g. 48,64,48 (or 128,128 for a 2D network).")
     ] = "48,64,48",
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Patches a step.")] = 2,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Bare steps through torch.compile too (minutes).")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all that is measured.")
+    ] = None,
 ) -> None:
-    """Time a training step of methods beside the bare network step, in turn, and print ratios and
-    peak memory.
+    """Measure how fast this is beside what the machine can do, and print ratios, the share of its
+    peak, memory, and which targets are met.
+
+    A training step of methods beside the bare step of a plain script and the best of its kinds; the
+    same network in the training loop of MONAI's tutorials; whole volumes; starting; a whole
+    protocol.
     """
-    from trm_bench import environment, step_time
+    from trm_bench import environment
+    from trm_bench.bench import suite, tables
+    from trm_bench.display import Display
+    from trm_bench.files import write_json
+    from trm_bench.inputs import ensure_writable, is_folder
 
     sizes = split(patch)
     if not all(re.fullmatch("[0-9]{1,4}", size) for size in sizes):
         raise UserError(f"'{patch}' is not a patch size", "--patch", "for example 48,64,48")
-    out.print(
-        step_time.bench(
-            split(methods),
-            environment.device_of(device),
-            steps,
-            rounds,
-            [int(s) for s in sizes],
-            batch,
-        )
+    if json_file is not None:
+        if is_folder(json_file):
+            raise UserError(f"'{json_file}' is a folder", "--json", "name a file")
+        ensure_writable(json_file.parent, "--json")
+    report = suite.run(
+        environment.device_of(device),
+        sections=split(sections),
+        methods=split(methods),
+        steps_of_turn=steps,
+        rounds=rounds,
+        patch=[int(s) for s in sizes],
+        batch=batch,
+        compiled=compiled,
+        display=Display(),
     )
+    written(tables.machine_text(report.machine))
+    out.print(*tables.of(report))
+    if json_file is not None:
+        write_json(json_file, report.json())
