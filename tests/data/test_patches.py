@@ -325,34 +325,59 @@ def test_image_and_label_are_moved_together() -> None:
     assert bool((classes[image > 0.999] == 1).all()) and bool((classes[image < 0.001] == 0).all())
 
 
+@pytest.mark.parametrize("end_to_end", [False, True])
 @pytest.mark.parametrize("in_plane", [False, True])
-def test_trilinear_is_scipys(in_plane: bool) -> None:
+def test_interpolation_is_scipys(in_plane: bool, end_to_end: bool) -> None:
     draws = np.random.default_rng(0)
     shapes = [(5, 6, 7), (1, 4, 2), (3, 3, 3)]
     volumes = [draws.normal(size=(2, *shape)).astype(np.float16) for shape in shapes]
-    channels = [[torch.from_numpy(v[c]) for v in volumes] for c in range(2)]
-    image = [patches.Voxels(channel, CPU, end_to_end=True) for channel in channels]
-    sizes_ = np.array([np.prod(shape) for shape in shapes])
-    points = draws.uniform(-2.5, 8.5, (3, len(shapes), 4, 5, 6)).astype(np.float32)
+    several: Any = [
+        subject(i, v.shape[1:], image=torch.from_numpy(v)) for i, v in enumerate(volumes)
+    ]
+    images = patches.SubjectStore(several, ["a", "b"], THREE, CPU, end_to_end)
+    patch = (4, 5, 1) if in_plane else (4, 5, 6)
+    points = draws.uniform(-2.5, 8.5, (3, len(shapes), *patch)).astype(np.float32)
     points[:, :, 0] = points[:, :, 0].round()  # some exactly on voxels
+    slices = [3, 0, 2]
     if in_plane:
-        points[2] = points[2].round()
-    found = patches._trilinear(
-        image,
-        torch.arange(len(shapes)),
-        list(torch.from_numpy(points)),
-        torch.tensor(shapes),
-        torch.tensor(sizes_.cumsum() - sizes_),
-        in_plane,
+        points[2] = np.array(slices).reshape(-1, 1, 1, 1)
+    boxes = [[slice(0, 20)] * 2 + [slice(z, z + 1) if in_plane else slice(0, 20)] for z in slices]
+    found = patches._interpolated(
+        images, torch.arange(len(shapes)), list(torch.from_numpy(points)), boxes
     )
     for b, volume in enumerate(volumes):
         for c in range(2):
             wanted = map_coordinates(
                 volume[c].astype(np.float64), points[:, b], order=1, mode="grid-constant"
             )
-            np.testing.assert_allclose(found[b, c].numpy(), wanted, atol=2e-6)
-            outside = (points[:, b] <= -1).any(0) | (np.array(shapes[b]) <= points[:, b].T).T.any(0)
-            assert outside.any() and not found[b, c][torch.from_numpy(outside)].any()
+            np.testing.assert_allclose(found[b, c].numpy(), wanted, atol=1e-5)
+            far = (points[:, b] < -1.01).any(0)
+            far |= (np.array(shapes[b]) + 0.01 < points[:, b].T).T.any(0)
+            assert far.any() and not found[b, c][torch.from_numpy(far)].any()
+
+
+@given(
+    seed=st.integers(0, 99),
+    patch=st.tuples(*[st.integers(1, 9)] * 3),
+    turned=st.sampled_from([{"rotate": 180}, {"scale": 0.9}, {"rotate": 40, "scale": 0.5}]),
+)
+@examples(60)
+def test_the_part_that_is_read_holds_all_points(
+    seed: int, patch: tuple[int, int, int], turned: dict[str, float]
+) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    augment = AugmentConfig.model_validate(turned)
+    start = torch.randint(-3, 20, (4, 3), generator=draws)
+    matrix = patches._turn_and_zoom(4, augment, False, draws)
+    points = patches._moved(
+        [start[:, d : d + 1] + torch.arange(patch[d]) for d in range(3)], matrix
+    )
+    boxes = patches._boxes(start, torch.tensor(patch), matrix)
+    for b, box in enumerate(boxes):
+        for d in range(3):
+            low, high = float(points[d][b].min()), float(points[d][b].max())
+            assert box[d].start <= max(0, np.floor(low)) and np.ceil(high) < max(1, box[d].stop)
+            assert box[d].stop - box[d].start <= high - max(low, 0) + 4, "more than is needed"
 
 
 @pytest.mark.parametrize("augment", [{}, EVERYTHING], ids=["plain", "augmented"])

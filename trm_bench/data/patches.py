@@ -5,7 +5,6 @@ Subjects on the compute device, and patches cut and augmented there, all of a ba
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trm_bench.data.volumes import to_classes
 from trm_bench.datasets.base import LabelMap
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FOREGROUND_VOXELS = (
     8192  # kept per subject and class to centre patches on; more would not make patches more varied
 )
+ROUNDING = 1e-2  # voxels that a point may lie beside where it should
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,11 @@ class SubjectStore:
         raw = self.label.at(subject, index)
         return self.class_of.index_select(0, raw.flatten().int()).reshape(index.shape)
 
+    def window(self, index: int, box: Sequence[slice]) -> Tensor:
+        """A part of one subject's image, (C, x, y, z) float32; what lies outside is left out."""
+        shape = self.shapes[index]
+        return torch.stack([c.subjects[index].view(shape)[tuple(box)].float() for c in self.image])
+
     def attach(self, name: str, maps: Sequence[Tensor]) -> None:
         """Stores a per-voxel map of every subject, float32; batches then carry it, cropped as the
         label is.
@@ -259,19 +265,23 @@ class PatchSampler:
         flips = torch.rand(len(subject), 3, generator=draws) < 0.5
         allowed = torch.tensor([axis in augment.flip for axis in range(3)])
         flips &= allowed
-        shapes, offsets = self._shapes[subject].to(device), self._offsets[subject].to(device)
+        # of one subject the voxels can be counted in 32 bits, in half the time
+        whole = torch.int64 if self.store.end_to_end else torch.int32
+        shapes = self._shapes[subject].to(device, whole)
+        offsets = self._offsets[subject].to(device, whole)
         axes = []
         for d in range(3):
             steps = torch.arange(self.patch[d])
             ramp = torch.where(flips[:, d : d + 1], steps.flip(0), steps)
-            axes.append((start[:, d : d + 1] + ramp).to(device))
+            axes.append((start[:, d : d + 1] + ramp).to(device, whole))
         if augment.rotate == 0 and augment.scale == 0:
             index, inside = _flat_index([_along(a, d) for d, a in enumerate(axes)], shapes, offsets)
             return index, inside, _gather(self.store.image, subject, index, inside)
-        points = _affine(axes, augment, self.flat_slices, draws)
-        nearest, inside = _flat_index([p.round().long() for p in points], shapes, offsets)
-        image = _trilinear(self.store.image, subject, points, shapes, offsets, self.flat_slices)
-        return nearest, inside, image
+        matrix = _turn_and_zoom(len(subject), augment, self.flat_slices, draws)
+        points = _moved(axes, matrix.to(device))
+        nearest, inside = _flat_index([p.round().to(whole) for p in points], shapes, offsets)
+        boxes = _boxes(start, torch.tensor(self.patch), matrix)
+        return nearest, inside, _interpolated(self.store, subject, points, boxes)
 
 
 def _along(values: Tensor, axis: int) -> Tensor:
@@ -303,11 +313,10 @@ def _gather(image: Sequence[Voxels], subject: Tensor, index: Tensor, inside: Ten
     return torch.stack([c.at(subject, index).float() * inside for c in image], dim=1)
 
 
-def _affine(
-    axes: list[Tensor], augment: AugmentConfig, in_plane: bool, draws: torch.Generator
-) -> list[Tensor]:
-    """Rotates and zooms the sampling points of each patch about its centre."""
-    size, device = len(axes[0]), axes[0].device
+def _turn_and_zoom(
+    size: int, augment: AugmentConfig, in_plane: bool, draws: torch.Generator
+) -> Tensor:
+    """A matrix of each patch, (B, 3, 3): a rotation times a zoom."""
     angles = (torch.rand(size, 3, generator=draws) * 2 - 1) * math.radians(augment.rotate)
     zoom = 1 + (torch.rand(size, 1, 1, generator=draws) * 2 - 1) * augment.scale
     if in_plane:
@@ -318,9 +327,14 @@ def _affine(
         cos, sin = angles[:, d].cos(), angles[:, d].sin()
         turn[:, i, i], turn[:, j, j], turn[:, i, j], turn[:, j, i] = cos, cos, -sin, sin
         matrix = matrix @ turn
-    matrix = (matrix * zoom).to(device)
+    matrix = matrix * zoom
     if in_plane:
         matrix[:, 2, 2] = 1.0
+    return matrix
+
+
+def _moved(axes: Sequence[Tensor], matrix: Tensor) -> list[Tensor]:
+    """The sampling points of each patch, turned and zoomed about its centre: three (B, *patch)."""
     centres = [a.float().mean(1, keepdim=True) for a in axes]
     relative = [_along(a - c, d) for d, (a, c) in enumerate(zip(axes, centres, strict=True))]
     return [
@@ -330,40 +344,51 @@ def _affine(
     ]
 
 
-def _trilinear(
-    image: Sequence[Voxels],
-    subject: Tensor,
-    points: list[Tensor],
-    shapes: Tensor,
-    offsets: Tensor,
-    in_plane: bool,
-) -> Tensor:
-    """Linear interpolation at points (three tensors (B, *patch)), 0 outside the volume.
+def _boxes(start: Tensor, patch: Tensor, matrix: Tensor) -> list[list[slice]]:
+    """Of each patch the voxels between which its points lie, as far as volumes reach below.
 
-    With `in_plane`, slices are not mixed.
+    Found from the patch's corners, on the CPU, so that nothing waits for a GPU.
     """
-    # per axis, the position and the weight of the voxel below and of the one above: a corner is
-    # then two sums
-    sides: list[list[tuple[Tensor, Tensor]]] = []
-    for d, point in enumerate(points):
-        size = shapes[:, d].reshape(-1, 1, 1, 1)
-        stride = shapes[:, d + 1 :].prod(1).reshape(-1, 1, 1, 1)
-        below = point.floor()
-        fraction = point - below
-        pairs = [(below.long(), 1 - fraction), (below.long() + 1, fraction)][
-            : 1 if in_plane and d == 2 else 2
-        ]
-        held = [(torch.minimum(at.clamp(min=0), size - 1), at, weight) for at, weight in pairs]
-        sides.append([(inner * stride, weight * (inner == at)) for inner, at, weight in held])
-    start = offsets.reshape(-1, 1, 1, 1)
-    total = torch.zeros(len(points[0]), len(image), *points[0].shape[1:], device=offsets.device)
-    for (i, u), (j, v) in itertools.product(sides[0], sides[1]):
-        plane, share = start + i + j, u * v
-        for k, w in sides[2]:
-            index, weight = plane + k, share * w
-            for c, channel in enumerate(image):
-                total[:, c].addcmul_(channel.at(subject, index).float(), weight)
-    return total
+    half = (patch - 1) / 2
+    centre, reach = start + half, matrix.abs() @ half + ROUNDING
+    first = (centre - reach).floor().long().clamp(min=0).tolist()
+    end = ((centre + reach).ceil().long() + 1).clamp(min=0).tolist()
+    return [
+        [slice(*ends) for ends in zip(*both, strict=True)] for both in zip(first, end, strict=True)
+    ]
+
+
+def _interpolated(
+    store: SubjectStore,
+    subject: Tensor,
+    points: Sequence[Tensor],
+    boxes: Sequence[Sequence[slice]],
+) -> Tensor:
+    """The image between voxels, linearly, 0 outside the volume: (B, C, *patch) float32.
+
+    Args:
+        store: Where the voxels are.
+        subject: Number of each patch's subject, (B,).
+        points: Voxel coordinates, three tensors (B, *patch).
+        boxes: Of each patch the part of the volume that its points need; 2D patches need a slice.
+    """
+    patches = []
+    for b, (number, box) in enumerate(zip(subject.tolist(), boxes, strict=True)):
+        window = store.window(number, box)
+        if not window.numel():
+            patches.append(window.new_zeros(len(window), *points[0].shape[1:]))
+            continue
+        # -1 and 1 are the outer edges of the window's voxels; the last axis comes first
+        grid = torch.stack(
+            [(2 * (points[d][b] - box[d].start) + 1) / window.shape[1 + d] - 1 for d in (2, 1, 0)],
+            dim=-1,
+        )
+        flat = grid.shape[2] == 1 and window.shape[3] == 1  # a slice is not mixed with others
+        if flat:
+            window, grid = window[..., 0], grid[:, :, 0, 1:]
+        found = functional.grid_sample(window[None], grid[None], align_corners=False)[0]
+        patches.append(found[..., None] if flat else found)
+    return torch.stack(patches)
 
 
 def _intensity(image: Tensor, augment: AugmentConfig, draws: torch.Generator) -> Tensor:
