@@ -97,7 +97,9 @@ def test_without_a_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_the_cache_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(compiling.VARIABLE)
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    monkeypatch.setenv(compiling.VARIABLE, default_cache_dir())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiling.compile_steps(nn.Conv3d(1, 1, 1))
     from torch._inductor.runtime.cache_dir_utils import cache_dir

@@ -27,9 +27,9 @@ IN_EVERY_PRECISION = ("finetune", "trm")
 PRELOADED = ["trm_bench.bench.steps", "monai.networks.nets", "monai.losses"]
 
 
-def label(method: str, precision: str) -> str:
+def label(method: str, precision: str, compiled: bool = False) -> str:
     """The name of a method's row."""
-    return f"{method} {precision}"
+    return f"{method} {precision}{' compiled' if compiled else ''}"
 
 
 def measure(
@@ -40,7 +40,7 @@ def measure(
     Args:
         workload: What is trained.
         methods: Beside finetune, which all ratios are to.
-        compiled: Time bare steps through torch.compile too, which takes minutes.
+        compiled: Time steps through torch.compile too, which takes minutes.
         machine: Where.
         display: Where progress is shown.
 
@@ -58,6 +58,10 @@ def measure(
         for name in ("finetune", *(name for name in methods if name != "finetune"))
         for precision in (machine.precisions if name in IN_EVERY_PRECISION else [own])
     }
+    if compiled:
+        for precision in machine.precisions:
+            config = workload.config(precision=precision, compile=True)
+            ours[label("finetune", precision, compiled)] = "finetune", config
     steps = {
         name: partial(step_seconds, method, workload.subjects, config, device)
         for name, (method, config) in ours.items()
@@ -67,7 +71,11 @@ def measure(
     with display.stage("timing steps", (workload.rounds + 1) * len(works)) as stage:
         for name in works:  # a first time: it reserves memory and compiles
             environment.reset_peak_memory(device)
-            flops[name] = bare[name].flops() if name in bare else round(steps[name](count))
+            if name in bare:
+                flops[name] = bare[name].flops()
+            else:  # what is compiled cannot be counted
+                compiles = ours[name][1].compile
+                flops[name] = 0 if compiles else round(steps[name](count))
             if device.type == "cuda":
                 memory[name] = environment.peak_memory(device)
             stage.advance()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from trm_bench.bench.bare import PLAIN
 from trm_bench.bench.inference import BARE, WITH_DICE
@@ -57,9 +58,11 @@ def _figures(
     for precision, of_cpu, of_gpu in (("fp32", 1.25, 1.5), ("bf16", 1.65, 2.5)):
         ours = row("steps", f"finetune {precision}")
         yield f"plain bare step / finetune {precision}", of_cpu, of_gpu, plain, ours
-    for precision in ("fp32", "bf16"):
-        ours, tuned = row("steps", f"finetune {precision}"), tuned_row(sections, precision)
-        yield f"tuned bare step / finetune, {precision}", 0.95, 0.90, tuned, ours
+    for compiled, precision in product((False, True), ("fp32", "bf16")):
+        name = f"{precision}{' compiled' if compiled else ''}"
+        ours, tuned = row("steps", f"finetune {name}"), tuned_row(sections, precision, compiled)
+        if ours or not compiled:
+            yield f"tuned bare step / finetune, {name}", 0.95, 0.90, tuned, ours
     for precision in ("fp32", "bf16"):
         ours, trm = row("steps", f"finetune {precision}"), row("steps", f"trm {precision}")
         yield f"finetune / trm, {precision}", 0.99, 0.99, ours, trm

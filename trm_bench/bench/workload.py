@@ -19,7 +19,7 @@ from trm_bench.data.volumes import prepare_scan
 from trm_bench.datasets.base import LabelMap, Scan
 from trm_bench.errors import UserError
 from trm_bench.estimates import memory_of
-from trm_bench.formats import resolved_precision
+from trm_bench.formats import autocast, resolved_precision
 from trm_bench.methods import Context
 from trm_bench.methods.registry import create
 from trm_bench.networks import training_bytes
@@ -165,6 +165,9 @@ def step_seconds(
     method.check(run.network, run.parts)
     method.prepare(run)
     fit = fitting(run, method, Curves(looks=0))
+    if config.compile:  # when the first step comes
+        with autocast(device, config.precision):
+            method.loss(run, run.patches.batch(0)).backward()
     seconds = clock(device, lambda: method.train(run, fit))
     subjects.fields.clear()
     return seconds / config.steps

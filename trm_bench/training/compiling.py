@@ -22,11 +22,18 @@ def compile_steps(network: nn.Module) -> None:
     What was compiled is kept in the user's cache, where all workers find it: PyTorch's own place
     is a folder in /tmp that another user could have made before, with code in it.
 
-    Evaluation stays as it is; see `networks.evaluating`.
+    Evaluation stays as it is; see `networks.evaluating`. What this process compiled before is
+    forgotten, since PyTorch would make a kernel for sizes in general of the second size that it
+    meets, so that last bits, and the speed, were a matter of what ran before.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault(VARIABLE, str(cache / "trm-bench" / "compiled"))
-    network.compile(backend=BACKEND)
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    torch.compiler.reset()
+    # importing what compiles sets the variable where the user does not
+    if os.environ.get(VARIABLE, default_cache_dir()) == default_cache_dir():
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ[VARIABLE] = str(cache / "trm-bench" / "compiled")
+    network.compile(backend=BACKEND, dynamic=False)
 
 
 def require_compiler(device: torch.device) -> None:

@@ -99,14 +99,14 @@ def fitting(
 ) -> Fit:
     """The `fit` that a method's `train` gets."""
     replay = Replay(run, method, savepoint or Savepoint())
+    if run.config.compile:
+        compile_steps(run.network)
 
     def fit(first: int, last: int) -> None:
         pace = _Pace(run, method, curves, first)
         method.training_mode(run)
         if replay.begin(pace.restore):
             return
-        if run.config.compile:
-            compile_steps(run.network)
         with replay.savepoint.steps(), _counted(run.network, curves):
             for step in range(pace.step, last):
                 pace.advance(step, last, progress)
