@@ -60,8 +60,9 @@ def compared(job: Job, trained: bool) -> Iterator[tuple[Any, ...]]:
         start = time.perf_counter()
         method.prepare(run)
         took = time.perf_counter() - start
-        maps[evidence] = run.training_set.fields[FIELD].numpy()
-        labelled = run.training_set.label.numpy() > 0
+        own = run.training_set
+        maps[evidence] = np.concatenate([weights.flatten() for weights in own.fields[FIELD]])
+        labelled = np.concatenate([raw.flatten() for raw in own.labels]) > 0
         places = (np.ones_like(labelled), labelled)
         ranks = [spearmanr(maps["classes"][at], maps[evidence][at]).statistic for at in places]
         d = run.diagnostics

@@ -561,7 +561,7 @@ class TestCache:
         one = prepared_fets(root, tmp_path)
         whole = open_dataset("fets2021", root).label_map("whole_tumor")
         store = SubjectStore([one], ("flair", "t1"), whole, CPU)
-        held = [v.subjects[0] for v in (*store.image, store.label, store.brain)]
+        held = [*store.images[0], store.labels[0], store.brains[0]]
         maps = Path("/proc/self/maps").read_text().splitlines()
         ranges = [line.split()[0].split("-") for line in maps if line.endswith(str(one.path))]
         for tensor in held:

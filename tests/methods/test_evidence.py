@@ -321,7 +321,7 @@ def test_a_readout_is_the_map_of_the_features_of_every_voxel(dims: int) -> None:
 
 
 def weights(run: Context) -> Tensor:
-    return torch.cat(run.training_set.fields[FIELD].subjects)
+    return torch.cat([field.flatten() for field in run.training_set.fields[FIELD]])
 
 
 def without_head(**options: Any) -> Context:
@@ -393,7 +393,7 @@ def test_separable_features_see_no_risk() -> None:
     """Features that are the label, far from each other."""
     run = context()
     store = run.training_set
-    for image, label in zip(store.image[0].subjects, store.label.subjects, strict=True):
+    for (image,), label in zip(store.images, store.labels, strict=True):
         image.copy_(50 * (label > 0))
     run.source, run.parts = nn.Sequential(nn.Identity(), nn.Identity()), Parts("1", (), ())
     for evidence in FITTED:
@@ -405,7 +405,7 @@ def test_a_subject_is_judged_by_a_probe_that_has_not_seen_it() -> None:
     def maps(changed: int | None) -> list[Linear]:
         run = context()
         if changed is not None:
-            of_subject = run.training_set.label.subjects[changed]
+            of_subject = run.training_set.labels[changed]
             half = of_subject[: len(of_subject) // 2]
             half.copy_(1 - half)
         networks: Any = source_variable(run, "probe", "all", 5)
@@ -423,7 +423,7 @@ def test_a_subject_is_judged_by_a_probe_that_has_not_seen_it() -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_class_that_one_subject_lacks(evidence: str, scope: str) -> None:
     run = context()
-    run.training_set.label.subjects[0].zero_()
+    run.training_set.labels[0].zero_()
     prepared("trm", run, evidence=evidence, scope=scope, risk="neg_log")
     assert bool(weights(run).isfinite().all())
     assert weights(run).max() < 3.0**20, "no risk of a class that a probe never saw"
@@ -435,13 +435,11 @@ def test_a_class_that_one_subject_lacks(evidence: str, scope: str) -> None:
 def test_one_subject_without_any_label(evidence: str) -> None:
     run = context()
     size = run.training_set.volume(0)[1].numel()
-    for name in ("prepared", "shapes", "offsets"):
+    for name in ("prepared", "shapes", "images", "labels", "brains"):
         setattr(run.training_set, name, getattr(run.training_set, name)[:1])
-    for voxels in (*run.training_set.image, run.training_set.label, run.training_set.brain):
-        del voxels.subjects[1:]
     prepared("trm", run, evidence=evidence)
     assert weights(run).shape == (size,) and bool(weights(run).isfinite().all())
-    run.training_set.label.subjects[0].zero_()
+    run.training_set.labels[0].zero_()
     prepared("trm", run, evidence=evidence)
     assert run.diagnostics["leep"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="no voxel in scope='labelled'"):

@@ -27,8 +27,7 @@ def one_thread() -> None:
 
 def weights(run: Context) -> list[torch.Tensor]:
     """The weight map of each training subject, (X, Y, Z), as batches will carry it."""
-    parts = run.training_set.fields[FIELD].subjects
-    return [p.reshape(s) for p, s in zip(parts, run.training_set.shapes, strict=True)]
+    return run.training_set.fields[FIELD]
 
 
 def labels(run: Context) -> list[torch.Tensor]:
@@ -64,9 +63,7 @@ def test_each_normalisation_gives_other_weights() -> None:
 
 def test_the_scope_decides_which_voxels_count() -> None:
     run = context()
-    for brain, label in zip(
-        run.training_set.brain.subjects, run.training_set.label.subjects, strict=True
-    ):
+    for brain, label in zip(run.training_set.brains, run.training_set.labels, strict=True):
         brain.copy_(label == 0)
         brain[: len(brain) // 3] = True
     diagnostics = []
@@ -180,7 +177,7 @@ def test_the_protocol_weighs_the_terms_of_the_loss(name: str) -> None:
 
 def test_the_loss_by_hand() -> None:
     run, method = prepared("trm", denominator="image_foreground", with_dice=0.25)
-    for brain in run.training_set.brain.subjects:
+    for brain in run.training_set.brains:
         brain[::3] = False
     batch = run.patches.batch(1)
     logits = run.network(batch.image)

@@ -6,9 +6,10 @@ Subjects on the compute device, and patches cut and augmented there, all of a ba
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -46,52 +47,24 @@ class Batch:
     fields: dict[str, Tensor]
 
 
-class Voxels:
-    """One value of every voxel of several subjects: a channel of the image, the label, a map.
-
-    On the CPU each subject stays where it was loaded from, a mapped file, so that all processes of
-    a machine share it. On a GPU they lie end to end, and a batch of patches is one gather. Neither
-    needs padding, whatever the shapes.
-
-    Attributes:
-        subjects: Of each its voxels in row-major order, flat.
-        end_to_end: The same in one tensor, or None where they are not.
-    """
-
-    def __init__(self, volumes: Sequence[Tensor], device: torch.device, end_to_end: bool) -> None:
-        self.subjects = [volume.flatten() for volume in volumes]
-        self.end_to_end: Tensor | None = None
-        if end_to_end:
-            self.end_to_end = torch.cat(self.subjects).to(device)
-            self.subjects = list(self.end_to_end.split([len(one) for one in self.subjects]))
-
-    def at(self, subject: Tensor, index: Tensor) -> Tensor:
-        """Values at places, both (B, *patch).
-
-        Args:
-            subject: Number of each patch's subject, (B,).
-            index: Positions, counted from `SubjectStore.offsets` of the subject on.
-        """
-        if self.end_to_end is not None:
-            return self.end_to_end[index]
-        found = torch.empty(index.shape, dtype=self.subjects[0].dtype)
-        patches = zip(subject.tolist(), index.flatten(1), found.flatten(1), strict=True)
-        for number, places, patch in patches:
-            # half the time of indexing by brackets
-            torch.index_select(self.subjects[number], 0, places, out=patch)
-        return found
-
-
 class SubjectStore:
     """Subjects of one domain on one device.
+
+    On the CPU their voxels stay in the files that they were loaded from, mapped, so that all
+    processes of a machine share them.
 
     Args:
         prepared: The subjects.
         modalities: Channels to load.
         label_map: Turns raw label values into classes.
         device: Where the voxels live: 2 bytes a voxel and channel, and 2 more for label and brain
-            mask; on the CPU they are those of the files, mapped.
-        end_to_end: See `Voxels`; by default on all devices but the CPU.
+            mask.
+
+    Attributes:
+        images: Of each subject the channels, fp16, each (X, Y, Z).
+        labels: Of each subject the raw values, uint8.
+        brains: Of each subject the mask, bool.
+        fields: Of each subject a map that a method has attached, by name; see `attach`.
     """
 
     def __init__(
@@ -100,22 +73,16 @@ class SubjectStore:
         modalities: Sequence[str],
         label_map: LabelMap,
         device: torch.device,
-        end_to_end: bool | None = None,
     ) -> None:
         self.prepared, self.label_map, self.device = list(prepared), label_map, device
-        self.end_to_end = device.type != "cpu" if end_to_end is None else end_to_end
-        images, labels, brains = zip(*(p.load(modalities) for p in prepared), strict=True)
-        self.shapes = [tuple(label.shape) for label in labels]
-        sizes = [math.prod(shape) * self.end_to_end for shape in self.shapes]
-        self.offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.image = [self._voxels(channel) for channel in zip(*images, strict=True)]
-        self.label, self.brain = self._voxels(labels), self._voxels(brains)
+        loaded = [p.load(modalities) for p in prepared]
+        self.images = [[channel.to(device) for channel in image] for image, _, _ in loaded]
+        self.labels = [label.to(device) for _, label, _ in loaded]
+        self.brains = [brain.to(device) for _, _, brain in loaded]
+        self.fields: dict[str, list[Tensor]] = {}
+        self.shapes = [tuple(label.shape) for label in self.labels]
         every_value = torch.arange(256, dtype=torch.uint8)
-        self.class_of = to_classes(every_value, label_map).long().to(device)
-        self.fields: dict[str, Voxels] = {}
-
-    def _voxels(self, volumes: Sequence[Tensor]) -> Voxels:
-        return Voxels(volumes, self.device, self.end_to_end)
+        self._class_of = to_classes(every_value, label_map).to(device)
 
     def __len__(self) -> int:
         return len(self.prepared)
@@ -130,25 +97,16 @@ class SubjectStore:
 
         Image (1, C, X, Y, Z) float32, label (1, X, Y, Z) int64, brain (1, X, Y, Z) bool.
         """
-        shape = self.shapes[index]
-        image = torch.stack([channel.subjects[index].float() for channel in self.image])
-        brain = self.brain.subjects[index].reshape(1, *shape)
-        return image.reshape(1, -1, *shape), self.classes_of(index), brain
+        image = torch.stack([channel.float() for channel in self.images[index]])
+        return image[None], self.classes_of(index), self.brains[index][None]
 
     def classes_of(self, index: int) -> Tensor:
         """One subject's label alone, (1, X, Y, Z) int64."""
-        classes = self.class_of.index_select(0, self.label.subjects[index].int())
-        return classes.reshape(1, *self.shapes[index])
+        return self.to_classes(self.labels[index])[None].long()
 
-    def classes_at(self, subject: Tensor, index: Tensor) -> Tensor:
-        """Classes at places, int64; see `Voxels.at`."""
-        raw = self.label.at(subject, index)
-        return self.class_of.index_select(0, raw.flatten().int()).reshape(index.shape)
-
-    def window(self, index: int, box: Sequence[slice]) -> Tensor:
-        """A part of one subject's image, (C, x, y, z) float32; what lies outside is left out."""
-        shape = self.shapes[index]
-        return torch.stack([c.subjects[index].view(shape)[tuple(box)].float() for c in self.image])
+    def to_classes(self, raw: Tensor) -> Tensor:
+        """Raw label values to classes, uint8."""
+        return self._class_of.index_select(0, raw.flatten().int()).view(raw.shape)
 
     def attach(self, name: str, maps: Sequence[Tensor]) -> None:
         """Stores a per-voxel map of every subject, float32; batches then carry it, cropped as the
@@ -161,12 +119,10 @@ class SubjectStore:
         Raises:
             ValueError: Number or shapes of the maps do not fit the subjects.
         """
-        batched = [m.ndim == 4 and len(m) == 1 for m in maps]
-        shapes = [tuple(m.shape[b:]) for m, b in zip(maps, batched, strict=True)]
-        if shapes != self.shapes:
+        volumes = [m[0] if m.ndim == 4 and len(m) == 1 else m for m in maps]
+        if [tuple(v.shape) for v in volumes] != self.shapes:
             raise ValueError(f"field '{name}': the maps do not fit the {len(self)} subjects")
-        own = [m.detach().to(self.device, torch.float32, copy=True) for m in maps]
-        self.fields[name] = self._voxels(own)
+        self.fields[name] = [v.detach().to(self.device, torch.float32, copy=True) for v in volumes]
 
 
 class PatchSampler:
@@ -191,7 +147,6 @@ class PatchSampler:
         at_least = 1 if config.foreground > 0 else 0
         self.foreground_patches = max(at_least, round(config.batch * config.foreground))
         self._shapes = torch.tensor(store.shapes)
-        self._offsets = torch.tensor(store.offsets)
         self._candidates, self._starts, self._counts = _foreground(
             store, generator(*axes, "foreground")
         )
@@ -206,19 +161,27 @@ class PatchSampler:
             return self._batch(step)
 
     def _batch(self, step: int) -> Batch:
-        draws = generator(*self.axes, step)
+        draws, store, augment = generator(*self.axes, step), self.store, self.config.augment
         size = self.config.batch
-        subject = torch.randint(len(self.store), (size,), generator=draws)
+        subject = torch.randint(len(store), (size,), generator=draws)
         start = self._start(subject, draws)
-        index, inside, image = self._cut(subject, start, draws)
-        store = self.store
-        label = torch.where(inside, store.classes_at(subject, index), 0)
-        brain = store.brain.at(subject, index) & inside
+        flips = torch.rand(size, 3, generator=draws) < 0.5
+        flips &= torch.tensor([axis in augment.flip for axis in range(3)])
+        cuts: Sequence[_Cut]
+        if augment.rotate == 0 and augment.scale == 0:
+            ends = zip(start.tolist(), flips.tolist(), strict=True)
+            cuts = [_Straight(first, self.patch, flipped) for first, flipped in ends]
+        else:
+            cuts = self._turned(start, flips, draws)
+        chosen = list(zip(subject.tolist(), cuts, strict=True))
+        image = torch.stack([cut.between(store.images[i]) for i, cut in chosen])
+        label = torch.stack([cut.nearest(store.labels[i], store.to_classes) for i, cut in chosen])
+        brain = torch.stack([cut.nearest(store.brains[i]) for i, cut in chosen])
         fields = {
-            name: torch.where(inside, field.at(subject, index), 0.0)
-            for name, field in store.fields.items()
+            name: torch.stack([cut.nearest(maps[i]) for i, cut in chosen])
+            for name, maps in store.fields.items()
         }
-        batch = Batch(_intensity(image, self.config.augment, draws), label, brain, fields)
+        batch = Batch(_intensity(image, augment, draws), label.long(), brain, fields)
         return _without_third_axis(batch) if self.flat_slices else batch
 
     def _start(self, subject: Tensor, draws: torch.Generator) -> Tensor:
@@ -255,33 +218,109 @@ class PatchSampler:
         # a volume that is smaller than the patch sits in its middle
         return torch.where(slack < 0, slack.div(2, rounding_mode="floor"), start)
 
-    def _cut(
-        self, subject: Tensor, start: Tensor, draws: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Position of the voxel under each patch voxel (B, *patch), whether it is inside, and the
-        image.
-        """
-        augment, device = self.config.augment, self.store.device
-        flips = torch.rand(len(subject), 3, generator=draws) < 0.5
-        allowed = torch.tensor([axis in augment.flip for axis in range(3)])
-        flips &= allowed
-        # of one subject the voxels can be counted in 32 bits, in half the time
-        whole = torch.int64 if self.store.end_to_end else torch.int32
-        shapes = self._shapes[subject].to(device, whole)
-        offsets = self._offsets[subject].to(device, whole)
-        axes = []
-        for d in range(3):
-            steps = torch.arange(self.patch[d])
-            ramp = torch.where(flips[:, d : d + 1], steps.flip(0), steps)
-            axes.append((start[:, d : d + 1] + ramp).to(device, whole))
-        if augment.rotate == 0 and augment.scale == 0:
-            index, inside = _flat_index([_along(a, d) for d, a in enumerate(axes)], shapes, offsets)
-            return index, inside, _gather(self.store.image, subject, index, inside)
-        matrix = _turn_and_zoom(len(subject), augment, self.flat_slices, draws)
-        points = _moved(axes, matrix.to(device))
-        nearest, inside = _flat_index([p.round().to(whole) for p in points], shapes, offsets)
-        boxes = _boxes(start, torch.tensor(self.patch), matrix)
-        return nearest, inside, _interpolated(self.store, subject, points, boxes)
+    def _turned(self, start: Tensor, flips: Tensor, draws: torch.Generator) -> list[_Turned]:
+        """Cuts that are rotated and zoomed about their centres."""
+        device = self.store.device
+        matrix = _turn_and_zoom(len(start), self.config.augment, self.flat_slices, draws)
+        ramps = [torch.arange(n) for n in self.patch]
+        axes = [
+            torch.where(flips[:, d : d + 1], ramp.flip(0), ramp) + start[:, d : d + 1]
+            for d, ramp in enumerate(ramps)
+        ]
+        points = _moved([a.to(device) for a in axes], matrix.to(device))
+        first, size = _boxes(start, torch.tensor(self.patch), matrix)
+        return [
+            _Turned([p[b] for p in points], low, extent)
+            for b, (low, extent) in enumerate(zip(first.tolist(), size.tolist(), strict=True))
+        ]
+
+
+class _Cut(Protocol):
+    """Where a patch lies in the volume of its subject; outside of that everything is 0."""
+
+    def between(self, channels: Sequence[Tensor]) -> Tensor:
+        """The image, (C, *patch) float32: between voxels interpolated linearly."""
+
+    def nearest(
+        self, volume: Tensor, change: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> Tensor:
+        """Values of the nearest voxels, (*patch), changed where they lie inside."""
+
+
+@dataclass(frozen=True)
+class _Straight:
+    """A part of the grid, maybe mirrored along some axes; see `_Cut`."""
+
+    first: Sequence[int]
+    size: Sequence[int]
+    flips: Sequence[bool]
+
+    def between(self, channels: Sequence[Tensor]) -> Tensor:
+        return torch.stack([self.nearest(channel).float() for channel in channels])
+
+    def nearest(
+        self, volume: Tensor, change: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> Tensor:
+        part = _part(volume, self.first, self.size, change)
+        return part.flip([d for d in range(3) if self.flips[d]])
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """Points between the voxels of a part of the grid; see `_Cut`.
+
+    Attributes:
+        points: Voxel coordinates, three tensors (*patch).
+        first: Where the part begins.
+        size: Of the part, which holds all points and their neighbours.
+    """
+
+    points: Sequence[Tensor]
+    first: Sequence[int]
+    size: Sequence[int]
+
+    def between(self, channels: Sequence[Tensor]) -> Tensor:
+        window = torch.stack([_part(channel, self.first, self.size) for channel in channels])
+        # -1 and 1 are the outer edges of the part's voxels; the last axis comes first
+        ends = list(zip(self.points, self.first, self.size, strict=True))
+        grid = torch.stack([(2 * (p - low) + 1) / n - 1 for p, low, n in reversed(ends)], dim=-1)
+        window = window.float()
+        if self.size[2] > 1:
+            return functional.grid_sample(window[None], grid[None], align_corners=False)[0]
+        # a slice is not mixed with others
+        flat = functional.grid_sample(
+            window[None, ..., 0], grid[None, :, :, 0, 1:], align_corners=False
+        )
+        return flat[0, ..., None]
+
+    def nearest(
+        self, volume: Tensor, change: Callable[[Tensor], Tensor] = lambda values: values
+    ) -> Tensor:
+        window = _part(volume, self.first, self.size, change)
+        return window.flatten().index_select(0, self._places).view(self.points[0].shape)
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Of the nearest voxel to each point, in the part in row-major order."""
+        x, y, z = (p.round().int() - low for p, low in zip(self.points, self.first, strict=True))
+        return ((x * self.size[1] + y) * self.size[2] + z).flatten()
+
+
+def _part(
+    volume: Tensor,
+    first: Sequence[int],
+    size: Sequence[int],
+    change: Callable[[Tensor], Tensor] = lambda values: values,
+) -> Tensor:
+    """A part of a volume, 0 where it reaches over the edge; inside, values are changed."""
+    inside, pads = [], list[int]()
+    for low, n, whole in zip(first, size, volume.shape, strict=True):
+        begin, end = (min(max(at, 0), whole) for at in (low, low + n))
+        inside.append(slice(begin, end))
+        before = min(max(-low, 0), n)
+        pads = [before, n - before - (end - begin), *pads]  # the last axis comes first
+    part = change(volume[tuple(inside)])
+    return functional.pad(part, pads) if any(pads) else part
 
 
 def _along(values: Tensor, axis: int) -> Tensor:
@@ -289,28 +328,6 @@ def _along(values: Tensor, axis: int) -> Tensor:
     shape = [len(values), 1, 1, 1]
     shape[axis + 1] = values.shape[1]
     return values.reshape(shape)
-
-
-def _flat_index(points: Sequence[Tensor], shapes: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Voxel coordinates (three tensors that broadcast to (B, *patch)) to positions in `Voxels`."""
-    # Positions are those of row-major order, built up axis by axis as i, then i * J + j, then
-    # (i * J + j) * K + k, so that no tensor of coordinates is ever stacked. A point outside is held
-    # at the edge, so that the gather that follows is always valid; `inside` then masks it.
-    index: Tensor | None = None
-    inside: Tensor | None = None
-    for d, point in enumerate(points):
-        size = shapes[:, d].reshape(-1, 1, 1, 1)
-        held = torch.minimum(point.clamp(min=0), size - 1)
-        within = point == held
-        inside = within if inside is None else inside & within
-        index = held if index is None else index * size + held
-    assert index is not None and inside is not None
-    return index + offsets.reshape(-1, 1, 1, 1), inside
-
-
-def _gather(image: Sequence[Voxels], subject: Tensor, index: Tensor, inside: Tensor) -> Tensor:
-    """C channels at (B, *patch) to (B, C, *patch) float32, 0 outside."""
-    return torch.stack([c.at(subject, index).float() * inside for c in image], dim=1)
 
 
 def _turn_and_zoom(
@@ -344,51 +361,20 @@ def _moved(axes: Sequence[Tensor], matrix: Tensor) -> list[Tensor]:
     ]
 
 
-def _boxes(start: Tensor, patch: Tensor, matrix: Tensor) -> list[list[slice]]:
-    """Of each patch the voxels between which its points lie, as far as volumes reach below.
+def _boxes(start: Tensor, patch: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts of the grid that hold the points of each patch and their neighbours.
 
-    Found from the patch's corners, on the CPU, so that nothing waits for a GPU.
+    Found from the patches' corners, on the CPU, so that nothing waits for a GPU.
+
+    Returns:
+        First voxels and sizes, both (B, 3).
     """
     half = (patch - 1) / 2
-    centre, reach = start + half, matrix.abs() @ half + ROUNDING
-    first = (centre - reach).floor().long().clamp(min=0).tolist()
-    end = ((centre + reach).ceil().long() + 1).clamp(min=0).tolist()
-    return [
-        [slice(*ends) for ends in zip(*both, strict=True)] for both in zip(first, end, strict=True)
-    ]
-
-
-def _interpolated(
-    store: SubjectStore,
-    subject: Tensor,
-    points: Sequence[Tensor],
-    boxes: Sequence[Sequence[slice]],
-) -> Tensor:
-    """The image between voxels, linearly, 0 outside the volume: (B, C, *patch) float32.
-
-    Args:
-        store: Where the voxels are.
-        subject: Number of each patch's subject, (B,).
-        points: Voxel coordinates, three tensors (B, *patch).
-        boxes: Of each patch the part of the volume that its points need; 2D patches need a slice.
-    """
-    patches = []
-    for b, (number, box) in enumerate(zip(subject.tolist(), boxes, strict=True)):
-        window = store.window(number, box)
-        if not window.numel():
-            patches.append(window.new_zeros(len(window), *points[0].shape[1:]))
-            continue
-        # -1 and 1 are the outer edges of the window's voxels; the last axis comes first
-        grid = torch.stack(
-            [(2 * (points[d][b] - box[d].start) + 1) / window.shape[1 + d] - 1 for d in (2, 1, 0)],
-            dim=-1,
-        )
-        flat = grid.shape[2] == 1 and window.shape[3] == 1  # a slice is not mixed with others
-        if flat:
-            window, grid = window[..., 0], grid[:, :, 0, 1:]
-        found = functional.grid_sample(window[None], grid[None], align_corners=False)[0]
-        patches.append(found[..., None] if flat else found)
-    return torch.stack(patches)
+    centre, reach = start + half, matrix.abs() @ half
+    # along an axis in which nothing moves, a slice stays one
+    reach = torch.where(reach == half, reach, reach + ROUNDING)
+    first = (centre - reach).floor().long()
+    return first, (centre + reach).ceil().long() + 1 - first
 
 
 def _intensity(image: Tensor, augment: AugmentConfig, draws: torch.Generator) -> Tensor:
