@@ -1,7 +1,7 @@
 """What a benchmark costs as it grows: in subjects, size of volumes, methods, seeds and jobs.
 
     .venv/bin/python benchmarks/scaling.py [--results scaling.json] [--curves subjects jobs]
-                                           [--most 400] [--step SECONDS --subject SECONDS]
+                                           [--most 400] [--estimate]
 
 Each piece is one `pipeline.run` of the demo protocol on its phantom, in a process of its own, with
 a network so small that all else is seen. Told are wall time, processor time of all processes, and
@@ -9,8 +9,8 @@ the most private memory (what is not a mapped file, which can be dropped) of dri
 exponent of a curve is its slope between its larger half, on logarithmic axes. Pieces stand in the
 results, and are not measured again; beside them the figure is written.
 
-With the seconds of a training step and of a test subject of PROTOCOL as it is, on one core, an
-estimate of its full matrix is added.
+With `--estimate`, a training step and a test subject of PROTOCOL as it is are timed on one core,
+and what its full matrix would take is added.
 
 Exit code 1 where a time grows faster than with the power MOST, or memory grows where it should not.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -35,12 +36,18 @@ sys.path[0] = str(Path(__file__).parents[1])
 import numpy as np
 import torch
 
-from trm_bench import pipeline
+from trm_bench import networks, pipeline
+from trm_bench.bench import workload
+from trm_bench.data.patches import SubjectStore
 from trm_bench.data.prepared import open_prepared
+from trm_bench.datasets.base import Scan
 from trm_bench.files import write_json
 from trm_bench.methods.registry import create, trainable
-from trm_bench.protocol import load_protocol
+from trm_bench.protocol import Protocol, load_protocol
 from trm_bench.runs.executors import LocalPool
+from trm_bench.seeds import deterministic
+from trm_bench.training.evaluation import score_subjects
+from trm_bench.training.loop import Curves, fitting
 
 MOST, FLAT = 1.15, 1.25  # power of a time; largest over smallest memory
 LOOK_EVERY = 0.05  # seconds between looks at the processes
@@ -70,7 +77,9 @@ METHODS += ("auto_rgn",)
 PROTOCOL = "fets_cross_modality"
 FULL = {"subjects": 341, "test": 91, "seeds": 3, "spacing": 1.0}
 # Volumes of BraTS after the crop to the brain, at 1 mm
-VOXELS = 140 * 170 * 140
+SHAPE = (140, 170, 140)
+VOXELS = math.prod(SHAPE)
+STEPS = 4
 # An assumption, not a measurement: steps a second of one H100-class GPU in bf16 over those of one
 # core in fp32, for a 3D U-Net of this size.
 GPU_OVER_CORE = 100.0
@@ -190,6 +199,37 @@ def fitted(pieces: Sequence[Line], names: Sequence[str]) -> tuple[list[Line], li
     return rows, faults
 
 
+def timed() -> tuple[float, float]:
+    """Seconds of a training step and of a test subject of PROTOCOL, on one core in fp32.
+
+    On random volumes as large as BRATS's at 1 mm; the network says background everywhere, as
+    scoring masks like those of an untrained network would take far longer than a trained one's.
+    """
+    cpu, protocol = torch.device("cpu"), load_protocol(PROTOCOL)
+    training = protocol.training.target.model_copy(update={"steps": STEPS, "precision": "fp32"})
+    deterministic(cpu)
+    draws = np.random.default_rng(0)
+    label = (workload.radii(SHAPE) < 0.4).astype(np.uint8)
+    image = draws.normal(size=(1, *SHAPE)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        scan = Scan(image, label, np.eye(4), ("image",))
+        prepared = workload.save(Path(folder) / "0.safetensors", scan, workload.WHOLE)
+        subjects = SubjectStore([prepared], ("image",), workload.LABELS, cpu)
+        run = workload.context(subjects, training, cpu, network=protocol.network)
+        method = create("finetune", {})
+        fit = fitting(run, method, Curves(looks=0))
+        fit(0, 1)
+        begin = time.process_time()
+        fit(1, STEPS)
+        step = (time.process_time() - begin) / (STEPS - 1)
+        head = run.network.get_submodule(run.parts.head)
+        with torch.no_grad():
+            [*head.parameters()][-1][0] = 100.0
+        begin = time.process_time()
+        score_subjects(run.network, subjects, protocol.metrics, training, protocol.evaluation)
+        return step, time.process_time() - begin
+
+
 def estimate(step: float, subject: float) -> Line:
     """Hours and memory of the full matrix of PROTOCOL, all methods.
 
@@ -216,8 +256,14 @@ def estimate(step: float, subject: float) -> Line:
         "hours on one GPU (assumed)": seconds / 3600 / GPU_OVER_CORE,
         "GPU over core (assumption)": GPU_OVER_CORE,
         "GiB of prepared volumes, shared by workers": stored,
+        "GiB of a training's network and features, fp32": network_memory(protocol),
         "from": {"step s": step, "subject s": subject, "protocol": PROTOCOL, **FULL},
     }
+
+
+def network_memory(protocol: Protocol) -> float:
+    """GiB that a training step takes; see `networks.training_bytes`."""
+    return networks.training_bytes(protocol.network, protocol.training.target, 1, 2) / 2**30
 
 
 def draw(pieces: Sequence[Line], names: Sequence[str], path: Path) -> None:
@@ -249,8 +295,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("scaling.json"))
     parser.add_argument("--curves", nargs="+", choices=[*CURVES], default=[*CURVES])
     parser.add_argument("--most", type=int, default=400, help="subjects")
-    parser.add_argument("--step", type=float, help="seconds of a training step of PROTOCOL")
-    parser.add_argument("--subject", type=float, help="seconds of a test subject of PROTOCOL")
+    parser.add_argument("--estimate", action="store_true", help="of the full matrix of PROTOCOL")
     parser.add_argument("--piece", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -270,8 +315,8 @@ def main() -> int:
                 write_json(given.results, {**content, "pieces": pieces})
     rows, faults = fitted(pieces, given.curves)
     content |= {"pieces": pieces, "exponents": rows, "faults": faults}
-    if given.step and given.subject:
-        content["estimate"] = estimate(given.step, given.subject)
+    if given.estimate:
+        content["estimate"] = estimate(*timed())
     write_json(given.results, content)
     draw(pieces, given.curves, given.results.with_suffix(".svg"))
     for line in (*rows, *([content["estimate"]] if "estimate" in content else []), *faults):

@@ -125,7 +125,11 @@ def save(path: Path, scan: Scan, volume: VolumeConfig) -> volumes.Prepared:
 
 
 def context(
-    subjects: SubjectStore, training: TrainingConfig, device: torch.device, norm: str = "instance"
+    subjects: SubjectStore,
+    training: TrainingConfig,
+    device: torch.device,
+    norm: str = "instance",
+    network: NetworkConfig | None = None,
 ) -> Context:
     """A run on the random volumes, from a source network that is as random."""
     source = RunConfig(
@@ -135,7 +139,7 @@ def context(
         domain=RunDomain.of(("image",), "ball", subjects.label_map),
         volume=WHOLE,
         subjects=Subjects(train=(), val=()),
-        network=NetworkConfig.model_validate({"name": "UNet", "norm": norm, **NETWORK}),
+        network=network or NetworkConfig.model_validate({"name": "UNet", "norm": norm, **NETWORK}),
         training=training,
         evaluation=EvaluationConfig(),
         method=RunMethod(name="scratch"),
