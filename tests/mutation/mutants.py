@@ -772,6 +772,12 @@ MUTANTS = [
         ("scratch is the best method", "rows = rows if others.empty else others", "rows = rows"),
     ),
     *_of(
+        "report.layout",
+        "report/test_charts",
+        ("the grid stands beside the ticks", "np.repeat(at, 3), ends", "np.repeat(at, 3) + 0.1, ends"),
+        ("what lies beyond a panel has ticks", "if low - slack <= x <= high + slack", "if True"),
+    ),
+    *_of(
         "cluster.certificates",
         "cluster/test_certificates",
         ("others may write to the folder", "_refuse_others(cluster.resolve(), 0o022)", "_refuse_others(cluster.resolve(), 0)"),

@@ -31,7 +31,7 @@ NODES = (16, 96)  # of the quantiles of U_A and of U_B
 FEWER = (6, 24)  # of them, to come near a half-width at a tenth of the cost
 ENOUGH = 5e-7  # relative step towards a half-width, after which its square is left
 MOST = 60  # such steps
-AT_ONCE = 64  # means, so that the numbers at all their nodes stay in the processor's cache
+AT_ONCE = 16  # means, so that the numbers at all their nodes stay in the processor's cache
 
 
 class MeanSquares(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from trm_bench.files import write_json, write_text
@@ -11,7 +13,7 @@ from trm_bench.report.evidence import Evidence, collect
 from trm_bench.report.provenance import provenance
 from trm_bench.report.summary import summary
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder, protocol_folders
-from trm_bench.runs.store import read_results
+from trm_bench.runs.store import read_results, uncollected
 
 
 def write(folder: ProtocolFolder) -> list[Path]:
@@ -50,17 +52,32 @@ def write_pages(output: Path) -> list[Path]:
 
     written, folders = [], protocol_folders(output)
     for folder in folders:
-        evidence = collect(read_results(folder))
-        page = folder.report("report.html")
-        written += _write(evidence)
-        drawn, absent = charts.draw(evidence)
-        drawn += figures.draw(evidence)
-        write_text(page, pages.report(evidence, drawn, absent))
-        written += [*(path for chart in drawn for path in chart.files), page]
+        with _read(folder) as evidence:
+            page = folder.report("report.html")
+            written += _write(evidence)
+            drawn, absent = charts.draw(evidence)
+            drawn += figures.draw(evidence)
+            write_text(page, pages.report(evidence, drawn, absent))
+            written += [*(path for chart in drawn for path in chart.files), page]
     written += sources.write(folders[0].results)
     if folders[0].path != output:
         written.append(write_index(ResultsFolder(output)))
     return written
+
+
+@contextmanager
+def _read(folder: ProtocolFolder) -> Iterator[Evidence]:
+    """The evidence of a folder; what it holds is not looked through for circles while it is used.
+
+    Millions of numbers have none, and Python would look anew whenever as much was drawn.
+    """
+    with uncollected():
+        evidence = collect(read_results(folder))
+        gc.freeze()
+    try:
+        yield evidence
+    finally:
+        gc.unfreeze()
 
 
 def write_index(folder: ResultsFolder) -> Path:

@@ -214,8 +214,11 @@ def _grow(figure: Figure, inches: float) -> None:
 
 def unit_ticks(*axes: Any) -> None:
     """Ticks of axes that go from 0 to 1, both ends among them."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator
+
     for axis in axes:
-        axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        axis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+        axis.set_major_formatter(FixedFormatter(["0", "", "0.5", "", "1"]))
 
 
 # ------------------------------------------------------------------------------------------- names

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -137,23 +137,17 @@ class Scores:
         Returns:
             gain, low, high (printed units), relative (%). Ends of intervals may be NaN.
         """
-        row = self.comparison(transfer, method, self.reference)
-        if row is None or not np.isfinite(row["gain"]):
-            return None
-        return {k: float(row[k]) for k in ("gain", "low", "high", *RELATIVE)}
-
-    def comparison(self, transfer: str, method: str, versus: str) -> pd.Series | None:
-        """The row of a test, if it was made."""
-        at = self._indexed.get((transfer, method, versus))
-        return None if at is None else self.comparisons.loc[at]
+        return self._gains.get((transfer, method))
 
     @cached_property
-    def _indexed(self) -> dict[tuple[str, str, str], Any]:
-        if self.comparisons.empty:
+    def _gains(self) -> dict[tuple[str, str], dict[str, float]]:
+        kept = ["gain", "low", "high", *RELATIVE]
+        rows = self.gains
+        if rows.empty:
             return {}
-        rows = self.comparisons
-        keys = zip(rows.transfer, rows.method, rows.versus, strict=True)
-        return dict(zip(keys, rows.index, strict=True))
+        rows = rows[np.isfinite(rows["gain"])]
+        keys = zip(rows["transfer"], rows["method"], strict=True)
+        return dict(zip(keys, rows[kept].astype(float).to_dict("records"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -197,17 +191,17 @@ class Evidence:
         """Whether the data are the stand-in."""
         return self.results.plan.data == "phantom"
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         """In the protocol's order."""
         return list(dict.fromkeys(c.method for c in self.results.cells))
 
-    @property
+    @cached_property
     def transfers(self) -> list[str]:
         """In the protocol's order."""
         return list(dict.fromkeys(c.transfer for c in self.results.cells))
 
-    @property
+    @cached_property
     def seeds(self) -> list[int]:
         """Sorted."""
         return sorted({c.seed for c in self.results.cells})

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trm_bench.report.drawing import plain, shortened
-from trm_bench.report.style import BACK, SOFT, TEXT
+from trm_bench.report.layout import measured_as_one
+from trm_bench.report.style import BACK, SMALL, SOFT, TEXT
 from trm_bench.report.svg import tag
 
 if TYPE_CHECKING:
@@ -30,12 +31,14 @@ def rows(ax: Axes, names: Sequence[str], longest: int = LONGEST_NAME) -> None:
     place = ax.get_subplotspec()
     assert place is not None
     if place.num1 == 0:
-        ax.set_yticks(range(len(names)), [shortened(plain(n), longest) for n in names])
         ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.yaxis.set_visible(False)
     if place.is_first_col():
-        ax.tick_params(axis="y", length=0)
-    else:
-        ax.yaxis.set_visible(False)  # the names stand at the left
+        beside, vertical, horizontal = ax.get_yaxis_text1_transform(3.5)
+        style: Any = {"transform": beside, "va": vertical, "ha": horizontal, "fontsize": SMALL}
+        measured_as_one(
+            [ax.text(0, y, shortened(plain(n), longest), **style) for y, n in enumerate(names)]
+        )
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x")
 
@@ -114,8 +117,8 @@ def lines(
     drawn = LineCollection(
         paths, colors=colours, linewidths=thick, capstyle="butt", zorder=2, **style
     )
-    ax.add_collection(drawn)
-    ax.autoscale_view()
+    ax.add_collection(drawn, autolim=False)
+    ax.update_datalim(np.concatenate(paths))  # and what is drawn next sets the limits
     tag(drawn, [one.method for one in shown], *(one.title for one in shown))
 
 

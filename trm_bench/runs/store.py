@@ -334,7 +334,7 @@ class Results:
         runs = {(c.transfer, c.seed, c.method): c.run for c, _ in self.finished()}
         audits = []
         for transfer, seed in dict.fromkeys((t, s) for t, s, _ in runs):
-            with _uncollected():
+            with uncollected():
                 audit = read_audit(self.folder, transfer, seed)
             if audit and all(runs.get((transfer, seed, m)) == run for m, run in audit.runs.items()):
                 audits.append(audit)
@@ -342,7 +342,7 @@ class Results:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Nothing looks for circles among what is read, which has none, over and over as it grows."""
     was = gc.isenabled()
     gc.disable()
@@ -362,7 +362,7 @@ def read_results(folder: ProtocolFolder) -> Results:
     plan = read_plan(folder)
     records: dict[str, Record] = {}
     damaged: dict[str, Damaged] = {}
-    with _uncollected():
+    with uncollected():
         for run in dict.fromkeys(cell.run for cell in plan.cells):
             try:
                 if (record := open_record(folder.record(run))) is not None:
