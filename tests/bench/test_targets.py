@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from trm_bench.bench.machine import FLAGS, Machine, has_bf16
-from trm_bench.bench.protocol import trained_seconds
+from trm_bench.bench.occupancy import trained_seconds
 from trm_bench.bench.suite import Report
 from trm_bench.bench.tables import machine_text, section_table, targets_table
 from trm_bench.bench.targets import Target, targets, tuned_row

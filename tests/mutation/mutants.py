@@ -71,7 +71,7 @@ MUTANTS = [
         ("tuned is the slowest", "return min(chosen", "return max(chosen"),
     ),
     *_of(
-        "bench.protocol",
+        "bench.occupancy",
         "bench/test_targets",
         ("sources are trained once a run", "{r.source.id: r", "{r.id if hasattr(r, 'id') else id(r): r"),
         ("preparation is training", 'record.seconds["train"] + record.seconds["test"]', "sum(record.seconds.values())"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trm_bench.bench import inference, machine, protocol, start, steps, tutorial
+from trm_bench.bench import inference, machine, occupancy, start, steps, tutorial
 from trm_bench.bench.machine import Machine
 from trm_bench.bench.targets import Target, targets
 from trm_bench.bench.timing import Section
@@ -100,7 +100,7 @@ def run(
             "loop": lambda: tutorial.measure(load, here, display),
             "inference": lambda: inference.measure(slow, _made(folder, "volumes"), display),
             "start": lambda: start.measure(slow.rounds, display),
-            "protocol": lambda: protocol.measure(device, _made(folder, "results"), display),
+            "protocol": lambda: occupancy.measure(device, _made(folder, "results"), display),
         }
         for name in SECTIONS:
             if name in wanted and (section := ways[name]()) is not None:

@@ -8,7 +8,7 @@ from itertools import product
 
 from trm_bench.bench.bare import PLAIN
 from trm_bench.bench.inference import BARE, WITH_DICE
-from trm_bench.bench.protocol import AT_HAND, TRAINING
+from trm_bench.bench.occupancy import AT_HAND, TRAINING
 from trm_bench.bench.timing import Ratio, Row, Section, ratio
 
 
