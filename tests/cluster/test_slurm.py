@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -60,7 +61,7 @@ class Site:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=self.slurm.environment,
+            env=self.slurm.environment | {"PYTHONFAULTHANDLER": "1"},
             cwd=self.protocol.parent,
         )
 
@@ -102,7 +103,12 @@ class Site:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said = process.communicate(timeout=2 * LONGEST)[0]
+    try:
+        said = process.communicate(timeout=2 * LONGEST)[0]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # where it hangs, by PYTHONFAULTHANDLER
+        process.wait(LONGEST)
+        pytest.fail(f"it did not end: {os.read(process.stdout.fileno(), 65536).decode()}")  # type: ignore[union-attr]
     return process.returncode, said
 
 

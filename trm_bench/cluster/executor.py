@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trm_bench import signals
-from trm_bench.cluster.engine import Engine, about, gone, refuse_differences
+from trm_bench.cluster.engine import CONNECT, Engine, about, gone, refuse_differences
 from trm_bench.errors import UserError
 from trm_bench.fingerprint import digest_of
 from trm_bench.runs.executors import Event, Failure, Listen, Queue, Task
@@ -130,7 +130,9 @@ class DaskExecutor:
         """One a worker; asked again every second, as workers come and go."""
         if time.monotonic() > self.looked + LOOK_EVERY:
             with self._reached():
-                slots = len(self.client.nthreads())
+                # with a limit, since a call can wait for ever at a scheduler that dies meanwhile
+                scheduler: Any = self.client.scheduler
+                slots = len(self.client.sync(scheduler.ncores, callback_timeout=CONNECT))
             if not slots and self.slots:
                 self.say("no worker is left; waiting for one")
             self.slots, self.looked = slots, time.monotonic()
@@ -192,7 +194,13 @@ def perform(
     torch.set_num_threads(CPU_THREADS)
     # Waits until the scheduler has it: where this task kills the worker, no other is blamed for it.
     begins = (name, "started", worker.address)
-    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=begins)
+    sync(
+        worker.loop,
+        worker.scheduler.log_event,
+        topic=topic,
+        msg=begins,
+        callback_timeout=CONNECT,
+    )
     logger.info("%s begins", name)
     said = time.monotonic()
 
