@@ -10,15 +10,12 @@ import torch
 
 from trm_bench.bench.timing import Row, Section, Timed, in_turns, wall
 from trm_bench.display import Display
+from trm_bench.runs.executors import PRELOADED
 
 COMMANDS = {
     "python": ["-c", "pass"],
     "trm-bench --help": ["-m", "trm_bench", "--help"],
-    "imports of a worker": [
-        "-c",
-        "import trm_bench.runs.execute, monai.inferers, monai.losses, monai.metrics, "
-        "monai.networks.nets",
-    ],
+    "imports of a worker": ["-c", f"import {', '.join(PRELOADED)}"],
 }
 
 

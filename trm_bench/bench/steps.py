@@ -20,11 +20,10 @@ from trm_bench.bench.workload import Workload, context, random_subjects, step_se
 from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import TrainingConfig
+from trm_bench.runs.executors import PRELOADED
 from trm_bench.seeds import deterministic
 
 IN_EVERY_PRECISION = ("finetune", "trm")
-# What a process that trains imports; loaded once, and each process that is measured is a copy.
-PRELOADED = ["trm_bench.bench.steps", "monai.networks.nets", "monai.losses"]
 
 
 def label(method: str, precision: str, compiled: bool = False) -> str:
@@ -119,7 +118,8 @@ def _peaks(ours: dict[str, tuple[str, TrainingConfig]], display: Display) -> dic
     A peak never falls, so each has a process of its own.
     """
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(PRELOADED)
+    # what a process that trains imports, once: each process that is measured is a copy
+    forks.set_forkserver_preload(["trm_bench.bench.steps", *PRELOADED])
     peaks = {}
     with (
         display.stage("memory of methods", len(ours)) as stage,

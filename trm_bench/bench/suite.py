@@ -79,7 +79,7 @@ def run(
         rounds: How many; each competitor has a turn before, which warms up and does not count.
         patch: Two or three sizes, divisible by 8.
         batch: Patches a step.
-        compiled: Time bare steps through torch.compile too.
+        compiled: Time steps through torch.compile too.
         display: Where progress is shown.
 
     Raises:

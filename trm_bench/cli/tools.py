@@ -123,7 +123,7 @@ def bench(
     ] = "48,64,48",
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Patches a step.")] = 2,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Bare steps through torch.compile too (minutes).")
+        bool, typer.Option("--compile", help="Steps through torch.compile too (minutes).")
     ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all that is measured.")

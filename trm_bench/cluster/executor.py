@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 LOOK_EVERY = 1.0  # seconds between looks at the number of workers, and between words of progress
 # A task that only waited where another one killed the worker is given out again, but not for ever:
-# it could be what kills workers before they say that it began.
-MOST_GIVEN = 5
+# it could be what kills workers before it is said that it began.
+MOST_KILLED = 3
 
 logger = logging.getLogger("trm_bench.cluster")
 
@@ -64,6 +64,7 @@ class DaskExecutor:
         self.client.subscribe_topic(self.name, lambda event: inbox.put(event[1]))
         started: set[str] = set()
         begun: dict[str, str] = {}  # the task that began last, by worker
+        killed: Counter[str] = Counter()
         try:
             while True:
                 # one also where no worker is left: it waits at the scheduler for a new one
@@ -72,14 +73,14 @@ class DaskExecutor:
                 if not flight:
                     return
                 name, kind, value = self._heard(inbox)
-                if name not in flight:  # of another command, or said late
-                    continue
                 if kind == "started":
                     begun[value] = name
-                if kind == "killed" and (
-                    begun.get(value[0]) == name or self.given[name] >= MOST_GIVEN
-                ):
-                    kind, value = "failed", value[1]
+                if name not in flight:  # of another command, or said late
+                    continue
+                if kind == "killed":
+                    killed[name] += 1
+                    if begun.get(value[0]) == name or killed[name] >= MOST_KILLED:
+                        kind, value = "failed", value[1]
                 if kind in ("cut off", "killed"):
                     waiting.again(flight.pop(name)[0])
                     continue
