@@ -98,6 +98,9 @@ def context(
         validate=lambda candidate: evaluation.mean_dice(candidate, validation, config, windows),
         predict=lambda candidate, image: evaluation.predict(candidate, image, config, windows),
         outputs=lambda candidate, image: evaluation.outputs(candidate, image, config, windows),
+        fresh=lambda: networks.build(network, 1, len(target_map.classes), dims, seed=0).to(
+            memory_format=layout
+        ),
         config=config,
         seed_axes=("test", dims),
         device=CPU,

@@ -64,6 +64,7 @@ class Context:
         validate: Mean Dice of a network on the target validation subjects.
         predict: Softmax (1, K, X, Y, Z) of a network on a whole volume (1, C, X, Y, Z).
         outputs: The same before the softmax, of any network whose output is as large as its input.
+        fresh: Makes another network like `network`, with its initial weights and no source's.
         config: The target training.
         seed_axes: Axes of this run's draws; a method adds its own name to them.
         device: Where everything lives.
@@ -85,6 +86,7 @@ class Context:
     validate: Callable[[nn.Module], float]
     predict: Callable[[nn.Module, Tensor], Tensor]
     outputs: Callable[[nn.Module, Tensor], Tensor]
+    fresh: Callable[[], nn.Module]
     config: TrainingConfig
     seed_axes: tuple[object, ...]
     device: torch.device

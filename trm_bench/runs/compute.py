@@ -131,6 +131,7 @@ def context(
         validate=lambda net: evaluation.mean_dice(net, validation_set, training, windows),
         predict=lambda net, image: evaluation.predict(net, image, training, windows),
         outputs=lambda net, image: evaluation.outputs(net, image, training, windows),
+        fresh=lambda: build(config, device),
         config=training,
         seed_axes=axes,
         device=device,
