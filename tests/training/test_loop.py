@@ -114,6 +114,7 @@ def context(**training: Any) -> Context:
         validate=lambda network: evaluation.mean_dice(network, volumes, config, windows),
         predict=lambda network, image: evaluation.predict(network, image, config, windows),
         outputs=lambda network, image: evaluation.outputs(network, image, config, windows),
+        fresh=Voxelwise,
         config=config,
         seed_axes=("test",),
         device=CPU,
