@@ -21,12 +21,12 @@ import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ import torch
 
 from trm_bench import networks, pipeline
 from trm_bench.bench import workload
+from trm_bench.bench.machine import processor
 from trm_bench.data.patches import SubjectStore
 from trm_bench.data.prepared import open_prepared
 from trm_bench.datasets.base import Scan
@@ -267,7 +268,7 @@ def network_memory(protocol: Protocol) -> float:
 
 
 def draw(pieces: Sequence[Line], names: Sequence[str], path: Path) -> None:
-    """One panel a curve: seconds above, memory below."""
+    """One panel a curve: seconds above, on logarithmic axes, memory below."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3 * len(names), 5.5), layout="constrained")
@@ -281,7 +282,16 @@ def draw(pieces: Sequence[Line], names: Sequence[str], path: Path) -> None:
                 x = [p[along(name)] for p in shown]
                 panel.plot(x, [p[kind] for p in shown], marker="o", label=kind)
             if points:  # a logarithmic axis wants a number
-                panel.set(xscale="log", yscale="log", xlabel=along(name) if row else "")
+                panel.set_xscale("log", base=2)
+                values = [float(p[along(name)]) for p in points]
+                apart = [n for n, m in pairwise([*values, math.inf]) if m / n > 1.5]
+                written = [f"{n:.0f}" if n < 1000 else f"{n / 1000:.0f}k" for n in apart]
+                panel.set_xticks(apart, written, fontsize="small")
+                panel.set_xlabel(along(name) if row else "")
+        axes[0][column].set_yscale("log", base=2)
+        axes[0][column].set_ylim(8, 256)
+        axes[0][column].set_yticks([2**n for n in range(3, 9)], [str(2**n) for n in range(3, 9)])
+        axes[1][column].set_ylim(bottom=0)
         axes[0][0].set_ylabel("seconds")
         axes[1][0].set_ylabel("private memory, MB")
     for row in axes:
@@ -304,7 +314,8 @@ def main() -> int:
         return 0
     known = json.loads(given.results.read_text("utf-8")) if given.results.exists() else {}
     pieces: list[Line] = known.get("pieces", [])
-    content: Line = {"machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"}
+    content: Line = {"machine": f"{processor()[0]}, {len(os.sched_getaffinity(0))} cores"}
+    content |= {key: known[key] for key in ("estimate",) if key in known}
     for name in given.curves:
         for value in CURVES[name]:
             piece = {**BASE, name: value}

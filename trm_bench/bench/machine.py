@@ -64,7 +64,7 @@ class Machine:
 def look(device: torch.device) -> Machine:
     """Describes the machine and measures its peaks, with as many threads as a training has."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    model, flags = _processor()
+    model, flags = processor()
     on_gpu = device.type == "cuda"
     return Machine(
         device=str(device),
@@ -92,7 +92,7 @@ def has_bf16(device: torch.device, flags: tuple[str, ...]) -> bool:
     return not BF16_FLAGS.isdisjoint(flags)
 
 
-def _processor() -> tuple[str, tuple[str, ...]]:
+def processor() -> tuple[str, tuple[str, ...]]:
     """Name and flags; where the system does not tell, what Python knows, and none."""
     file = Path("/proc/cpuinfo")
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

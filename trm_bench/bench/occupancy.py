@@ -21,7 +21,9 @@ from trm_bench.runs.records import Record
 from trm_bench.runs.store import read_results
 
 PROTOCOL, METHODS, SEEDS = "demo", ("scratch", "finetune", "trm"), ("0", "1")
-SETTINGS = ["tracking=off"]
+# Trainings of some twenty seconds, as short as one that anybody waits for.
+STEPS = {"training.source.steps": 1200, "training.target.steps": 800}
+SETTINGS = ["tracking=off", *(f"{key}={steps}" for key, steps in STEPS.items())]
 AT_HAND, TRAINING = "workers x time", "sources, training, testing"
 
 
@@ -45,9 +47,11 @@ def measure(device: torch.device, folder: Path, display: Display) -> Section:
         open_sets(loaded, results, Display(quiet=True))  # nobody makes their data in a benchmark
         passed = wall(torch.device("cpu"), lambda: _run(options))
     spent = trained_seconds([*read_results(results.protocol(loaded.name)).records.values()])
+    steps = [str(number) for number in STEPS.values()]
     rows = (Row(AT_HAND, (jobs * passed,)), Row(TRAINING, (spent,)))
     note = (
-        f"{PROTOCOL} with {', '.join(METHODS)} and {len(SEEDS)} seeds, {jobs} workers, "
+        f"{PROTOCOL} with {', '.join(METHODS)}, {len(SEEDS)} seeds, {' and '.join(steps)} steps of "
+        f"source and target, {jobs} workers, "
         f"{passed:.0f} s from the command to its pages. The rest: imports, preparation, loading, "
         "waiting for a source or for the last run, tables and pages."
     )
