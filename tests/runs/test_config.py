@@ -5,6 +5,7 @@ Everything that can change its numbers is in its name, and it is what runs.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +291,39 @@ class TestWhatIsHashedIsWhatRuns:
             execute.load_part(scratch, CPU, "source")
         members = {m.subject for part in scratch.config.subjects.parts().values() for m in part}
         assert set(scratch.prepared) == members, "a run gets no file that it has no business with"
+
+
+class TestCost:
+    """By it long runs start first, so that it must grow with what takes time."""
+
+    def costs(self, where: Path, data: Path, *methods: str, **of_target: Any) -> list[float]:
+        training = toy.protocol(data)["training"]
+        training["target"] |= of_target
+        made = helpers.plan(data, where, training=training, methods=list(methods))
+        return [job.cost for job in made.runs]
+
+    def test_steps_patches_passes_and_validations_cost(
+        self, tmp_path: Path, toy_data: Path
+    ) -> None:
+        finetune, forked, longer = self.costs(
+            tmp_path / "plain", toy_data, "finetune", "forkmerge", "finetune_longer"
+        )
+        assert finetune < forked == longer, "of twice the passes, and of twice the steps"
+        (best,) = self.costs(tmp_path / "best", toy_data, "finetune", select="best")
+        (wide,) = self.costs(tmp_path / "wide", toy_data, "finetune", batch=8)
+        assert finetune < best and finetune < wide
+
+    def test_testing_costs_what_the_windows_cost(self, tmp_path: Path, toy_data: Path) -> None:
+        (job,) = helpers.plan(toy_data, tmp_path, methods=["scratch"]).runs
+        untested = job.config.subjects.model_copy(update={"test": ()})
+        without = Job(
+            job.config.model_copy(update={"subjects": untested, "metrics": ()}),
+            "no test",
+            job.folder,
+            job.prepared,
+            voxels=job.voxels,
+        )
+        overlap, dims = job.config.evaluation.overlap, len(job.config.training.patch)
+        patch = math.prod(job.config.training.patch)
+        tested = sum(max(patch, job.voxels[m.subject]) for m in job.config.subjects.test)
+        assert job.cost - without.cost == pytest.approx(tested / (1 - overlap) ** dims)
