@@ -116,6 +116,7 @@ class TestOurs:
             "trm_bench.training.leaves",
             "trm_bench.training.loop",
             "trm_bench.training.resuming",
+            "trm_bench.training.upcoming",
             "trm_bench.transfer_risk",
         }
         assert (

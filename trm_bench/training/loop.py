@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from trm_bench.data.patches import Batch
 from trm_bench.formats import autocast
 from trm_bench.methods import Context, Fit, Method, Tree
 from trm_bench.training.compiling import compile_steps
 from trm_bench.training.resuming import Replay, Savepoint, moved
+from trm_bench.training.upcoming import upcoming
 from trm_bench.transfer_risk import DICE, VOXELS
 
 if TYPE_CHECKING:
@@ -107,9 +109,14 @@ def fitting(
         method.training_mode(run)
         if replay.begin(pace.restore):
             return
-        with replay.savepoint.steps(), _counted(run.network, curves):
-            for step in range(pace.step, last):
-                pace.advance(step, last, progress)
+        steps = range(pace.step, last)
+        with (
+            replay.savepoint.steps(),
+            _counted(run.network, curves),
+            closing(upcoming(run.patches, steps, run.device)) as batches,
+        ):
+            for step, batch in zip(steps, batches, strict=True):
+                pace.advance(step, batch, last, progress)
                 replay.look(pace.step, pace.state)
         pace.best.restore()
         replay.end()
@@ -132,11 +139,10 @@ class _Pace:
         self.best = _Best(run, config, curves)
         self.recent: list[Tensor] = []
 
-    def advance(self, step: int, last: int, progress: Progress) -> None:
+    def advance(self, step: int, batch: Batch, last: int, progress: Progress) -> None:
         """Makes a step."""
         run, method, curves, config = self.run, self.method, self.curves, self.run.config
         run.step = step
-        batch = run.patches.batch(step)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(run.device, config.precision):
             loss = method.loss(run, batch)
