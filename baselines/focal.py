@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trm_bench.data.patches import Batch
+from trm_bench.losses import focal
 from trm_bench.methods import Context, Method, Parameters, hyper
 
 
@@ -19,7 +20,9 @@ class Focal(Method):
     """Fine-tuning with the voxel term FL = mean of (1 - p_t)^gamma CE, p_t the probability of the
     true class.
 
-    Lin et al., ICCV 2017, arXiv:1708.02002, equation 4, without its class weight alpha.
+    Lin et al., ICCV 2017, arXiv:1708.02002, equation 4, without its class weight alpha. It takes
+    the place of the protocol's form of the voxel-wise term; the overlap term stays. gamma = 0 is
+    cross-entropy.
     """
 
     name = "focal"
@@ -28,6 +31,4 @@ class Focal(Method):
 
     def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
         ce = functional.cross_entropy(logits, batch.label, reduction="none")
-        return (
-            (1 - (-ce).exp()).clamp(min=1e-7) ** self.p.gamma * ce
-        ).mean()  # 0 has no gradient for gamma < 1
+        return focal(ce, self.p.gamma).mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,10 +12,7 @@ from trm_bench.methods import Context, Method, Parameters, hyper
 
 
 class L2SpParameters(Parameters):
-    """Hyper-parameters of L2-SP.
-
-    The paper's choices for its classification networks are the defaults.
-    """
+    """Hyper-parameters of L2-SP."""
 
     alpha: float = hyper(
         0.1, "pull of the shared weights to the source", search=(1e-4, 1.0), log=True, ge=0, le=1e6
@@ -32,11 +30,16 @@ class L2Sp(Method):
     source and target differ in classes; where they do not, the head is shared. All parameters
     count, those of normalisation included, moving statistics do not. The protocol's own decoupled
     weight decay stays, as in every other arm. alpha = beta = 0 is fine-tuning.
+
+    Under AdamW a penalty's gradient is divided by its own size, so that the paper's strengths, made
+    for SGD and classification, mean something else: `preset: paper` has them, the defaults are
+    medians over the tuned values of data sets.
     """
 
     name = "l2_sp"
     paper = "Li et al., ICML 2018, arXiv:1802.01483"
     Parameters = L2SpParameters
+    presets: ClassVar = {"paper": {"alpha": 0.1, "beta": 0.01}}
 
     def prepare(self, run: Context) -> None:
         new = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,11 @@ class StochNorm(Method):
     Kou et al., NeurIPS 2020, "Stochastic Normalization": x^_0 is normalised with the moving mean
     and variance, which start as the source's and are updated as usual, x^_1 with those of the
     batch, then y = gamma x^ + beta. s is drawn for each step and layer and is shared by the
-    batch; p defaults to the paper's 1/2. Evaluation uses the moving statistics. Nothing changes
-    from 2D to 3D: statistics are per channel. p = 1 is fine-tuning.
+    batch. Evaluation uses the moving statistics. Nothing changes from 2D to 3D: statistics are per
+    channel. p = 1 is fine-tuning.
+
+    `preset: paper` has the paper's p of 1/2; the default is the median over the tuned values of
+    data sets.
 
     An instance-normalised network has no moving statistics, so there is nothing to choose from.
 
@@ -47,6 +50,7 @@ class StochNorm(Method):
     name = "stochnorm"
     paper = "Kou et al., NeurIPS 2020"
     Parameters = StochNormParameters
+    presets: ClassVar = {"paper": {"p": 0.5}}
 
     def check(self, network: nn.Module, parts: Parts) -> None:
         if not any(replaceable(module) for module in network.modules()):

@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trm_bench.data.patches import Batch
+from trm_bench.losses import hardest
 from trm_bench.methods import Context, Method, Parameters, hyper
 
 
@@ -20,7 +21,8 @@ class TopK(Method):
     voxels.
 
     Bootstrapped cross-entropy (Wu et al. 2016, arXiv:1605.06457); 10 % as in nnU-Net (Isensee et
-    al., Nature Methods 2021), where it is combined with Dice as here.
+    al., Nature Methods 2021), where it is combined with Dice as here. It takes the place of the
+    protocol's form of the voxel-wise term; the overlap term stays. share = 1 is cross-entropy.
     """
 
     name = "topk"
@@ -28,5 +30,5 @@ class TopK(Method):
     Parameters = TopKParameters
 
     def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
-        ce = functional.cross_entropy(logits, batch.label, reduction="none").flatten()
-        return ce.topk(max(1, round(self.p.share * ce.numel())), sorted=False).values.mean()
+        ce = functional.cross_entropy(logits, batch.label, reduction="none")
+        return hardest(ce, self.p.share).values.mean()

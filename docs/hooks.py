@@ -239,6 +239,9 @@ def methods() -> str:
         facts += [f"Uses {' and '.join(uses)} beside what fine-tuning uses."] * bool(uses)
         text = [f"## {name}", paragraphs(kind.__doc__), " ".join(facts)]
         text += [table(["parameter", "default", "range of a sweep", "what"], rows)] * bool(rows)
+        for preset, values in kind.presets.items():
+            said = ", ".join(code(f"{key}: {json.dumps(value)}") for key, value in values.items())
+            text.append(f"{code(f'preset: {preset}')} is {said}.")
         parts.append("\n\n".join(part for part in text if part))
     return "\n\n".join(parts)
 

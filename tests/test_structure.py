@@ -25,6 +25,7 @@ LAYERS = (
     ("datasets",),
     ("protocol",),
     ("nnunet_networks",),
+    ("losses",),
     ("data", "networks"),
     ("formats",),
     ("checkpoints",),

@@ -244,6 +244,8 @@ class RiskMap:
 class RiskWeightedLoss(nn.Module):
     """cross_entropy * sum_v w_v CE_v / denominator + with_dice * soft Dice loss, over a batch.
 
+    Another loss of voxels may stand for CE (see `terms`), and another one for soft Dice.
+
     Args:
         denominator: `label_foreground`, voxels with y > 0; `image_foreground`, brain voxels;
             `weights`, sum of w; `voxels`, all voxels summed over. Counted per batch and at least 1,
@@ -251,6 +253,7 @@ class RiskWeightedLoss(nn.Module):
         over: Which voxels the sum runs over: `all`, or `foreground` (y > 0).
         with_dice: Weight of an added soft Dice term over the foreground classes of the batch.
         cross_entropy: Weight of the cross-entropy term.
+        overlap: Takes the place of soft Dice: a scalar of logits and labels (B, 1, *spatial).
     """
 
     def __init__(
@@ -259,22 +262,33 @@ class RiskWeightedLoss(nn.Module):
         over: Over = "all",
         with_dice: float = 0.0,
         cross_entropy: float = 1.0,
+        overlap: nn.Module | None = None,
     ) -> None:
         super().__init__()
         _known(denominator, Denominator, "denominator")
         _known(over, Over, "over")
         self.denominator, self.over = denominator, over
         self.with_dice, self.cross_entropy = with_dice, cross_entropy
-        self.dice = soft_dice() if with_dice else None
+        self.dice = (overlap or soft_dice()) if with_dice else None
 
     def forward(
-        self, logits: Tensor, label: Tensor, weight: Tensor, brain: Tensor | None = None
+        self,
+        logits: Tensor,
+        label: Tensor,
+        weight: Tensor,
+        brain: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar: the sum of `terms`, which says what the arguments are."""
-        return torch.stack([*self.terms(logits, label, weight, brain).values()]).sum()
+        return torch.stack([*self.terms(logits, label, weight, brain, values).values()]).sum()
 
     def terms(
-        self, logits: Tensor, label: Tensor, weight: Tensor, brain: Tensor | None = None
+        self,
+        logits: Tensor,
+        label: Tensor,
+        weight: Tensor,
+        brain: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the loss, each with its weight: `voxels`, and `dice` where it counts.
 
@@ -283,6 +297,7 @@ class RiskWeightedLoss(nn.Module):
             label: Integers, shape (B, *spatial).
             weight: w_v >= 0, shape (B, *spatial).
             brain: Bool mask, shape (B, *spatial); needed for the denominator `image_foreground`.
+            values: What is weighted, shape (B, *spatial); by default the cross-entropy.
 
         Raises:
             ValueError: The brain mask is needed and missing.
@@ -293,7 +308,9 @@ class RiskWeightedLoss(nn.Module):
         foreground = label > 0
         if self.over == "foreground":
             weight = weight * foreground
-        weighted = (weight * functional.cross_entropy(logits, label, reduction="none")).sum()
+        if values is None:
+            values = functional.cross_entropy(logits, label, reduction="none")
+        weighted = (weight * values).sum()
         if self.denominator == "weights":
             count = weight.sum().clamp(min=SMALLEST_PROBABILITY)
         elif self.denominator == "voxels":

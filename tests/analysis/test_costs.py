@@ -46,6 +46,17 @@ def test_the_means_are_those_of_the_runs_in_the_order_of_the_table(tmp_path: Pat
     assert set(table["steps"]) == {300.0} and set(table["seconds"]) == {12.0}
     assert [*table["passes"]] == [675.0, *[300.0] * 5]
     assert [*table["times_finetune"]] == [2.25, *[1.0] * 5]
+    assert table["trained"].isna().all(), "records of before it was counted"
+
+
+def test_trained_parameters_are_means_over_the_runs_that_say(tmp_path: Path) -> None:
+    def change(cell: Cell, record: Record) -> dict[str, Any]:
+        counted = cell.method == "finetune" or (cell.method == "forkmerge" and cell.seed)
+        return {"trained": 4_000 + 200 * cell.seed if counted else 0}
+
+    table = spent(changed(tmp_path, change))
+    assert of(table, "finetune")["trained"] == 4_100 and of(table, "forkmerge")["trained"] == 4_200
+    assert math.isnan(of(table, "scratch")["trained"])
 
 
 def test_what_a_method_uses_is_what_it_declares(tmp_path: Path) -> None:

@@ -136,6 +136,16 @@ class TestTable:
         expected = dict.fromkeys(METHODS, 1.0) | {"trm": (5 * 300 + 1200) / 6 / 300}
         assert told.to_dict() == pytest.approx(expected)
 
+    def test_trained_parameters_are_told(self, tmp_path: Path) -> None:
+        folder = small(tmp_path / "p", subjects=4)
+        trm = 3 * METHODS.index("trm")
+        assert change(folder, trm, lambda r: r.update(trained=1_234_567))["method"] == "trm"
+        report.write(ProtocolFolder(folder))
+        told = pd.read_csv(folder / "table.csv", index_col="method")["trained parameters"]
+        assert told.dropna().to_dict() == {"trm": 1_234_567}
+        assert "| 1234567 |" in (folder / "table.md").read_text()
+        assert "1,234,567" in (folder / "report.html").read_text()
+
     def test_best_and_second_of_each_column(self, written: Path) -> None:
         for metric, lower in (("dice", False), ("hd95", True)):
             table = tables.build(collected(written), metric)

@@ -278,6 +278,24 @@ def test_one_term_alone_has_no_balance() -> None:
     assert curves.voxel_share == [] and curves.passes == 10
 
 
+# ------------------------------------------------------------------------------- what was trained
+
+
+def test_trained_parameters_are_the_most_of_any_fit() -> None:
+    def rounds(run: Context, fit: Fit) -> None:
+        for frozen in (False, True):
+            run.network.conv.bias.requires_grad_(not frozen)
+            fit(0, 2)
+
+    curves = Curves()
+    trained(Slope(train=rounds), curves)
+    assert curves.trained == 6
+    curves = Curves()
+    bias = Slope(parameters=lambda run: [{"params": [run.network.conv.bias]}])
+    trained(bias, curves)
+    assert curves.trained == 3
+
+
 # --------------------------------------------------------------------------------------- divergence
 
 

@@ -1,4 +1,4 @@
-"""What each method spent and used for its numbers: steps, passes, time, validation labels."""
+"""What each method spent and used for its numbers: steps, passes, parameters, time, labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trm_bench.runs.store import Results
 
 USES = ("uses_validation", "uses_source_data", "validation_in_training_set")
-COLUMNS = ["method", "steps", "passes", "seconds", "times_finetune", *USES]
+COLUMNS = ["method", "steps", "passes", "trained", "seconds", "times_finetune", *USES]
 
 
 def spent(results: Results, unit: str = REFERENCE) -> pd.DataFrame:
@@ -29,9 +29,10 @@ def spent(results: Results, unit: str = REFERENCE) -> pd.DataFrame:
         unit: The method whose passes are 1: fine-tuning, or another in a table without it.
 
     Returns:
-        `method`; `steps` of the target training, `passes` (forward passes with a gradient) and
-        `seconds` of training, each the mean over runs, NaN where no record says; `times_finetune`,
-        the passes over those of `unit`, NaN without it; `uses_validation`,
+        `method`; `steps` of the target training, `passes` (forward passes with a gradient),
+        `trained` (number of parameters) and `seconds` of training, each the mean over runs, NaN
+        where no record says; `times_finetune`, the passes over those of `unit`, NaN without it;
+        `uses_validation`,
         `uses_source_data` and `validation_in_training_set` as the method declares, None where no
         run finished or the method is not installed.
     """
@@ -48,8 +49,9 @@ def spent(results: Results, unit: str = REFERENCE) -> pd.DataFrame:
 def _costs(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "steps": _mean([record.config.training.steps for record in records]),
-        # records of before passes were counted have 0
+        # records of before these were counted have 0
         "passes": _mean([record.passes for record in records if record.passes]),
+        "trained": _mean([record.trained for record in records if record.trained]),
         "seconds": _mean([r.seconds["train"] for r in records if "train" in r.seconds]),
         **_uses(records[0].config.method.name if records else ""),
     }

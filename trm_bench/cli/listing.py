@@ -26,6 +26,9 @@ def methods(
         written(f"{name}  ({kind.paper})\n")
         written(inspect.cleandoc(kind.__doc__ or ""))
         out.print(_parameters(kind))
+        for preset, values in kind.presets.items():
+            said = ", ".join(f"{key}: {value}" for key, value in values.items())
+            written(f"preset: {preset} is {said}")
         return
     table = Table(Column("method", no_wrap=True), "what", box=box.SIMPLE_HEAD)
     for known in REGISTRY.names():

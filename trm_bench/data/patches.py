@@ -39,12 +39,14 @@ class Batch:
         brain: bool, shape (B, *spatial).
         fields: Per-voxel extras that a method has attached to the store, by name, shape (B,
             *spatial).
+        class_weight: Of each class of the label, shape (K,); None where the loss asks for none.
     """
 
     image: Tensor
     label: Tensor
     brain: Tensor
     fields: dict[str, Tensor]
+    class_weight: Tensor | None = None
 
 
 class SubjectStore:
@@ -108,6 +110,12 @@ class SubjectStore:
         """Raw label values to classes, uint8."""
         return self._class_of.index_select(0, raw.flatten().int()).view(raw.shape)
 
+    def class_weights(self) -> Tensor:
+        """1 / n_k, float32 (K,), n_k the number of voxels of class k; 1 where there is none."""
+        classes = [self.to_classes(raw).flatten().int() for raw in self.labels]
+        counts = torch.stack([c.bincount(minlength=self.classes) for c in classes]).sum(0)
+        return 1 / counts.clamp(min=1).float()
+
     def attach(self, name: str, maps: Sequence[Tensor]) -> None:
         """Stores a per-voxel map of every subject, float32; batches then carry it, cropped as the
         label is.
@@ -146,6 +154,8 @@ class PatchSampler:
         # at least one, as a batch without foreground teaches little
         at_least = 1 if config.foreground > 0 else 0
         self.foreground_patches = max(at_least, round(config.batch * config.foreground))
+        balanced = config.loss.voxels == "class_balanced"
+        self._class_weight = store.class_weights() if balanced else None
         self._shapes = torch.tensor(store.shapes)
         self._candidates, self._starts, self._counts = _foreground(
             store, generator(*axes, "foreground")
@@ -181,7 +191,8 @@ class PatchSampler:
             name: torch.stack([cut.nearest(maps[i]) for i, cut in chosen])
             for name, maps in store.fields.items()
         }
-        batch = Batch(_intensity(image, augment, draws), label.long(), brain, fields)
+        image = _intensity(image, augment, draws)
+        batch = Batch(image, label.long(), brain, fields, self._class_weight)
         return _without_third_axis(batch) if self.flat_slices else batch
 
     def _start(self, subject: Tensor, draws: torch.Generator) -> Tensor:
@@ -397,8 +408,9 @@ def _intensity(image: Tensor, augment: AugmentConfig, draws: torch.Generator) ->
 
 
 def _without_third_axis(batch: Batch) -> Batch:
+    image, label, brain = (part.squeeze(-1) for part in (batch.image, batch.label, batch.brain))
     fields = {name: field.squeeze(-1) for name, field in batch.fields.items()}
-    return Batch(batch.image.squeeze(-1), batch.label.squeeze(-1), batch.brain.squeeze(-1), fields)
+    return Batch(image, label, brain, fields, batch.class_weight)
 
 
 def _foreground(store: SubjectStore, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

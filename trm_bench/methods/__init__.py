@@ -8,7 +8,8 @@ uses that fine-tuning does not: validation labels, source data. The loop calls, 
                  the source have what it needs?
     prepare      once, before the optimiser exists: compute maps, freeze, wrap layers
     train        once: by default `fit(0, steps)`; override it to train in rounds or branches;
-                 `fit(first, last)` calls
+                 `fit(first, last)` calls, and leaves the network with the weights that the protocol
+                 keeps: the last, the best or, where it averages them, their average
       parameters     once: the optimiser's parameter groups
       training_mode  once: puts the network into the mode it trains in
       loss           every step: the whole training loss of a batch
@@ -29,11 +30,12 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trm_bench import losses
 from trm_bench.data.patches import Batch, PatchSampler, SubjectStore
 from trm_bench.errors import UserError
 from trm_bench.networks import Parts
 from trm_bench.protocol.strict import Strict
-from trm_bench.transfer_risk import DICE, VOXELS, soft_dice
+from trm_bench.transfer_risk import DICE, VOXELS
 
 if TYPE_CHECKING:
     from trm_bench.protocol.schema import TrainingConfig
@@ -151,6 +153,8 @@ class Method:
         paper: Where it comes from, with its identifier.
         transfers: Whether it starts from the source network.
         Parameters: Its hyper-parameters.
+        presets: Named sets of values of them, chosen by `preset: NAME` in a protocol; what a
+            protocol says itself wins.
         ignores: Those of them that change nothing, since it shares them with a method where they
             do; a sweep leaves them out.
         uses_validation: Whether validation labels shape its weights, beyond the protocol's
@@ -165,6 +169,7 @@ class Method:
     paper: ClassVar[str] = ""
     transfers: ClassVar[bool] = True
     Parameters: ClassVar[type[Parameters]] = Parameters
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     ignores: ClassVar[tuple[str, ...]] = ()
     uses_validation: ClassVar[bool] = False
     uses_source_data: ClassVar[bool] = False
@@ -245,19 +250,23 @@ class Method:
     def terms(self, run: Context, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss of the predictions, scalars: `voxels` and `dice`.
 
-        By default cross-entropy and soft Dice, weighted as the protocol says; without those of
-        weight 0.
+        By default `voxel_loss` and the protocol's overlap term, weighted as the protocol says;
+        without those of weight 0.
         """
         config, terms = run.config.loss, {}
         if config.cross_entropy:
             terms[VOXELS] = config.cross_entropy * self.voxel_loss(run, logits.float(), batch)
         if config.dice:
-            terms[DICE] = config.dice * soft_dice()(logits.float(), batch.label.unsqueeze(1))
+            overlap = losses.overlap(config)(logits.float(), batch.label.unsqueeze(1))
+            terms[DICE] = config.dice * overlap
         return terms
 
     def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
-        """The voxel-wise term of the loss: by default the mean cross-entropy."""
-        return functional.cross_entropy(logits, batch.label)
+        """The voxel-wise term of the loss: by default the mean of the protocol's form of it."""
+        config = run.config.loss
+        if config.voxels == "cross_entropy":  # the mean at once, without an image of the values
+            return functional.cross_entropy(logits, batch.label)
+        return losses.voxel_values(config, logits, batch.label, batch.class_weight).mean()
 
     def penalty(self, run: Context) -> Tensor | float:
         """An added term that does not depend on the predictions, such as a weight penalty."""

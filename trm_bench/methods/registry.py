@@ -41,7 +41,16 @@ BUILTIN = {
     "forkmerge": "trm_bench.baselines.forkmerge:ForkMerge",
     "disagreement": "trm_bench.baselines.disagreement:Disagreement",
 }
+PRESET = "preset"  # the key of a protocol's method that names one; see `Method.presets`
 REGISTRY = Registry(Method, "method", "trm_bench.methods", BUILTIN, "methods")
+
+
+def _preset(kind: type[Method], preset: object, where: str) -> Mapping[str, Any]:
+    if preset not in list(kind.presets):
+        known = list(kind.presets)
+        fix = nearest(str(preset), known) if known else "it has none"
+        raise UserError(f"'{kind.name}' has no preset '{preset}'", f"{where}.{PRESET}", fix)
+    return kind.presets[str(preset)]
 
 
 def trainable(protocol: Protocol) -> list[str]:
@@ -62,12 +71,20 @@ def trainable(protocol: Protocol) -> list[str]:
 def create(name: str, parameters: Mapping[str, Any], where: str = "methods") -> Method:
     """A method with its parameters checked.
 
+    Args:
+        name: Of the method.
+        parameters: Its parameters, over those of its preset where `preset` names one.
+        where: The protocol's key that they stand at, for messages.
+
     Raises:
-        UserError: A parameter is unknown or has a wrong value.
+        UserError: A parameter or a preset is unknown, or a parameter has a wrong value.
     """
     kind = REGISTRY.get(name)
+    own = {key: value for key, value in parameters.items() if key != PRESET}
+    if (preset := parameters.get(PRESET)) is not None:
+        own = {**_preset(kind, preset, where), **own}
     try:
-        return kind(kind.Parameters.model_validate(dict(parameters)))
+        return kind(kind.Parameters.model_validate(own))
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):

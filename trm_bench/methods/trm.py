@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trm_bench import losses
 from trm_bench.data.patches import Batch
 from trm_bench.errors import UserError
 from trm_bench.methods import Context, Method, Parameters, hyper
@@ -84,7 +85,7 @@ class TrmParameters(Parameters):
     over: Over = hyper("all", "voxels in the sum", search=["all", "foreground"])
     with_dice: float | None = hyper(
         None,
-        "weight of the Dice term; null is the protocol's",
+        "weight of the overlap term, Dice or another; null is the protocol's",
         search=[None, 0.0, 0.2, 5.0],
         ge=0,
         le=1e6,
@@ -96,7 +97,8 @@ class TransferRiskMap(Method):
     size.
 
     loss = cross_entropy * sum_v w(R_v) CE_v / |foreground| + with_dice * soft Dice, where
-    cross_entropy is the protocol's weight of the voxel-wise term. Statistics and maps come from
+    cross_entropy is the protocol's weight of the voxel-wise term; where the protocol names other
+    forms of the loss, these stand for CE_v and soft Dice. Statistics and maps come from
     passes of the frozen source network over the target training set before training; the weights
     are stored beside the label, so that a step costs what a plain step costs. Under another
     `evidence` than `classes` the source needs no head, and one pass more.
@@ -132,6 +134,7 @@ class TransferRiskMap(Method):
             self.p.over,
             with_dice=weights.dice if self.p.with_dice is None else self.p.with_dice,
             cross_entropy=weights.cross_entropy,
+            overlap=losses.overlap(weights),
         )
         run.training_set.attach(FIELD, self.weights(run))
 
@@ -186,7 +189,9 @@ class TransferRiskMap(Method):
         return statistics
 
     def terms(self, run: Context, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return self.criterion.terms(logits, batch.label, batch.fields[FIELD], batch.brain)
+        logits = logits.float()
+        values = losses.voxel_values(run.config.loss, logits, batch.label, batch.class_weight)
+        return self.criterion.terms(logits, batch.label, batch.fields[FIELD], batch.brain, values)
 
     def maps(self, run: Context, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         probabilities = run.predict(self.networks[0], image)

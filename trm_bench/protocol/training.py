@@ -17,6 +17,12 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 
 MOST_VOXELS = 2**30  # of the patches of a step
 LEAST_LOSS = 1e-6  # sum of the weights of the loss: AdamW's epsilon hides gradients far below it
+# of the forms of the loss, with their papers' values; see `trm_bench.losses`
+OWN_OF_FORMS = {
+    "focal": {"gamma": 2.0},
+    "topk": {"share": 0.1},
+    "tversky": {"alpha": 0.3, "beta": 0.7},
+}
 UNMOVED = "one step with a warm-up has the learning rate 0, so nothing would be learned"
 
 
@@ -56,15 +62,48 @@ class OptimizerConfig(Strict):
 
 
 class LossConfig(Strict):
-    """The segmentation loss: weights of the voxel-wise term and of soft Dice over the batch.
+    """The segmentation loss: a voxel-wise term and an overlap term over the batch.
+
+    Each has a weight, a form, and the form's own parameters, which are null under other forms.
 
     Attributes:
-        cross_entropy: Of the voxel-wise term: the mean cross-entropy, unless a method has its own.
-        dice: Of soft Dice.
+        cross_entropy: Weight of the voxel-wise term, whatever its form.
+        dice: Weight of the overlap term, whatever its form.
+        voxels: Form of the voxel-wise term, unless a method has its own: the mean of
+            `cross_entropy`; `focal`, by (1 - p)^gamma times the cross-entropy; `topk`, of the
+            hardest voxels alone; `class_balanced`, weighted by the inverse frequency of the
+            class in the training set.
+        overlap: Form of the overlap term: `dice`, `tversky` or `generalized_dice`.
+        gamma: Focusing exponent of `focal`; 2 unless given.
+        share: Of the batch's voxels that count under `topk`; 0.1 unless given.
+        alpha: Weight of false positives under `tversky`; 0.3 unless given.
+        beta: Weight of false negatives under `tversky`; 0.7 unless given.
     """
 
     cross_entropy: float = Field(1.0, ge=0, le=1e6)
     dice: float = Field(1.0, ge=0, le=1e6)
+    voxels: Literal["cross_entropy", "focal", "topk", "class_balanced"] = "cross_entropy"
+    overlap: Literal["dice", "tversky", "generalized_dice"] = "dice"
+    gamma: float | None = Field(None, ge=0, le=20)
+    share: float | None = Field(None, gt=0, le=1)
+    alpha: float | None = Field(None, ge=0, le=1e3)
+    beta: float | None = Field(None, ge=0, le=1e3)
+
+    @model_validator(mode="after")
+    def _of_its_form(self) -> LossConfig:
+        for form, own in OWN_OF_FORMS.items():
+            chosen = form in (self.voxels, self.overlap)
+            for name, default in own.items():
+                if not chosen and getattr(self, name) is not None:
+                    term = "overlap" if form == "tversky" else "voxels"
+                    raise ValueError(
+                        f"{name} is a parameter of {term}: {form}, which is not chosen"
+                    )
+                if chosen and getattr(self, name) is None:
+                    object.__setattr__(self, name, default)
+        if self.alpha == self.beta == 0:
+            raise ValueError("alpha and beta are both 0, so no voxel would be wrong")
+        return self
 
     @model_validator(mode="after")
     def _something(self) -> LossConfig:
@@ -77,7 +116,7 @@ class LossConfig(Strict):
 
     @property
     def dice_share(self) -> float:
-        """The weight of Dice as a share of both."""
+        """The weight of the overlap term as a share of both."""
         return self.dice / (self.cross_entropy + self.dice)
 
 
@@ -115,6 +154,10 @@ class TrainingConfig(Strict):
         warmup: Share of the steps over which the learning rate rises linearly from 0 to what the
             schedule says.
         clip: Largest gradient norm; null for none.
+        ema: Decay d of an exponential moving average of the weights, m <- d_t m + (1 - d_t) w after
+            each step t from 0, with d_t = min(d, (1 + t) / (10 + t)), so that short trainings are
+            averaged too; null for none. The averaged weights are those that are validated, kept
+            and tested: they vary less from step to step, which makes every arm stronger alike.
         precision: `auto` is bf16 on a GPU that has it, else fp32.
         compile: Whether the steps go through torch.compile, which takes about a minute, once of a
             network and patch on a machine.
@@ -132,6 +175,7 @@ class TrainingConfig(Strict):
     schedule: Literal["poly", "cosine", "one_cycle", "constant"] = "poly"
     warmup: float = Field(0.0, ge=0, lt=1)
     clip: float | None = Field(12.0, ge=1e-4, le=1e9)
+    ema: float | None = Field(None, ge=0.5, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     loss: LossConfig = LossConfig()
@@ -183,7 +227,8 @@ class MethodTraining(Strict):
         lr: Learning rate of the optimiser.
         weight_decay: Of the optimiser.
         warmup: Share of the steps over which the learning rate rises.
-        dice_share: Weight of Dice as a share of the sum of the loss weights, which stays.
+        dice_share: Weight of the overlap term as a share of the sum of the loss weights, which
+            stays.
     """
 
     lr: Rate | None = None
@@ -230,7 +275,10 @@ class MethodSettings(Strict):
 
 
 class MethodConfig(MethodSettings):
-    """A method by name; every further key is one of its parameters.
+    """A method by name; every further key is one of its parameters, or `preset`.
+
+    A preset is a named set of values, as of the method's paper; parameters that are given win over
+    it.
 
     Attributes:
         training: Where its target training differs from the protocol's.

@@ -75,6 +75,8 @@ def metrics(record: Record, distance_unit: str) -> Iterator[Point]:
         yield tested(metric, distance_unit), 0, sum(all_values) / len(all_values)
     if record.validation_dice is not None:
         yield VALIDATION, 0, SCALE["dice"] * record.validation_dice
+    if record.trained:
+        yield "trained_parameters", 0, record.trained
     if "train" in record.seconds:
         yield "train_seconds", 0, record.seconds["train"]
     if record.peak_memory_bytes is not None:

@@ -165,7 +165,7 @@ def build(evidence: Evidence, metric: str = "") -> Table:
     shown = [ranked(column, HIGHER_IS_BETTER[metric]) for column in columns]
     for names in (["gain", "low", "high"], RELATIVE):
         shown.append([_gain(scores.gain(m), names) for m in evidence.methods])
-    shown.append(_costs(evidence))
+    shown += [_costs(evidence), _trained(evidence)]
     unit, mixed = evidence.gain_unit(metric), evidence.is_mixed(metric)
     return Table(
         title=f"{evidence.name}: {NAMES[metric]} [{evidence.unit(metric)}], {direction(metric)}",
@@ -175,6 +175,7 @@ def build(evidence: Evidence, metric: str = "") -> Table:
             f"gain [{unit}]",
             "gain [% rel.]",
             f"passes / {evidence.unit_of_cost}",
+            "trained parameters",
         ],
         rows=[(m, [column[i] for column in shown]) for i, m in enumerate(evidence.methods)],
         notes=caption(evidence, scores),
@@ -220,6 +221,13 @@ def _costs(evidence: Evidence) -> list[Cell]:
         times = row["times_finetune"]
         cells.append(Cell(times if np.isfinite(times) else None, digits=1, lacks=", ".join(used)))
     return cells
+
+
+def _trained(evidence: Evidence) -> list[Cell]:
+    """How many parameters a method trains."""
+    known = evidence.costs.set_index("method")["trained"]
+    numbers = [float(known[method]) for method in evidence.methods]
+    return [Cell(n if np.isfinite(n) else None, digits=0) for n in numbers]
 
 
 def overall(evidence: Evidence, scores: Scores, method: str) -> Cell:

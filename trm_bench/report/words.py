@@ -369,7 +369,7 @@ def over_transfers(evidence: Evidence) -> str:
 
 
 def costs(evidence: Evidence) -> Iterator[tuple[str, ...]]:
-    """Method, steps, passes, times fine-tuning's, seconds, and what it used."""
+    """Method, steps, passes, times fine-tuning's, trained parameters, seconds, what it used."""
     for row in evidence.costs.to_dict("records"):
         used = [name for key, name in USED.items() if row[key]]
         numbers = (row[key] for key in ("steps", "passes"))
@@ -377,6 +377,7 @@ def costs(evidence: Evidence) -> Iterator[tuple[str, ...]]:
             row["method"],
             *(f"{x:.0f}" if np.isfinite(x) else MISSING for x in numbers),
             _plain(row["times_finetune"]),
+            f"{row['trained']:,.0f}" if np.isfinite(row["trained"]) else MISSING,
             _plain(row["seconds"]),
             ", ".join(used) or MISSING,
         )

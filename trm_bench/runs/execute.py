@@ -78,6 +78,7 @@ def _done_now(job: Job, device: torch.device, progress: Progress) -> str:
         started=started,
         curves=curves.logged(),
         passes=curves.passes,
+        trained=curves.trained,
         resumed=savepoint.resumed,
         **note,
     )

@@ -248,6 +248,7 @@ class Record(Strict):
         curves: `loss`, `validation` and `voxel_share`, as (step, value); see `training.loop`.
         passes: Forward passes that a gradient went back through: one a step, and of all branches
             and source batches of a method.
+        trained: Number of parameters that the optimiser moved; 0 where it was not counted.
         validation_dice: Mean over validation subjects and regions, at the end.
         metrics: Test subject to region to metric to value.
         manifest: Part to subject to file to (bytes, sha256).
@@ -272,6 +273,7 @@ class Record(Strict):
     loading: Loading | None = None
     curves: dict[str, Curve] = Field(default_factory=dict)
     passes: int = 0
+    trained: int = 0
     validation_dice: float | None = None
     metrics: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
     manifest: dict[str, dict[str, dict[str, tuple[int, str]]]] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from trm_bench.data.patches import Batch
 from trm_bench.formats import autocast
@@ -44,6 +45,8 @@ class Curves:
             the loss has both terms.
         passes: Forward passes of the trained network so far that a gradient goes back through:
             one a step, and of all branches and source batches of a method.
+        trained: Number of parameters that the optimiser moves, of a method's own modules too; the
+            largest over the `fit`s of a method.
         looks: At the gradients, spread over the steps.
     """
 
@@ -51,6 +54,7 @@ class Curves:
     validation: list[tuple[int, float]] = field(default_factory=list)
     voxel_share: list[tuple[int, float]] = field(default_factory=list)
     passes: int = 0
+    trained: int = 0
     looks: int = BALANCE_LOOKS
 
     def logged(self) -> dict[str, list[tuple[int, float]]]:
@@ -118,6 +122,7 @@ def fitting(
             for step, batch in zip(steps, batches, strict=True):
                 pace.advance(step, batch, last, progress)
                 replay.look(pace.step, pace.state)
+        pace.average.keep()
         pace.best.restore()
         replay.end()
 
@@ -132,11 +137,14 @@ class _Pace:
         config = run.config
         self.optimizer = _optimizer(list(method.parameters(run)), config)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        number = sum(p.numel() for p in self.trained if p.requires_grad)
+        curves.trained = max(curves.trained, number)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
             lambda t: learning_rate_factor(config.schedule, first + t, config.steps, config.warmup),
         )
-        self.best = _Best(run, config, curves)
+        self.average = _Average(run.network, self.trained, config.ema)
+        self.best = _Best(run, config, curves, self.average)
         self.recent: list[Tensor] = []
 
     def advance(self, step: int, batch: Batch, last: int, progress: Progress) -> None:
@@ -156,6 +164,7 @@ class _Pace:
         self.optimizer.step()
         self.schedule.step()
         method.after_update(run)
+        self.average.update()
         self.recent.append(loss.detach())
         if (step + 1) % LOG_EVERY == 0 or step + 1 == last:
             mean = float(torch.stack(self.recent).float().mean())
@@ -174,6 +183,7 @@ class _Pace:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "recent": self.recent,
+            "average": (self.average.updates, self.average.mean),
             "best": (self.best.score, self.best.state),
             "curves": vars(self.curves),
         }
@@ -193,6 +203,7 @@ class _Pace:
                     held[name] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(state["schedule"])
         self.recent = moved(state["recent"], self.run.device)
+        self.average.restore(*state["average"])
         self.best.score, self.best.state = moved(state["best"], self.run.device)
         vars(self.curves).update(state["curves"])
         self.step = state["step"]
@@ -231,11 +242,55 @@ def _look_at_gradients(run: Context, step: int, trained: Sequence[Tensor], curve
         curves.voxel_share.append((step + 1, norms[VOXELS] / total))
 
 
+class _Average:
+    """The moving average of what a `fit` trains, where the protocol says so: `TrainingConfig.ema`.
+
+    Beside the trained parameters it holds the network's floating-point buffers, the moving
+    statistics of batch normalisation: they belong to the weights that they were counted under, so
+    they are averaged alike, which costs no passes as counting them anew would.
+    """
+
+    def __init__(self, network: nn.Module, trained: Sequence[Tensor], decay: float | None) -> None:
+        buffers = [b for b in network.buffers() if b.is_floating_point()]
+        self.decay, self.updates = decay, 0
+        self.now = [t.detach() for t in (*trained, *buffers)] if decay else []
+        self.mean = [t.clone() for t in self.now]
+
+    def update(self) -> None:
+        """Takes in what a step has made."""
+        if self.decay:
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            get_ema_multi_avg_fn(decay)(self.mean, self.now, self.updates)
+            self.updates += 1
+
+    def keep(self) -> None:
+        """Puts the average into the network, to stay."""
+        if self.now:
+            torch._foreach_copy_(self.now, self.mean)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The network has the average inside, and what it had before again afterwards."""
+        before = [t.clone() for t in self.now]
+        self.keep()
+        yield
+        if self.now:
+            torch._foreach_copy_(self.now, before)
+
+    def restore(self, updates: int, mean: Sequence[Tensor]) -> None:
+        """Takes back both, into memory as it lies."""
+        self.updates = updates
+        for own, given in zip(self.mean, mean, strict=True):
+            own.copy_(given)
+
+
 class _Best:
     """Keeps the weights with the best validation Dice, where the protocol selects by it."""
 
-    def __init__(self, run: Context, config: TrainingConfig, curves: Curves) -> None:
-        self.run, self.curves = run, curves
+    def __init__(
+        self, run: Context, config: TrainingConfig, curves: Curves, average: _Average
+    ) -> None:
+        self.run, self.curves, self.average = run, curves, average
         self.every = (
             0 if config.select == "last" else config.validate_every or max(1, config.steps // 10)
         )
@@ -245,11 +300,12 @@ class _Best:
     def after(self, step: int) -> None:
         if not self.every or (step % self.every and step != self.steps):
             return
-        score = self.run.validate(self.run.network)
-        self.curves.validation.append((step, score))
-        if score > self.score:
-            self.score = score
-            self.state = {k: v.detach().clone() for k, v in self.run.network.state_dict().items()}
+        with self.average.shown():
+            score = self.run.validate(self.run.network)
+            self.curves.validation.append((step, score))
+            if score > self.score:
+                state = self.run.network.state_dict()
+                self.score, self.state = score, {k: v.clone() for k, v in state.items()}
 
     def restore(self) -> None:
         if self.state:
