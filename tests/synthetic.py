@@ -67,6 +67,7 @@ def write(
     classes: Sequence[str] = ("whole", "core"),
     metrics: Sequence[str] = ("dice", "hd95"),
     gains: Mapping[str, float] | None = None,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
     noise: float = 4.0,
     claim: Mapping[str, Any] | None = CLAIM,
     data: str = "real",
@@ -85,6 +86,7 @@ def write(
         classes: Scored regions.
         metrics: The protocol's.
         gains: Method to gain over fine-tuning in Dice points; `known_gains` by default.
+        configs: Label to name and parameters, of methods that are not called as they are labelled.
         noise: Standard deviation of a scan's Dice, points.
         claim: The protocol's claim.
         data: "real" or "phantom".
@@ -98,20 +100,24 @@ def write(
     ids = _ids(subjects)
     of_subject = draws.normal(0, 8, subjects)[:, None]
     of_class = np.linspace(0, -6, len(classes))
-    made_by = _protocol(folder.name, methods, seeds, metrics, claim, kind)
+    listed = [
+        MethodConfig(**{"name": m, **(configs or {}).get(m, {}), "label": m}) for m in methods
+    ]
+    made_by = _protocol(folder.name, listed, seeds, metrics, claim, kind)
     base = _record(made_by, data, {"train": _ids(12), "val": _ids(4), "test": ids}, files)
     measures = _measures(transfers, seeds, seed)
     place, cells = ProtocolFolder(folder), []
     for transfer in transfers:
         level = draws.uniform(58, 66)
-        for method in methods:
+        for listed_method in listed:
+            method = listed_method.label
             # shared by the scans of a training; centred, so that the known gain is the mean's
             of_seed = draws.normal(0, 0.4, len(seeds))
             for s, effect in zip(seeds, of_seed, strict=True):
                 dice = level + gains[method] + of_subject + of_class + effect - of_seed.mean()
                 dice = np.clip((dice + draws.normal(0, noise, dice.shape)) / 100, 0, 1)
                 scores = _scores(dice, ids, classes, metrics)
-                place_in = (transfer, method, s)
+                place_in = (transfer, listed_method, s)
                 record = _of_cell(base, place_in, scores, measures[transfer, s], draws)
                 write_model(place.record(record.id), record)
                 cells.append(Cell(transfer=transfer, method=method, seed=s, run=record.id))
@@ -255,7 +261,7 @@ def _record(made_by: Protocol, data: str, parts: Mapping[str, Sequence[str]], fi
 
 def _of_cell(
     base: Record,
-    place: tuple[str, str, int],
+    place: tuple[str, MethodConfig, int],
     scores: dict[str, Any],
     measures: Mapping[str, float],
     draws: np.random.Generator,
@@ -267,7 +273,8 @@ def _of_cell(
     )
     transfer, method, seed = place
     domain = base.config.domain.model_copy(update={"images": (transfer.split("->")[-1],)})
-    own = {"domain": domain, "method": RunMethod(name=method), "seed": seed}
+    trained = RunMethod(name=method.name, parameters=method.parameters)
+    own = {"domain": domain, "method": trained, "seed": seed}
     config = base.config.model_copy(update={**own, "code": f"synthetic {transfer}"})
     changes = {
         "id": config.id,
@@ -276,7 +283,7 @@ def _of_cell(
         "metrics": scores,
         "predictions": dict.fromkeys(scores, "0" * 64),
     }
-    if method.startswith("trm") and method != "trm_uniform":
+    if method.name.startswith("trm") and method.name != "trm_uniform":
         changes["diagnostics"] = {
             **measures,
             "risk_per_class": [0.01, 0.98],
@@ -289,7 +296,7 @@ def _of_cell(
 
 def _protocol(
     name: str,
-    methods: Sequence[str],
+    methods: Sequence[MethodConfig],
     seeds: Sequence[int],
     metrics: Sequence[str],
     claim: Any,
@@ -313,7 +320,7 @@ def _protocol(
         },
         "synthetic",
     )
-    return parsed.model_copy(update={"methods": tuple(MethodConfig(name=m) for m in methods)})
+    return parsed.model_copy(update={"methods": tuple(methods)})
 
 
 if __name__ == "__main__":

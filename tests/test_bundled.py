@@ -20,10 +20,12 @@ from trm_bench.protocol import bundled, load_protocol
 REAL = {
     "hippocampus_cross_task": ["Task04_Hippocampus"],
     "hippocampus_few_shot": ["Task04_Hippocampus"],
+    "hippocampus_gamma": ["Task04_Hippocampus"],
     "hippocampus_to_cardiac": ["Task04_Hippocampus", "Dataset101_MMsED"],
     "lgg_cross_institution": ["kaggle_3m"],
     "lgg_cross_modality": ["kaggle_3m"],
     "lgg_few_shot": ["kaggle_3m"],
+    "lgg_gamma": ["kaggle_3m"],
     "mms_cross_vendor": ["Dataset101_MMsED"],
     "msd_brain_cross_modality": ["Task01_BrainTumour"],
     "msd_prostate_cross_modality": ["Task05_Prostate"],
@@ -55,6 +57,7 @@ COHORTS = [
     ("fets_to_iseg", True, 10, False, 5),
     ("hippocampus_cross_task", False, 180, True, 60),
     ("hippocampus_few_shot", False, 180, True, 60),
+    ("hippocampus_gamma", False, 180, True, 60),
     ("hippocampus_to_cardiac", False, 72, False, 37),
     ("iseg_cross_modality", False, 10, True, 3),
     ("iseg_cross_modality", True, 10, True, 3),
@@ -63,6 +66,7 @@ COHORTS = [
     ("lgg_cross_institution", False, 6, False, 3),
     ("lgg_cross_modality", False, 24, True, 9),
     ("lgg_few_shot", False, 24, True, 9),
+    ("lgg_gamma", False, 24, True, 9),
     ("mms_cross_vendor", False, 36, False, 16),
     ("msd_brain_cross_modality", False, 484, True, 162),
     ("msd_prostate_cross_modality", False, 32, True, 11),
@@ -101,6 +105,7 @@ def cut(name: str) -> list[str]:
         "seeds=[0]",
         "methods=[scratch, finetune, trm]",
         "metrics=[dice]",
+        "claim=null",  # which may name other methods
     ]
     if name in REAL:
         small.append("split.target.test=2")

@@ -320,6 +320,16 @@ MUTANTS = [
         ("wise_ft swaps its ends", "torch.lerp(self.start[k], v, alpha)", "torch.lerp(v, self.start[k], alpha)"),
     ),
     *_of(
+        "baselines.soup",
+        "methods/test_soup",
+        ("ingredients of a soup see the same patches", "run.patches = PatchSampler(patches.store, patches.config, *axes)", "pass"),
+        ("ingredients of a soup go on from each other", "run.network.load_state_dict(start)", "pass"),
+        ("a soup over checkpoints takes them over the whole training", "round(steps * (1 + i / k) / 2)", "round(steps * i / k)"),
+        ("a greedy soup begins with the first ingredient", "key=lambda i: -scores[i]", "key=lambda i: i"),
+        ("a greedy soup leaves out what does no harm", "if dice >= best", "if dice > best"),
+        ("a greedy soup tries each ingredient with the best alone", "(*kept, i)]", "(kept[0], i)]"),
+    ),
+    *_of(
         "baselines.lp_ft",
         "methods/test_baselines",
         ("lp_ft never probes", "self.probing = True", "self.probing = False"),

@@ -40,6 +40,7 @@ FIXED = [
     "voxel_auroc.csv",
     "sensitivity.csv",
     "transferability.csv",
+    "gamma.csv",
 ]
 
 

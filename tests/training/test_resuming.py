@@ -116,12 +116,18 @@ def test_every_method_goes_on(name: str) -> None:
     assert_resumes(lambda: create(name, {}), [5, 11], optimizer=MOMENTUM)
 
 
-@pytest.mark.parametrize("name", ["lp_ft", "forkmerge"])
+@pytest.mark.parametrize("name", ["lp_ft", "forkmerge", "soup"])
 @examples(4)
 @given(at=st.integers(1, 24))
 def test_a_method_of_several_fits_goes_on_anywhere(name: str, at: int) -> None:
     deterministic(CPU)
     assert_resumes(lambda: create(name, {}), [at], optimizer=ADAMW)
+
+
+def test_a_soup_of_checkpoints_has_those_of_before() -> None:
+    """They are taken after 8 and 10 of 12 steps."""
+    kind = {"over": "checkpoints", "ingredients": 3}
+    assert_resumes(lambda: create("soup", kind), [7, 9, 11])
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, MOMENTUM], ids=["adamw", "sgd"])

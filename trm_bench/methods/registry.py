@@ -37,6 +37,8 @@ BUILTIN = {
     "stochnorm": "trm_bench.baselines.stochnorm:StochNorm",
     "co_tuning": "trm_bench.baselines.co_tuning:CoTuning",
     "wise_ft": "trm_bench.baselines.wise_ft:WiseFt",
+    "soup": "trm_bench.baselines.soup:Soup",
+    "greedy_soup": "trm_bench.baselines.soup:GreedySoup",
     "auto_rgn": "trm_bench.baselines.auto_rgn:AutoRgn",
     "forkmerge": "trm_bench.baselines.forkmerge:ForkMerge",
     "disagreement": "trm_bench.baselines.disagreement:Disagreement",

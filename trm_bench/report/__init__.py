@@ -21,7 +21,8 @@ def write(folder: ProtocolFolder) -> list[Path]:
 
     comparisons.csv holds all tests, negative_transfer.csv the gaps to scratch, voxel_rates.csv and
     voxel_auroc.csv the voxel level, sensitivity.csv what the tests could have found and what the
-    seed changes, transferability.csv LEEP, mean risk and gain of each transfer and seed.
+    seed changes, transferability.csv LEEP, mean risk and gain of each transfer and seed,
+    gamma.csv the gains of methods that differ in gamma alone.
     summary.json has the numbers that a script wants, provenance.json what they come from. The
     indices of networks are written again too. Charts and pages take longer to draw: `write_pages`.
 
@@ -138,6 +139,7 @@ def _write(evidence: Evidence) -> list[Path]:
         "voxel_auroc.csv": evidence.findings,
         "sensitivity.csv": evidence.sensitivity,
         "transferability.csv": evidence.transferability,
+        "gamma.csv": evidence.gamma,
     }
     declared = tables.family_table(evidence)
     both = [table, *([declared] if declared else [])]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from trm_bench.analysis.voxels import SCRATCH
-from trm_bench.report import curves, forests, transferability
+from trm_bench.report import curves, emphasis, forests, transferability
 from trm_bench.report.drawing import (
     Chart,
     DoesNotApply,
@@ -189,6 +189,7 @@ CHARTS: dict[str, Callable[[Evidence, float], Drawing]] = {
     "shots": curves.shots,
     "gain_by_shots": curves.gain_by_shots,
     "transfer_matrix": matrix,
+    "gamma": emphasis.chart,
     "roc_of_lost_voxels": curves.lost_voxels,
     "transferability": transferability.chart,
     "training_loss": curves.training,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trm_bench.analysis import (
     costs,
     family,
+    gamma,
     negative_transfer,
     power,
     table,
@@ -285,6 +286,11 @@ class Evidence:
     def predicts(self) -> pd.DataFrame:
         """Whether LEEP and the mean risk rank the transfers as they gain."""
         return transferability.predicts(self.transferability)
+
+    @cached_property
+    def gamma(self) -> pd.DataFrame:
+        """Gains over the reference in the main metric against gamma; see `analysis.gamma`."""
+        return gamma.gains(self.results, self.main.gains)
 
     @cached_property
     def sensitivity(self) -> pd.DataFrame:
