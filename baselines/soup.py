@@ -46,11 +46,11 @@ class Soup(Method):
     Kaddour 2022, arXiv:2209.14981 (LAWA). The learning rate stays the protocol's, where SWA holds
     it up so that the checkpoints differ more. Costs one training.
 
-    An ingredient is what a training ends with: under `select: best` its best weights, but for the
-    earlier checkpoints of one. Dense prediction asks for no change. Moving statistics of batch
-    norm, which the paper's networks lack, are averaged like weights, as wise_ft and forkmerge mix
-    them; Izmailov et al. compute them anew in a pass over the training data. What is no
-    floating-point number is the first ingredient's. A soup of one is fine-tuning.
+    An ingredient is what a training ends with, whatever the protocol selects or averages; an
+    earlier checkpoint is the weights after its step. Dense prediction asks for no change. Moving
+    statistics of batch norm are averaged like weights, as wise_ft and forkmerge mix them; Izmailov
+    et al. compute them anew in a pass over the training data. What is no floating-point number is
+    the first ingredient's. A soup of one is fine-tuning.
     """
 
     name = "soup"

@@ -721,6 +721,15 @@ MUTANTS = [
         ("a gap is a gain", "[(SCRATCH, ", "[(REFERENCE, "),
     ),
     *_of(
+        "analysis.gamma",
+        "report/test_gamma",
+        ("methods of other parameters stand on one curve", "json.dumps(others, sort_keys=True), training)", '"", training)'),
+        ("methods of other trainings stand on one curve", "training = record.config.training.model_dump_json()", 'training = ""'),
+        ("one gamma makes a curve", "len(labels) < 2", "len(labels) < 1"),
+        ("methods that differ between transfers have a place", "if arm is not None and not several:", "if arm is not None:"),
+        ("curves of one kind have one name", "if names[curve.name] == 1 else", "if True else"),
+    ),
+    *_of(
         "analysis.costs",
         "analysis/test_costs",
         ("a record without passes took none", "if record.passes]", "]"),
