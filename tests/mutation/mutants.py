@@ -326,7 +326,7 @@ MUTANTS = [
         "methods/test_efficient",
         ("all is trained", "run.network.requires_grad_(False)", "pass"),
         ("frozen normalisation takes the batch's statistics", "norm.eval()", "pass"),
-        ("trained normalisation keeps the source's statistics", "and not any(p.requires_grad", "and any(True for p in [0]) or not any(p.requires_grad"),
+        ("trained normalisation keeps the source's statistics", "and not any(p.requires_grad for p in module.parameters())", ""),
         ("what was added is lost", "layer.weight.copy_(merged)", "pass"),
         ("the head is adapted too", "nn.Linear) and not parts.in_head(name)", "nn.Linear)"),
     ),
@@ -340,7 +340,7 @@ MUTANTS = [
     *_of(
         "baselines.adapters",
         "methods/test_efficient",
-        ("an adapter sits at the corner", "n // 2 for n in reversed", "(n - 1) * (_ % 2) for n in reversed"),
+        ("an adapter sits at the corner", "n // 2 for n in reversed", "(0, n - 1)[_] for n in reversed"),
         ("even kernels have a middle", "all(n % 2 for n in kernel)", "True"),
     ),
     *_of(
@@ -371,7 +371,6 @@ MUTANTS = [
         ("ftp learns no radius", "self.p.rate * adam(", "0 * adam("),
         ("ftp ignores kappa", "self.p.kappa * gradient", "gradient"),
         ("ftp's radii have no limit", ".minimum(sums.max())", ""),
-        ("a vector is many rows", "or (0,)", "or ()"),
         ("ftp looks at where the weights ended", "self.ways[i] = (layer - source) / sums", "self.ways[i] = (layer - source)"),
     ),
     # -------------------------------------------------------------------------------------- LEEP
