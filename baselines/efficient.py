@@ -23,8 +23,8 @@ class EfficientMethod(Method):
     """A method that trains the head and a few parameters besides.
 
     All else is as the source left it, without a gradient and out of the optimiser, so that weight
-    decay does not reach it. A normalisation outside the head that keeps moving statistics takes
-    part only where parameters of its own are trained; else it uses the source's statistics, in
+    decay does not reach it. A normalisation outside the head that keeps moving statistics uses and
+    updates the batch's only where parameters of its own are trained; else it uses the source's, in
     training too. Dropout draws as in every method.
     """
 
