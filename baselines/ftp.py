@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ BETAS = (0.9, 0.999)  # of the radii's Adam
 
 
 class FtpParameters(Parameters):
-    """Hyper-parameters of FTP; the defaults are those of the authors' code."""
+    """Hyper-parameters of FTP; all but the rate default to those of the authors' code."""
 
     radius: float | None = hyper(
         SMALLEST,
@@ -23,7 +25,7 @@ class FtpParameters(Parameters):
         le=1e12,
     )
     rate: float = hyper(
-        0.01, "learning rate of the radii", search=(1e-3, 10.0), log=True, ge=0, le=1e6
+        1.0, "learning rate of the radii, mu", search=(1e-3, 10.0), log=True, ge=0, le=1e6
     )
     kappa: float = hyper(
         1.0, "what a gradient that shrinks a radius counts", search=(0.0, 1.0), ge=0, le=1
@@ -47,15 +49,18 @@ class Ftp(Method):
     gradient would shrink gamma, it counts kappa times. gamma stays between 1e-8 and the largest
     n_i. The gradient is the one before clipping, the protocol's weight decay is part of the step.
 
-    What dense prediction changes: a row of a 3x3x3 convolution has 27 entries per input channel, so
-    that the same radius is shared by more weights than in the paper's transformers; and rate is not
-    scaled by the learning rate's schedule. `rate` is therefore to be tuned. A new head has no
-    source and moves freely, moving statistics are no parameters. `radius: null` is fine-tuning.
+    What dense prediction changes: mu is 0.01 in the authors' code, whatever the layer. A radius is
+    a sum over a row, and one of a 3x3x3 convolution has 27 entries for each input channel, some
+    thousand, each of which a step of AdamW moves by about its learning rate, 1e-3. So a radius that
+    grows by 0.01 lags far behind, and in a short training holds every layer back; mu defaults to
+    the product, 1. `preset: paper` has 0.01. A new head has no source and moves freely, moving
+    statistics are no parameters. `radius: null` is fine-tuning.
     """
 
     name = "ftp"
     paper = "Tian et al., NeurIPS 2023, arXiv:2310.19182"
     Parameters = FtpParameters
+    presets: ClassVar = {"paper": {"rate": 0.01}}
 
     def prepare(self, run: Context) -> None:
         layers = anchored(run) if self.p.radius is not None else {}

@@ -150,7 +150,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("adapters", "bitfit", "norm_tuning")},
     "lora": {"rank": 4, "alpha": 32.0},  # the paper's for GPT-2
     "spd": {"strength": 1.0},
-    "ftp": {"radius": 1e-8, "rate": 0.01, "kappa": 1.0},  # the authors' code
+    "ftp": {"radius": 1e-8, "rate": 1.0, "kappa": 1.0},  # the authors' code, but for the rate
     "finetune_longer": {"times": 2},
     **dict.fromkeys(("trm", "trm_prior", "trm_uniform", "trm_shuffled"), READING),
     "trm_paper_literal": READING | {"risk": "neg_log", "weight": "risk"},
