@@ -147,6 +147,10 @@ READING = {
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("scratch", "finetune", "finetune_with_validation", "frozen_encoder")},
+    **{name: {} for name in ("adapters", "bitfit", "norm_tuning")},
+    "lora": {"rank": 4, "alpha": 32.0},  # the paper's for GPT-2
+    "spd": {"strength": 1.0},
+    "ftp": {"radius": 1e-8, "rate": 1.0, "kappa": 1.0},  # the authors' code, but for the rate
     "finetune_longer": {"times": 2},
     **dict.fromkeys(("trm", "trm_prior", "trm_uniform", "trm_shuffled"), READING),
     "trm_paper_literal": READING | {"risk": "neg_log", "weight": "risk"},
@@ -238,6 +242,8 @@ NOTHING = {
     "bss": {"eta": 0},
     "stochnorm": {"p": 1},
     "co_tuning": {"strength": 0},
+    "spd": {"strength": 0},
+    "ftp": {"radius": None},
     "disagreement": {"strength": 0},
     "lp_ft": {"share": 0},
     "wise_ft": {"alphas": [1]},

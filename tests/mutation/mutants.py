@@ -341,6 +341,58 @@ MUTANTS = [
         ("frozen_encoder trains the encoder", "requires_grad_(False)", "requires_grad_(True)"),
         ("frozen_encoder moves its statistics", "norm.eval()", "pass"),
     ),
+    *_of(
+        "baselines.efficient",
+        "methods/test_efficient",
+        ("all is trained", "run.network.requires_grad_(False)", "pass"),
+        ("frozen normalisation takes the batch's statistics", "norm.eval()", "pass"),
+        ("trained normalisation keeps the source's statistics", "and not any(p.requires_grad for p in module.parameters())", ""),
+        ("what was added is lost", "layer.weight.copy_(merged)", "pass"),
+        ("the head is adapted too", "nn.Linear) and not parts.in_head(name)", "nn.Linear)"),
+    ),
+    *_of(
+        "baselines.lora",
+        "methods/test_efficient",
+        ("lora ignores alpha", "self.p.alpha / self.p.rank", "1.0"),
+        ("lora starts away from the source", "torch.zeros(rows, rank)", "torch.ones(rows, rank)"),
+        ("lora multiplies in bf16", "weight.device.type, enabled=False", "weight.device.type, enabled=torch.is_autocast_enabled('cpu')"),
+    ),
+    *_of(
+        "baselines.adapters",
+        "methods/test_efficient",
+        ("an adapter sits at the corner", "n // 2 for n in reversed", "(0, n - 1)[_] for n in reversed"),
+        ("even kernels have a middle", "all(n % 2 for n in kernel)", "True"),
+    ),
+    *_of(
+        "baselines.bitfit",
+        "methods/test_efficient",
+        ("bitfit trains tables", 'name.endswith("bias")', '"bias" in name'),
+    ),
+    *_of(
+        "baselines.norm_tuning",
+        "methods/test_efficient",
+        ("layer normalisation does not count", "nn.GroupNorm, nn.LayerNorm", "nn.GroupNorm"),
+    ),
+    *_of(
+        "baselines.anchor",
+        "methods/test_projection",
+        ("a new head is held", "(run.same_task or not run.parts.in_head(name))", "True"),
+    ),
+    *_of(
+        "baselines.spd",
+        "methods/test_projection",
+        ("spd holds the others", "torch.stack(products) > 0", "torch.stack(products) < 0"),
+        ("spd goes beyond the source", ".clamp(max=1)", ""),
+        ("spd does not select", "back = chosen * deviation", "back = deviation"),
+    ),
+    *_of(
+        "baselines.ftp",
+        "methods/test_projection",
+        ("ftp learns no radius", "self.p.rate * adam(", "0 * adam("),
+        ("ftp ignores kappa", "self.p.kappa * gradient", "gradient"),
+        ("ftp's radii have no limit", ".minimum(sums.max())", ""),
+        ("ftp looks at where the weights ended", "self.ways[i] = (layer - source) / sums", "self.ways[i] = (layer - source)"),
+    ),
     # -------------------------------------------------------------------------------------- LEEP
     *_of(
         "transfer_risk",

@@ -163,7 +163,7 @@ def step_seconds(
     clock: Clock = busy,
 ) -> float:
     """Seconds of a step of a method's training, without its preparation (maps, statistics)."""
-    norm = "batch" if name == "stochnorm" else "instance"
+    norm = "batch" if name in ("stochnorm", "norm_tuning") else "instance"
     run = context(subjects, config, device, norm)
     method = create(name, {})
     method.check(run.network, run.parts)
