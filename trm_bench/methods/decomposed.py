@@ -157,8 +157,8 @@ class Judged(NamedTuple):
 
 
 class OracleRisk(DecomposedRisk):
-    """Analysis only: `trm_decomposed` with R the voxels that fine-tuning does lose, for 1 + 2
-    `folds` `share` trainings. No method: an upper bound of what a map can give.
+    """Analysis only, an upper bound at the cost of 1 + 2 `folds` `share` trainings:
+    `trm_decomposed` whose R is the voxels that fine-tuning does lose.
 
     The training subjects are divided into `folds`. For each fold a network is trained from scratch
     and one is fine-tuned, both with the protocol's plain loss, on the subjects of the other folds;
