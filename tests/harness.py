@@ -68,6 +68,7 @@ def context(
     norm: str = "batch",
     network: NetworkConfig | None = None,
     transfers: bool = True,
+    subjects: int = 2,
     **training: Any,
 ) -> Context:
     """A run on random data; source and target networks differ in their initial weights."""
@@ -85,7 +86,8 @@ def context(
     )
     if transfers:
         networks.load_source(trained, source.state_dict(), parts, with_head=same_task)
-    patients, validation = store(1, target_map, dims), store(2, target_map, dims, subjects=1)
+    patients = store(1, target_map, dims, subjects)
+    validation = store(2, target_map, dims, subjects=1)
     windows = EvaluationConfig(overlap=0.0)
     return Context(
         network=trained,

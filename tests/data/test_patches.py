@@ -508,3 +508,23 @@ def test_attached_maps_are_detached_float32_on_the_device() -> None:
     volumes.attach("risk", [torch.ones(3, 4, 5, dtype=torch.float64, requires_grad=True)])
     (held,) = volumes.fields["risk"]
     assert held.dtype == torch.float32 and not held.requires_grad and held.device == CPU
+
+
+def test_a_subset_is_a_store_of_those_subjects_that_shares_their_voxels() -> None:
+    several = [subject(i, (6, 5 + i, 4)) for i in range(4)]
+    whole = store(*several)
+    whole.attach("risk", [torch.full(s.label.shape, float(i)) for i, s in enumerate(several)])
+    part = whole.subset([3, 1])
+    assert len(part) == 2 and len(whole) == 4 and part.classes == whole.classes
+    for own, i in enumerate([3, 1]):
+        assert part.prepared[own] is whole.prepared[i] and part.shapes[own] == whole.shapes[i]
+        assert part.images[own] is whole.images[i] and part.labels[own] is whole.labels[i]
+        assert part.brains[own] is whole.brains[i]
+        assert part.fields["risk"][own] is whole.fields["risk"][i]
+    part.attach("more", [torch.zeros(shape) for shape in part.shapes])
+    assert "more" not in whole.fields
+    alone = store(several[3], several[1])
+    alone.attach("risk", [torch.full(several[i].label.shape, float(i)) for i in (3, 1)])
+    alone.attach("more", [torch.zeros(shape) for shape in alone.shapes])
+    drawn = (sampler(volumes, (4, 4, 4), EVERYTHING, "x", batch=3) for volumes in (part, alone))
+    assert equal(*(patches.batch(2) for patches in drawn))

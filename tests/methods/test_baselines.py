@@ -145,6 +145,7 @@ READING = {
     "over": "all",
     "with_dice": None,
 }
+DECOMPOSED = READING | {"gamma": 1.0, "balance": "prior", "floor": 0.1}
 DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("scratch", "finetune", "finetune_with_validation", "frozen_encoder")},
     **{name: {} for name in ("adapters", "bitfit", "norm_tuning")},
@@ -160,6 +161,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "normalise": "minmax_per_image",
         "base": 10,
         "over": "foreground",
+    },
+    "trm_decomposed": DECOMPOSED,
+    "trm_oracle": DECOMPOSED | {"lost": "soft", "folds": 2, "share": 1.0},
+    "transferability_weighted": READING
+    | {
+        "risk": "neg_log",
+        "normalise": "mean_one",
+        "weight": "affine",
+        "denominator": "voxels",
+        "region": 8,
     },
     "focal": {"gamma": 2.0},  # the paper's best
     "topk": {"share": 0.1},  # nnU-Net's
@@ -236,6 +247,7 @@ def test_a_method_of_another_package_is_found_and_conforms(
 # ------------------------------------------------------------------------------------------- limits
 
 NOTHING = {
+    "transferability_weighted": {"strength": 0},
     "finetune_longer": {"times": 1},
     "l2_sp": {"alpha": 0, "beta": 0},
     "delta": {"alpha": 0, "beta": 0},

@@ -116,11 +116,16 @@ def test_every_method_goes_on(name: str) -> None:
     assert_resumes(lambda: create(name, {}), [5, 11], optimizer=MOMENTUM)
 
 
-@pytest.mark.parametrize("name", ["lp_ft", "forkmerge", "soup"])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("lp_ft", 12), ("forkmerge", 24), ("soup", 36), ("trm_oracle", 60)]
+)
 @examples(4)
-@given(at=st.integers(1, 24))
-def test_a_method_of_several_fits_goes_on_anywhere(name: str, at: int) -> None:
+@given(data=st.data())
+def test_a_method_of_several_fits_goes_on_anywhere(
+    name: str, steps: int, data: st.DataObject
+) -> None:
     deterministic(CPU)
+    at = data.draw(st.integers(1, steps))
     assert_resumes(lambda: create(name, {}), [at], optimizer=ADAMW)
 
 

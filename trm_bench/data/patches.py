@@ -5,6 +5,7 @@ Subjects on the compute device, and patches cut and augmented there, all of a ba
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,20 @@ class SubjectStore:
         classes = [self.to_classes(raw).flatten().int() for raw in self.labels]
         counts = torch.stack([c.bincount(minlength=self.classes) for c in classes]).sum(0)
         return 1 / counts.clamp(min=1).float()
+
+    def subset(self, indices: Sequence[int]) -> SubjectStore:
+        """A store of some of the subjects, in that order, which shares their voxels and maps.
+
+        What is attached to it later is its own.
+        """
+        part = copy.copy(self)
+        part.prepared = [self.prepared[i] for i in indices]
+        part.images = [self.images[i] for i in indices]
+        part.labels = [self.labels[i] for i in indices]
+        part.brains = [self.brains[i] for i in indices]
+        part.shapes = [self.shapes[i] for i in indices]
+        part.fields = {name: [maps[i] for i in indices] for name, maps in self.fields.items()}
+        return part
 
     def attach(self, name: str, maps: Sequence[Tensor]) -> None:
         """Stores a per-voxel map of every subject, float32; batches then carry it, cropped as the

@@ -27,6 +27,11 @@ BUILTIN = {
     "trm_minmax_power": "trm_bench.methods.trm:MinmaxPower",
     "trm_uniform": "trm_bench.methods.trm:UniformRisk",
     "trm_shuffled": "trm_bench.methods.trm:ShuffledRisk",
+    "trm_decomposed": "trm_bench.methods.decomposed:DecomposedRisk",
+    "trm_oracle": "trm_bench.methods.decomposed:OracleRisk",
+    "transferability_weighted": (
+        "trm_bench.methods.transferability_weighted:TransferabilityWeighted"
+    ),
     "focal": "trm_bench.baselines.focal:Focal",
     "topk": "trm_bench.baselines.topk:TopK",
     "frozen_encoder": "trm_bench.baselines.frozen_encoder:FrozenEncoder",

@@ -140,6 +140,11 @@ class TransferRiskMap(Method):
 
     def weights(self, run: Context) -> list[Tensor]:
         """The weight map of every target training subject, shape (1, X, Y, Z)."""
+        risks = self.risks(run)
+        return self.risk_map.weights(risks)
+
+    def risks(self, run: Context) -> list[Tensor]:
+        """The risk map of every target training subject, float32, shape (1, X, Y, Z)."""
         chosen = self.evidence
         self.networks = (
             source_variable(run, chosen, self.p.scope, self.p.components) if chosen else []
@@ -168,7 +173,7 @@ class TransferRiskMap(Method):
             "conditional": self.statistics.conditional().tolist(),
             "prior": self.statistics.prior().tolist(),
         }
-        return self.risk_map.weights(risks)
+        return risks
 
     def _evidence(self, run: Context) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The distribution over LEEP's source variable, with label and brain mask, one training
