@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ class RefineParameters(Parameters):
         "scratch",
         "the target network's weights: initial ones, as in the paper, or the source's",
         search=["scratch", "source"],
+    )
+    rate: float = hyper(
+        1.0,
+        "learning rate of v, as a factor of the training's; 1 in the paper",
+        search=(0.1, 10.0),
+        log=True,
+        ge=0,
+        le=1e4,
     )
 
 
@@ -50,7 +59,8 @@ class Refine(Method):
     f computes as in evaluation (moving statistics, no dropout), gets no gradient and no weight
     decay, and is kept with the network. With `start: source` h begins as fine-tuning does. Cost:
     a forward pass without a gradient more a step and in prediction, and memory for its weights.
-    Where f is 0 everywhere it is scratch, or fine-tuning with `start: source`, bit for bit.
+    Where f is 0 everywhere, and with rate = 0, it is scratch, or fine-tuning with `start: source`,
+    bit for bit.
 
     Raises:
         UserError: The network's head takes no feature map.
@@ -84,6 +94,14 @@ class Refine(Method):
         state = run.source.state_dict()
         trunk = {name: value for name, value in state.items() if not run.parts.in_head(name)}
         run.network.get_submodule(f"{OWN}.source").load_state_dict(trunk)
+        # without a gradient, clipping does not see it either
+        run.network.get_parameter(f"{OWN}.v").requires_grad_(bool(self.p.rate))
+
+    def parameters(self, run: Context) -> Iterable[Any]:
+        v = run.network.get_parameter(f"{OWN}.v")
+        others = {"params": [p for p in super().parameters(run) if p is not v]}
+        own = {"params": [v], "lr": self.p.rate * run.config.optimizer.lr}
+        return [others, own] if self.p.rate else [others]
 
     def training_mode(self, run: Context) -> None:
         run.network.train()

@@ -170,7 +170,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "auto_rgn": {"every": 10},
     "forkmerge": {"weights": (0.0, 1.0), "rounds": 4, "alphas": tuple(i / 5 for i in range(6))},
     "disagreement": {"strength": 0.5, "gamma": 1.0, "reduce": 0.1},
-    "refine": {"start": "scratch"},  # the paper's
+    "refine": {"start": "scratch", "rate": 1.0},  # the paper's
     "style_contrast": {
         "source": 0.5,
         "style": 0.1,

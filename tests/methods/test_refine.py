@@ -69,18 +69,20 @@ def test_logits_are_those_of_the_target_network_and_a_map_of_source_features(
     np.testing.assert_allclose(found.detach().numpy(), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("way", ["features 0", "rate 0"])
 @pytest.mark.parametrize("start", PLAIN)
 @pytest.mark.parametrize("same_task", [False, True], ids=["new_head", "same_task"])
 def test_without_features_it_is_the_target_network_alone_bit_for_bit(
-    start: str, same_task: bool
+    start: str, same_task: bool, way: str
 ) -> None:
-    method = create("refine", {"start": start})
-    run = context(same_task=same_task, method=method)
-    source = run.network.get_submodule("refine.source")
-    source.register_forward_hook(lambda module, inputs, features: features * 0)
+    method = create("refine", {"start": start, "rate": 0 if way == "rate 0" else 1})
+    run = context(same_task=same_task, method=method, clip=0.1)
+    if way == "features 0":
+        source = run.network.get_submodule("refine.source")
+        source.register_forward_hook(lambda module, inputs, features: features * 0)
     curves = Curves()
     train(run, method, curves)
-    alone = trained(PLAIN[start], same_task=same_task)
+    alone = trained(PLAIN[start], same_task=same_task, clip=0.1)
     own = state(run.network)
     assert same({name: own[name] for name in alone.after}, alone.after)
     assert curves.loss == alone.curves.loss
@@ -99,10 +101,18 @@ def test_the_source_stays_as_it_is_and_is_kept(start: str) -> None:
     assert all(result.moved(n) for n in run.parts.decoder if "num_batches" not in n)
 
 
+def test_v_learns_at_its_own_rate() -> None:
+    sgd: Any = {"optimizer": {"name": "sgd", "lr": 0.01, "weight_decay": 0}, "steps": 1}
+    slow, fast = (trained("refine", {"rate": rate}, clip=None, **sgd).after for rate in (1, 5))
+    torch.testing.assert_close(fast.pop("refine.v"), 5 * slow.pop("refine.v"))
+    assert same(slow, fast)
+
+
 def test_what_is_trained_is_the_target_network_and_v() -> None:
     run, method = started()
     fresh = sum(p.numel() for p in run.fresh().parameters())
-    given = sum(p.numel() for p in method.parameters(run))
+    groups = method.parameters(run)
+    given = sum(p.numel() for group in groups for p in group["params"])
     assert given == fresh + 2 * 8  # two classes, eight channels into the head
     source = run.network.get_submodule("refine.source")
     assert not any(module.training for module in source.modules()) and run.network.training
