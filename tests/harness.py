@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from trm_bench import formats, networks
 from trm_bench.data.patches import PatchSampler, SubjectStore
 from trm_bench.datasets.base import LabelMap
-from trm_bench.methods import Context
-from trm_bench.methods.registry import REGISTRY, create
+from trm_bench.methods import Context, Method
+from trm_bench.methods.registry import create
 from trm_bench.methods.trm import TransferRiskMap
 from trm_bench.protocol.schema import EvaluationConfig, NetworkConfig, TrainingConfig
+from trm_bench.runs.compute import with_modules
 from trm_bench.training import evaluation
 from trm_bench.training.loop import Curves, train
 
@@ -67,16 +68,21 @@ def context(
     same_task: bool = False,
     norm: str = "batch",
     network: NetworkConfig | None = None,
-    transfers: bool = True,
     subjects: int = 2,
+    method: Method | None = None,
     **training: Any,
 ) -> Context:
-    """A run on random data; source and target networks differ in their initial weights."""
+    """A run on random data; source and target networks differ in their initial weights.
+
+    The network has the method's own modules in it, and without a method a source is there.
+    """
     config = TrainingConfig(**{"steps": 6, "batch": 2, "patch": (8,) * dims, **training})
     network = network or unet(norm)
     target_map, source_map = (TWO, TWO) if same_task else (TWO, THREE)
     parts = networks.parts(network, 1, dims)
-    trained = networks.build(network, 1, len(target_map.classes), dims, seed=0)
+    bare = networks.build(network, 1, len(target_map.classes), dims, seed=0)
+    image = torch.empty(1, 1, *config.patch, device="meta")
+    trained = with_modules(method, bare, parts, image, seed=2) if method else bare
     layout: Any = formats.memory_format(network, config, CPU)
     trained = trained.to(memory_format=layout)
     source = (
@@ -84,6 +90,7 @@ def context(
         .eval()
         .requires_grad_(False)
     )
+    transfers = method is None or method.transfers
     if transfers:
         networks.load_source(trained, source.state_dict(), parts, with_head=same_task)
     patients = store(1, target_map, dims, subjects)
@@ -138,8 +145,8 @@ class Result:
 
 
 def trained(name: str, parameters: dict[str, Any] | None = None, **of_context: Any) -> Result:
-    run = context(transfers=REGISTRY.get(name).transfers, **of_context)
     method = create(name, parameters or {})
+    run = context(method=method, **of_context)
     run.config = method.adjusted(run.config)
     result = Result(run, state(run.network))
     drawn = run.patches.batch

@@ -20,7 +20,7 @@ from trm_bench.datasets.base import LabelMap
 from trm_bench.errors import UserError
 from trm_bench.protocol.schema import TrainingConfig, VolumeConfig
 from trm_bench.runs import compute
-from trm_bench.runs.config import RunDomain
+from trm_bench.runs.config import RunDomain, RunMethod
 
 FLAT = {
     "training": TrainingConfig(steps=1, patch=(16, 16), precision="fp32"),
@@ -102,6 +102,14 @@ def test_a_name_that_monai_would_evaluate_is_refused(name: str, tmp_path: Path) 
     domain = RunDomain.of((name,), "ball", LabelMap(("background", "ball"), {1: 1}))
     made = checkpoint(tmp_path / "a.safetensors", weights(), domain=domain)
     with pytest.raises(UserError, match="would evaluate"):
+        bundle.write(made, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_network_with_modules_of_a_methods_own_is_refused(tmp_path: Path) -> None:
+    changes = {"method": RunMethod(name="refine")}
+    made = checkpoint(tmp_path / "a.safetensors", weights(**changes), **changes)
+    with pytest.raises(UserError, match="refine puts modules into its network"):
         bundle.write(made, tmp_path / "made")
     assert not (tmp_path / "made").exists()
 

@@ -317,6 +317,19 @@ class TestLoadSource:
             networks.load_source(network, source, parts, with_head)
         assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
+    @pytest.mark.parametrize("with_head", [False, True])
+    def test_what_a_method_has_added_is_skipped_and_nothing_else(self, with_head: bool) -> None:
+        network, source, parts = self.both(2)
+        network.add_module("own", nn.Linear(2, 2))
+        added = ["own.weight", "own.bias"]
+        before = {k: v.clone() for k, v in network.state_dict().items()}
+        audit = networks.load_source(network, source, parts, with_head)
+        head = [k for k in source if parts.in_head(k)]
+        assert audit["skipped"] == added + ([] if with_head else head)
+        assert all(torch.equal(network.state_dict()[k], before[k]) for k in added)
+        with pytest.raises(ValueError, match=r"own\.bias, own\.weight \(2 in all\)"):
+            networks.load_source(self.both(2)[0], before, parts, with_head)
+
     def test_a_head_of_other_classes_is_refused_where_it_should_come_along(self) -> None:
         network, source, parts = self.both(3)
         with pytest.raises(ValueError, match=r"model\.2\.conv\.weight"):

@@ -106,11 +106,16 @@ def write(checkpoint: Path, out: Path) -> None:
         out: A folder that does not exist, or is empty; whole or not there at all afterwards.
 
     Raises:
-        UserError: The checkpoint cannot be used, `out` is there already or cannot be written, or a
-            name is one that MONAI would evaluate.
+        UserError: The checkpoint cannot be used, its network has modules of a method's own, `out`
+            is there already or cannot be written, or a name is one that MONAI would evaluate.
     """
     about, config, state = read_trained(checkpoint)
     network_of(config, state, torch.device("cpu"), checkpoint)
+    parts = networks.parts(config.network, len(config.domain.images), config.spatial_dims)
+    if parts.added(state):
+        what = f"{config.method.name} puts modules into its network that MONAI does not have"
+        fix = "use it with trm-bench predict, or give a network of another method"
+        raise UserError(what, checkpoint, fix)
     if exists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError("is there already", out, "choose a new folder with --out")
     ensure_writable(out.parent)

@@ -26,6 +26,7 @@ OUTSIDE = tuple(
         "fingerprint",
         "inputs",
         "limits",
+        "methods.registry",
         "plugins",
         "protocol",
         "runs.arrays",

@@ -133,6 +133,11 @@ class Parts:
         """Whether a parameter or buffer belongs to the head."""
         return name == self.head or name.startswith(self.head + ".")
 
+    def added(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are in none of the parts: of modules of a method's own."""
+        known = {*self.encoder, *self.decoder}
+        return [name for name in names if name not in known and not self.in_head(name)]
+
 
 def parts(config: NetworkConfig, in_channels: int, spatial_dims: int) -> Parts:
     """Finds the head, as what changes shape with the number of classes, and the encoder by the
@@ -260,7 +265,8 @@ def load_source(
     partial: bool = False,
     adapted: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Copies source weights into the network; everything but a replaced head must match.
+    """Copies source weights into the network; everything must match but a replaced head, and
+    modules of a method's own, which no source has.
 
     Args:
         network: The target network, already initialised.
@@ -278,7 +284,7 @@ def load_source(
         ValueError: A tensor that is not the head's is missing, unexpected or of another shape.
     """
     own = network.state_dict()
-    skipped = [] if with_head else [k for k in own if parts.in_head(k)]
+    skipped = parts.added(own) + [k for k in own if parts.in_head(k) and not with_head]
     if partial:
         skipped += [k for k in own if k not in source and k not in skipped]
     wanted = {k: v for k, v in own.items() if k not in set(skipped)}

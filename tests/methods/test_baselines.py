@@ -123,11 +123,12 @@ def test_is_documented_and_declares_its_search(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(REGISTRY.names()))
 def test_declares_what_it_uses_beyond_fine_tuning(name: str) -> None:
     kind, used = REGISTRY.get(name), set()
-    run = context(transfers=kind.transfers, steps=2)
+    method = kind(kind.Parameters())
+    run = context(method=method, steps=2)
     validate, source_patches = run.validate, run.source_patches
     run.validate = lambda network: used.add("validation") or validate(network)
     run.source_patches = lambda: used.add("source data") or source_patches()
-    train(run, create(name, {}), Curves())
+    train(run, method, Curves())
     assert ("source data" in used) == kind.uses_source_data
     assert ("validation" in used or kind.validation_in_training_set) == kind.uses_validation
 
@@ -185,6 +186,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "auto_rgn": {"every": 10},
     "forkmerge": {"weights": (0.0, 1.0), "rounds": 4, "alphas": tuple(i / 5 for i in range(6))},
     "disagreement": {"strength": 0.5, "gamma": 1.0, "reduce": 0.1},
+    "refine": {"start": "scratch", "rate": 1.0},  # the paper's
+    "style_contrast": {
+        "source": 0.5,
+        "style": 0.1,
+        "content": 0.1,
+        "temperature": 0.1,
+        "condition": True,
+        "size": 16,
+        "voxels": 64,
+    },
 }
 
 
@@ -257,6 +268,7 @@ NOTHING = {
     "spd": {"strength": 0},
     "ftp": {"radius": None},
     "disagreement": {"strength": 0},
+    "style_contrast": {"source": 0, "style": 0, "content": 0, "condition": False},
     "lp_ft": {"share": 0},
     "wise_ft": {"alphas": [1]},
     **dict.fromkeys(("soup", "greedy_soup"), {"ingredients": 1}),
@@ -360,7 +372,7 @@ def test_wise_ft_takes_the_best_of_the_grid_by_validation() -> None:
     assert torch.allclose(run.network.state_dict()[first].double(), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["frozen_encoder", "delta", "bss"])
+@pytest.mark.parametrize("name", ["frozen_encoder", "delta", "bss", "style_contrast"])
 def test_an_unknown_encoder_is_a_clear_error(name: str) -> None:
     run = context()
     run.parts = networks.Parts(run.parts.head, (), tuple(run.network.state_dict()))

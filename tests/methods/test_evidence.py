@@ -492,7 +492,7 @@ def test_declares_whether_it_needs_the_head(name: str) -> None:
     method = create(name, {})
     ends = []
     for scale in (1.0, -2.0):
-        run = context()
+        run = context(method=method)
         assert run.source is not None
         for weight in run.source.get_submodule(run.parts.head).parameters():
             weight.data.mul_(scale)
@@ -501,7 +501,7 @@ def test_declares_whether_it_needs_the_head(name: str) -> None:
         train(run, create(name, {}), Curves())
         ends.append(state(run.network))
     assert same(*ends) != method.needs_head()
-    run = without_head(steps=2)
+    run = without_head(method=method, steps=2)
     run.config = method.adjusted(run.config)
     if method.needs_head():
         with pytest.raises(UserError, match=r"evidence.* clusters or .*probe"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trm_bench.methods.registry import create
 from trm_bench.runs import compute, execute
-from trm_bench.runs.config import RunConfig
+from trm_bench.runs.config import RunConfig, RunMethod
 from trm_bench.runs.plan import Job, Plan
 from trm_bench.seeds import deterministic
 from trm_bench.training.loop import Curves
@@ -74,6 +74,47 @@ class TestInitialWeights:
         before = torch.get_rng_state()
         compute.build(plan.runs[0].config, CPU)
         assert torch.equal(before, torch.get_rng_state())
+
+
+class TestModulesOfAMethod:
+    @pytest.fixture(params=["refine", "style_contrast"])
+    def config(self, plan: Plan, request: pytest.FixtureRequest) -> RunConfig:
+        method = RunMethod(name=request.param)
+        return jobs(plan, "finetune")[0].config.model_copy(update={"method": method})
+
+    def test_they_come_beside_what_every_method_starts_from(self, config: RunConfig) -> None:
+        before = torch.get_rng_state()
+        own, bare = (compute.build(config, CPU, bare=bare).state_dict() for bare in (False, True))
+        assert torch.equal(before, torch.get_rng_state()), "drawn from the global generator"
+        assert own.keys() > bare.keys()
+        assert all(torch.equal(own[name], bare[name]) for name in bare)
+        plain = config.model_copy(update={"method": RunMethod(name="finetune")})
+        assert compute.build(plain, CPU).state_dict().keys() == bare.keys()
+
+    def test_their_weights_depend_on_the_seed(self, config: RunConfig) -> None:
+        seeds = (config, config, config.model_copy(update={"seed": config.seed + 7}))
+        one, again, other = (compute.build(c, CPU).state_dict() for c in seeds)
+        assert all(torch.equal(one[name], again[name]) for name in one)
+        names = one.keys() - compute.build(config, CPU, bare=True).state_dict().keys()
+        assert any(not torch.equal(one[name], other[name]) for name in names)
+
+    def test_a_kept_network_is_built_again(self, plan: Plan, config: RunConfig) -> None:
+        given = source(config)
+        job = jobs(plan, "finetune")[0]
+        run, loading = compute.start(config, given, parts(job), CPU)
+        bare = compute.build(config, CPU, bare=True).state_dict()
+        added = [name for name in run.network.state_dict() if name not in bare]
+        head = [name for name in bare if run.parts.in_head(name)]
+        assert loading is not None and loading["skipped"] == added + head and added
+        assert run.fresh().state_dict().keys() == bare.keys()
+        settings = run.config.model_copy(update={"steps": 2})
+        run.config = settings
+        method = create(config.method.name, config.method.parameters)
+        compute.train(run, method, Curves())
+        again = compute.frozen(config, run.network.state_dict(), CPU)
+        image = torch.rand(1, len(config.domain.images), *config.training.patch)
+        with torch.no_grad():
+            assert torch.equal(again(image), run.network(image))
 
 
 class TestPairing:

@@ -38,7 +38,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
 
 def trained(name: str, **training: Any) -> tuple[dict[str, torch.Tensor], Curves]:
     method = create(name, {})
-    run = context(transfers=method.transfers, **training)
+    run = context(method=method, **training)
     run.config, curves = method.adjusted(run.config), Curves()
     torch.manual_seed(0)
     train(run, method, curves)

@@ -66,7 +66,7 @@ def trained(
 ) -> tuple[Context, Curves]:
     made = method()
     settings = {"network": DROPOUT, "steps": 12, "select": "best", "validate_every": 4}
-    run = context(transfers=made.transfers, **{**settings, **training})
+    run = context(method=made, **{**settings, **training})
     run.config, curves = made.adjusted(run.config), Curves()
     torch.manual_seed(0)
     train(run, made, curves, savepoint=savepoint)

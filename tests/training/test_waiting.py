@@ -43,7 +43,7 @@ def same_memory(one: Tensor, other: Tensor) -> bool:
 @pytest.mark.parametrize("name", BUILTIN)
 def test_no_step_waits_but_where_the_loss_is_looked_at(name: str) -> None:
     method = create(name, {})
-    run = context(transfers=method.transfers, steps=STEPS)
+    run = context(method=method, steps=STEPS)
     run.config = method.adjusted(run.config)
     waiting, trains = Waiting(run), method.train
 

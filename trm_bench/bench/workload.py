@@ -130,8 +130,9 @@ def context(
     device: torch.device,
     norm: str = "instance",
     network: NetworkConfig | None = None,
+    method: str = "finetune",
 ) -> Context:
-    """A run on the random volumes, from a source network that is as random."""
+    """A run of a method on the random volumes, from a source network that is as random."""
     source = RunConfig(
         kind="source",
         data="phantom",
@@ -147,7 +148,8 @@ def context(
         device="cuda" if device.type == "cuda" else "cpu",
         code="",
     )
-    config = source.model_copy(update={"kind": "run", "source": source, "same_task": True})
+    changes = {"kind": "run", "source": source, "same_task": True}
+    config = source.model_copy(update={**changes, "method": RunMethod(name=method)})
     state = compute.build(source, device).state_dict()
     started = compute.source_of(config, state, device)
     run, _ = compute.start(config, started, lambda part: subjects, device)
@@ -164,7 +166,7 @@ def step_seconds(
 ) -> float:
     """Seconds of a step of a method's training, without its preparation (maps, statistics)."""
     norm = "batch" if name in ("stochnorm", "norm_tuning") else "instance"
-    run = context(subjects, config, device, norm)
+    run = context(subjects, config, device, norm, method=name)
     method = create(name, {})
     method.check(run.network, run.parts)
     method.prepare(run)

@@ -6,6 +6,7 @@ uses that fine-tuning does not: validation labels, source data. The loop calls, 
 
     check, check_source    before anything is trained: can it train this network at all, and does
                  the source have what it needs?
+    architecture    when the network is built, and whenever a kept one is built again
     prepare      once, before the optimiser exists: compute maps, freeze, wrap layers
     train        once: by default `fit(0, steps)`; override it to train in rounds or branches;
                  `fit(first, last)` calls, and leaves the network with the weights that the protocol
@@ -66,7 +67,8 @@ class Context:
         validate: Mean Dice of a network on the target validation subjects.
         predict: Softmax (1, K, X, Y, Z) of a network on a whole volume (1, C, X, Y, Z).
         outputs: The same before the softmax, of any network whose output is as large as its input.
-        fresh: Makes another network like `network`, with its initial weights and no source's.
+        fresh: Makes another network like `network`, with its initial weights and no source's, and
+            without modules of the method's own.
         config: The target training.
         seed_axes: Axes of this run's draws; a method adds its own name to them.
         device: Where everything lives.
@@ -191,6 +193,20 @@ class Method:
 
     def check(self, network: nn.Module, parts: Parts) -> None:
         """Raises `UserError` where the method cannot train this network."""
+
+    def architecture(self, network: nn.Module, parts: Parts, image: Tensor) -> nn.Module:
+        """The network with the method's own modules in it: by default as it is.
+
+        It is kept with its weights and built again from the parameters alone, so that nothing here
+        may depend on the source or on the data. What was in it keeps its names; what is added gets
+        names of its own, and the source's weights come later, over all that the source can have.
+
+        Args:
+            network: With its initial weights; whatever is added may draw from PyTorch's generator.
+            parts: Of the network.
+            image: Shape (1, C, *spatial) of a patch, empty, on PyTorch's meta device.
+        """
+        return network
 
     def passes(self) -> float:
         """Forward and backward passes of a step, about, where fine-tuning has one.

@@ -53,6 +53,8 @@ BUILTIN = {
     "auto_rgn": "trm_bench.baselines.auto_rgn:AutoRgn",
     "forkmerge": "trm_bench.baselines.forkmerge:ForkMerge",
     "disagreement": "trm_bench.baselines.disagreement:Disagreement",
+    "refine": "trm_bench.baselines.refine:Refine",
+    "style_contrast": "trm_bench.baselines.style_contrast:StyleContrast",
 }
 PRESET = "preset"  # the key of a protocol's method that names one; see `Method.presets`
 REGISTRY = Registry(Method, "method", "trm_bench.methods", BUILTIN, "methods")
@@ -79,6 +81,11 @@ def trainable(protocol: Protocol) -> list[str]:
             create(name, {}).check(network, parts)
             names.append(name)
     return names
+
+
+def has_own_modules(name: str) -> bool:
+    """Whether a method may put modules of its own into the network; see `Method.architecture`."""
+    return REGISTRY.get(name).architecture is not Method.architecture
 
 
 def create(name: str, parameters: Mapping[str, Any], where: str = "methods") -> Method:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trm_bench import formats, networks
 from trm_bench.data.patches import PatchSampler, SubjectStore
 from trm_bench.methods import Context, Method
+from trm_bench.methods.registry import create, has_own_modules
 from trm_bench.seeds import seed_of
 from trm_bench.training import evaluation, loop
 
@@ -29,15 +30,41 @@ Part = Callable[[str], SubjectStore]
 subjects in the source's own domain."""
 
 
-def build(config: RunConfig, device: torch.device) -> nn.Module:
-    """A configuration's network with its initial weights."""
+def build(config: RunConfig, device: torch.device, bare: bool = False) -> nn.Module:
+    """A configuration's network with its initial weights.
+
+    Args:
+        config: Of its training.
+        device: Where it goes.
+        bare: Whether it comes without the modules of the method's own.
+    """
     seed = seed_of("initial weights", config.kind, config.seed)
     channels, classes = len(config.domain.images), len(config.domain.classes)
     network = networks.build(config.network, channels, classes, config.spatial_dims, seed)
+    if not bare and has_own_modules(config.method.name):
+        method = create(config.method.name, config.method.parameters)
+        parts = networks.parts(config.network, channels, config.spatial_dims)
+        image = torch.empty(1, channels, *config.training.patch, device="meta")
+        own_seed = seed_of("modules of the method", config.kind, config.seed)
+        network = with_modules(method, network, parts, image, own_seed)
     layout = formats.memory_format(config.network, config.training, device)
     # mypy: the argument is missing in PyTorch's stubs
     network.to(memory_format=layout)  # type: ignore[call-overload]
     return network.to(device)
+
+
+def with_modules(
+    method: Method, network: nn.Module, parts: networks.Parts, image: Tensor, seed: int
+) -> nn.Module:
+    """The network with the method's own modules, their initial weights drawn from the seed.
+
+    Raises:
+        UserError: The method cannot train this network.
+    """
+    method.check(network, parts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return method.architecture(network, parts, image)
 
 
 @dataclass(frozen=True)
@@ -131,7 +158,7 @@ def context(
         validate=lambda net: evaluation.mean_dice(net, validation_set, training, windows),
         predict=lambda net, image: evaluation.predict(net, image, training, windows),
         outputs=lambda net, image: evaluation.outputs(net, image, training, windows),
-        fresh=lambda: build(config, device),
+        fresh=lambda: build(config, device, bare=True),
         config=training,
         seed_axes=axes,
         device=device,
