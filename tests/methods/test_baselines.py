@@ -182,7 +182,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "stochnorm": {"p": 0.5},  # the paper's
     "co_tuning": {"strength": 2.3, "temperature": 1.0},  # the authors' code
     "wise_ft": {"alphas": tuple(i / 10 for i in range(11))},
-    **dict.fromkeys(("soup", "greedy_soup"), {"over": "seeds", "ingredients": 3}),
+    "soup": {"over": "seeds", "ingredients": 3},
+    "greedy_soup": {"over": "seeds", "ingredients": 3},
     "auto_rgn": {"every": 10},
     "forkmerge": {"weights": (0.0, 1.0), "rounds": 4, "alphas": tuple(i / 5 for i in range(6))},
     "disagreement": {"strength": 0.5, "gamma": 1.0, "reduce": 0.1},
@@ -271,7 +272,8 @@ NOTHING = {
     "style_contrast": {"source": 0, "style": 0, "content": 0, "condition": False},
     "lp_ft": {"share": 0},
     "wise_ft": {"alphas": [1]},
-    **dict.fromkeys(("soup", "greedy_soup"), {"ingredients": 1}),
+    "soup": {"ingredients": 1},
+    "greedy_soup": {"ingredients": 1},
     "forkmerge": {"weights": [0], "rounds": 1},
 }
 

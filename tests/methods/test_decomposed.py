@@ -221,7 +221,7 @@ def folds_of(run: Context) -> list[list[int]]:
 
 def by_hand(run: Context, name: str, fold: int, others: list[int]) -> nn.Module:
     """A network of the cross-fit, trained in a run of its own with the method of that name."""
-    own = context(transfers=name == "finetune", steps=run.config.steps)
+    own = context(method=create(name, {}), steps=run.config.steps)
     seen = own.training_set.subset(others)
     own.patches = PatchSampler(seen, own.config, "patches", "trm_oracle", fold)
     train(own, create(name, {}), Curves())
