@@ -31,7 +31,7 @@ class L2Sp(Method):
     count, those of normalisation included, moving statistics do not. The protocol's own decoupled
     weight decay stays, as in every other arm. alpha = beta = 0 is fine-tuning.
 
-    Under AdamW a penalty's gradient is divided by its own size, so that the paper's strengths, made
+    AdamW divides the gradient of loss and penalty by its size, so that the paper's strengths, made
     for SGD and classification, mean something else: `preset: paper` has them, the defaults are
     medians over the tuned values of data sets.
     """

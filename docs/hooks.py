@@ -241,7 +241,7 @@ def methods() -> str:
         text += [table(["parameter", "default", "range of a sweep", "what"], rows)] * bool(rows)
         for preset, values in kind.presets.items():
             said = ", ".join(code(f"{key}: {json.dumps(value)}") for key, value in values.items())
-            text.append(f"{code(f'preset: {preset}')} is {said}.")
+            text.append(f"{code(f'preset: {preset}')} sets {said}.")
         parts.append("\n\n".join(part for part in text if part))
     return "\n\n".join(parts)
 

@@ -449,7 +449,7 @@ MUTANTS = [
         ("minmax keeps the minimum", "[(r - r.min()) / (r.max()", "[r / (r.max()"),
         ("over foreground is over all", 'if self.over == "foreground":', "if False:"),
         ("the denominator counts background", "foreground = label > 0", "foreground = label >= 0"),
-        ("the loss ignores its weights", "weighted = (weight * functional", "weighted = (functional"),
+        ("the loss ignores its weights", "weighted = (weight * values)", "weighted = values"),
         ("eta squared is not bounded by classes", "between / variance", "variance / variance"),
     ),
     # ------------------------------------------------------------------------------------ patches
@@ -500,7 +500,7 @@ MUTANTS = [
     # --------------------------------------------------------------------------------------- loop
     *_of(
         "training.loop",
-        "training/test_loop",
+        "training/test_loop training/test_averaging",
         ("the best weights are the last", "if score > self.score:", "if True:"),
         ("gradients are not clipped", "if config.clip is not None:", "if False:"),
         ("a later piece starts the schedule again", "config.schedule, first + t, config.steps", "config.schedule, t, config.steps"),

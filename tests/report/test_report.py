@@ -144,6 +144,7 @@ class TestTable:
         told = pd.read_csv(folder / "table.csv", index_col="method")["trained parameters"]
         assert told.dropna().to_dict() == {"trm": 1_234_567}
         assert "| 1234567 |" in (folder / "table.md").read_text()
+        report.write_pages(folder)
         assert "1,234,567" in (folder / "report.html").read_text()
 
     def test_best_and_second_of_each_column(self, written: Path) -> None:

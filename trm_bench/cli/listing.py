@@ -28,7 +28,7 @@ def methods(
         out.print(_parameters(kind))
         for preset, values in kind.presets.items():
             said = ", ".join(f"{key}: {value}" for key, value in values.items())
-            written(f"preset: {preset} is {said}")
+            written(f"preset: {preset} sets {said}")
         return
     table = Table(Column("method", no_wrap=True), "what", box=box.SIMPLE_HEAD)
     for known in REGISTRY.names():
