@@ -15,6 +15,10 @@ from trm_bench.methods import Method
 from trm_bench.networks import Parts
 
 
+# nnU-Net's encoders give a list, and call the modules in `stages` one by one
+LISTING = ("PlainConvEncoder", "ResidualEncoder")
+
+
 class EncoderMethod(Method):
     """A method that must know which part of the network is its encoder.
 
@@ -51,7 +55,8 @@ def encoder_blocks(network: nn.Module, parts: Parts) -> dict[str, nn.Module]:
         own = [id(p) in inside for p in module.parameters()]
         if not any(own) or any(module is known for known in blocks.values()):
             return
-        if all(own) and not isinstance(module, containers):
+        lists = type(module).__name__ in LISTING or name.endswith(".stages")
+        if all(own) and not lists and not isinstance(module, containers):
             blocks[name] = module
             return
         for child, inner in module.named_children():

@@ -94,8 +94,6 @@ class Refine(Method):
         state = run.source.state_dict()
         trunk = {name: value for name, value in state.items() if not run.parts.in_head(name)}
         run.network.get_submodule(f"{OWN}.source").load_state_dict(trunk)
-        # without a gradient, clipping does not see it either
-        run.network.get_parameter(f"{OWN}.v").requires_grad_(bool(self.p.rate))
 
     def parameters(self, run: Context) -> Iterable[Any]:
         v = run.network.get_parameter(f"{OWN}.v")

@@ -400,6 +400,13 @@ def test_an_unknown_encoder_is_a_clear_error(name: str) -> None:
             "filters": (4, 8, 16),
         },
         {"name": "SegResNet", "init_filters": 8, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)},
+        {"name": "PlainConvUNet", "features_per_stage": (4, 8, 8), "strides": (1, 2, 2)},
+        {
+            "name": "ResidualEncoderUNet",
+            "features_per_stage": (4, 8, 8),
+            "strides": (1, 2, 2),
+            "n_blocks_per_stage": 1,
+        },
     ],
     ids=lambda c: c["name"],
 )
