@@ -106,6 +106,7 @@ class TestOurs:
             "trm_bench.datasets.volume",
             "trm_bench.formats",
             "trm_bench.lean_monai",
+            "trm_bench.losses",
             "trm_bench.methods",
             "trm_bench.networks",
             "trm_bench.nnunet_networks",

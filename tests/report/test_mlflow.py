@@ -69,6 +69,7 @@ def test_children_lie_under_their_parent_and_hold_the_records(
         assert child.data.metrics["test_dice_percent"] == pytest.approx(dice)
         assert child.data.params["training.steps"] == "6"
         assert child.data.metrics["train_loss"] > 0
+        assert child.data.metrics["trained_parameters"] > 0
     summary = json.loads(folder.report("summary.json").read_text())["metrics"]["dice"]
     numbers = parent.data.metrics
     assert numbers["test_dice_percent/trm"] == pytest.approx(summary["trm"]["mean"])
