@@ -14,7 +14,6 @@ from trm_bench.errors import UserError
 from trm_bench.methods import Method
 from trm_bench.networks import Parts
 
-
 # nnU-Net's encoders give a list, and call the modules in `stages` one by one
 LISTING = ("PlainConvEncoder", "ResidualEncoder")
 
