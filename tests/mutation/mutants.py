@@ -392,6 +392,13 @@ MUTANTS = [
         ("a greedy soup tries each ingredient with the best alone", "(*kept, i)]", "(kept[0], i)]"),
     ),
     *_of(
+        "training.upcoming",
+        "training/test_upcoming",
+        ("the first batch comes twice", "coming = other.submit(patches.batch, following)", "pass"),
+        ("the last batch is left out", "yield coming.result()", "coming.result()"),
+        ("the same thread makes all batches", "if device.type != \"cpu\" or not steps", "if True"),
+    ),
+    *_of(
         "baselines.lp_ft",
         "methods/test_baselines",
         ("lp_ft never probes", "self.probing = True", "self.probing = False"),
