@@ -1,10 +1,9 @@
 """Focal loss: hard voxels weigh more, without a source."""
 
 from torch import Tensor
-from torch.nn import functional
 
 from trm_bench.data.patches import Batch
-from trm_bench.losses import focal
+from trm_bench.losses import cross_entropy, focal
 from trm_bench.methods import Context, Method, Parameters, hyper
 
 
@@ -30,5 +29,5 @@ class Focal(Method):
     Parameters = FocalParameters
 
     def voxel_loss(self, run: Context, logits: Tensor, batch: Batch) -> Tensor:
-        ce = functional.cross_entropy(logits, batch.label, reduction="none")
+        ce = cross_entropy(logits, batch.label)
         return focal(ce, self.p.gamma).mean()

@@ -221,3 +221,14 @@ def test_patches_of_a_store_without_a_class_are_balanced_too() -> None:
     batch = sampler.batch(0)
     loss = create("finetune", {}).segmentation_loss(run, logits, batch)
     assert bool(loss.isfinite())
+
+
+def test_the_cross_entropy_of_voxels_is_pytorchs_to_the_bit() -> None:
+    logits = random(2, 3, 5, 4, 3).requires_grad_()
+    label = torch.randint(0, 3, (2, 5, 4, 3), generator=torch.Generator().manual_seed(1))
+    weight = random(2, 5, 4, 3, seed=2)
+    ours = losses.cross_entropy(logits, label)
+    theirs = functional.cross_entropy(logits, label, reduction="none")
+    assert torch.equal(ours, theirs)
+    gradients = [torch.autograd.grad((weight * ce).sum(), logits)[0] for ce in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-7)
