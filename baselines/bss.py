@@ -17,7 +17,7 @@ from .encoder import EncoderMethod, encoder_blocks, watch
 class BssParameters(Parameters):
     """Hyper-parameters of BSS."""
 
-    eta: float = hyper(1e-3, "weight of the penalty", search=(1e-6, 1.0), log=True, ge=0, le=1e6)
+    eta: float = hyper(1.8e-4, "weight of the penalty", search=(1e-6, 1.0), log=True, ge=0, le=1e6)
     k: int = hyper(
         1, "number of singular values that are shrunk", search=[1, 2, 4, 8], ge=1, le=1000
     )
@@ -39,7 +39,7 @@ class Bss(EncoderMethod):
     decomposition does not grow with the number of rows. eta = 0 is fine-tuning.
 
     `preset: paper` has the paper's strength, for SGD and classification; the defaults are medians
-    over the tuned values of data sets.
+    over the tuned values of four data sets (docs/decisions.md).
 
     Raises:
         UserError: Which part of the network is the encoder is not known, or the patch is so small

@@ -20,7 +20,7 @@ class StochNormParameters(Parameters):
     """Hyper-parameters of StochNorm."""
 
     p: float = hyper(
-        0.5,
+        0.7,
         "probability of the batch's statistics; 1 is fine-tuning",
         search=(0.1, 0.9),
         ge=0,
@@ -39,7 +39,7 @@ class StochNorm(Method):
     channel. p = 1 is fine-tuning.
 
     `preset: paper` has the paper's p of 1/2; the default is the median over the tuned values of
-    data sets.
+    three data sets (docs/decisions.md).
 
     An instance-normalised network has no moving statistics, so there is nothing to choose from.
 

@@ -176,10 +176,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "focal": {"gamma": 2.0},  # the paper's best
     "topk": {"share": 0.1},  # nnU-Net's
     "lp_ft": {"share": 0.2},
-    "l2_sp": {"alpha": 0.1, "beta": 0.01},  # the paper's
+    "l2_sp": {"alpha": 0.012, "beta": 0.013},  # medians of tuned values
     "delta": {"alpha": 0.01, "beta": 0.01, "batches": 8},
-    "bss": {"eta": 0.001, "k": 1},  # the paper's
-    "stochnorm": {"p": 0.5},  # the paper's
+    "bss": {"eta": 0.00018, "k": 1},  # likewise
+    "stochnorm": {"p": 0.7},  # likewise
     "co_tuning": {"strength": 2.3, "temperature": 1.0},  # the authors' code
     "wise_ft": {"alphas": tuple(i / 10 for i in range(11))},
     "soup": {"over": "seeds", "ingredients": 3},
