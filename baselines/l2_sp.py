@@ -15,7 +15,12 @@ class L2SpParameters(Parameters):
     """Hyper-parameters of L2-SP."""
 
     alpha: float = hyper(
-        0.012, "pull of the shared weights to the source", search=(1e-4, 1.0), log=True, ge=0, le=1e6
+        0.012,
+        "pull of the shared weights to the source",
+        search=(1e-4, 1.0),
+        log=True,
+        ge=0,
+        le=1e6,
     )
     beta: float = hyper(
         0.013, "pull of a new head's weights to 0", search=(1e-4, 0.1), log=True, ge=0, le=1e6
