@@ -2,8 +2,8 @@
 
 `trm_decomposed` weighs a voxel by its class and, to the power gamma, by its risk within the class.
 A curve joins those methods of a table that differ in gamma alone. `trm_oracle` is one more curve,
-whose map are the voxels that transfer did lose: what no map can surpass. `trm_prior` is the class
-term alone and stands at gamma = 0.
+whose map are the voxels that transfer did lose: what a map is made to find. `trm_prior` is the
+class term alone and stands at gamma = 0.
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ def _caption(evidence: Evidence, curves: list[str]) -> str:
         "Two gammas of one line are not compared by their bands: declare that comparison."
         + (
             " The oracle's map is of the voxels that transfer did lose, in training subjects: an "
-            "upper bound, for analysis alone. Where it gains nothing, no map will."
+            "upper bound for this way of weighing, for analysis alone. Where it gains nothing, "
+            "another map is unlikely to."
             if oracle
             else ""
         )
