@@ -348,7 +348,8 @@ class TestBudgets:
         self, tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Counts backward passes, of all methods; ForkMerge trains two branches, longer fine-tuning
-        takes twice the steps, and two methods pass a source batch too.
+        takes twice the steps, an oracle's cross-fit is four trainings, a soup's number of them is
+        searched, and two methods pass a source batch too.
         """
         network = {"name": "UNet", "channels": [4, 8], "strides": [2], "norm": "batch"}
         names = trainable(parse(toy.protocol(toy_data, network=network), "test"))
@@ -370,8 +371,11 @@ class TestBudgets:
         budget = {"trials": 2, "steps": 4, "seed": 1}
         outcome = sweep(tmp_path, toy_data, network=network, methods=names, sweep=budget)
         assert counts.pop("source scratch") == 6  # trained once
-        twice = ("finetune_longer", "forkmerge")
-        backwards = {name: 8 * (2 if name in twice else 1) for name in names}
+        trials = [record.config for record in records(outcome.folder).values()]
+        made = [t.method.parameters["ingredients"] for t in trials if t.method.name == "soup"]
+        times = dict.fromkeys(names, 1) | {"finetune_longer": 2, "forkmerge": 2, "trm_oracle": 5}
+        backwards = {name: 8 * times[name] for name in names}
+        backwards |= dict.fromkeys(("soup", "greedy_soup"), 4 * sum(made))
         assert counts == {f"run {name}": backwards[name] for name in names}
         for m in outcome.tuned.methods:
             steps = 16 if m.method == "finetune_longer" else 8
