@@ -2,12 +2,13 @@
 # make test   install, run the tests
 # make lint   formatting, linting and types, as CI checks them
 # make mutants   break the numeric core in more than a hundred places: do the tests notice?
+# make study PART=A   a part of the study, on the data below TRM_DATA (docs/study.md): hours
 # make docs   the documentation site, in site/; a link that leads nowhere is an error
 # make faults   thousands of bad inputs, a hundred kills, full disks; writes docs/faults.md
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint mutants faults docs clean
+.PHONY: demo test lint mutants faults study docs clean
 
 demo: .venv/installed
 	@echo "Twenty infant brains of a phantom, their tissues on T1, from two training subjects, three seeds."
@@ -28,6 +29,9 @@ mutants: .venv/installed
 
 faults: .venv/installed
 	PYTHONPATH=tests $(BIN)/python -m faults --report docs/faults.md
+
+study: .venv/installed
+	$(BIN)/python study/run.py $(PART)
 
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict

@@ -162,7 +162,7 @@ def _store_plan(
         settings=plan.settings,
         left_out=tuple(data.left_out),
         cells=tuple(plan.cells),
-        tuned=tuned and tuned.note,
+        tuned=tuned and tuned.note(protocol.name, plan.conditions),
     )
     health.set_aside(health.of_plan(folder).damaged, display.warn)
     kept, dropped = write_plan(folder, stored)
@@ -192,7 +192,7 @@ def planned(
     planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, *place)
     plan = planner.plan(chosen)
     if tuned:
-        refuse_misfit(tuned, plan, data.kind)
+        refuse_misfit(tuned, plan, data.kind, borrowed=tuned.protocol != protocol.name)
     return data, plan
 
 

@@ -142,7 +142,7 @@ class TestApplied:
         assert all(r.config.training.steps == 6 and r.metrics for r in made.values())
         assert made["trm"].config.training.optimizer.lr == 0.01
         note = read_plan(ProtocolFolder(out / "toy")).tuned
-        assert note and note == read_tuned(file).note and note.digest in said
+        assert note and note == read_tuned(file).note() and note.digest in said
         caption = (
             "Tuned on the validation subjects, with the same budget for each method: 3 trials of 3 "
             "steps on 1 seed of whole->lower_upper"
@@ -161,6 +161,26 @@ class TestApplied:
         report.write(ProtocolFolder(out / "toy"))
         hours = f"{took}, {len(costs) / 2:.1f} hours of training; tuned.yaml"
         assert hours in (out / "toy" / "table.md").read_text()
+
+    def test_values_of_another_protocol_are_said_to_be_that(
+        self, swept: Path, trm_bench: Run
+    ) -> None:
+        file, out = tuned_of(swept), swept.parent / "borrowed"
+        make_best(file, "trm", {"weight": "affine", "strength": 12.5, "over": "foreground"})
+        given = ("--set", "name=other", "--set", "training.target.steps=5", "--borrow")
+        code, said = trm_bench("run", swept, "--tuned", file, *given, "--out", out, "--jobs", 1)
+        assert code == 0, said
+        made = records(out / "other")
+        assert made["trm"].config.method.parameters["strength"] == 12.5
+        assert all(r.config.training.steps == 5 for r in made.values())
+        note = read_plan(ProtocolFolder(out / "other")).tuned
+        assert note and (note.borrowed_from, note.differs) == ("toy", ("training",))
+        assert note.digest == read_tuned(file).note().digest
+        caption = (
+            "Tuned on the validation subjects of another protocol, toy (which differs in "
+            "training), with the same budget"
+        )
+        assert caption in (out / "other" / "table.md").read_text()
 
     def test_tuned_and_untuned_methods_never_share_a_table(
         self, swept: Path, trm_bench: Run
@@ -235,6 +255,28 @@ class TestRefused:
         self, swept: Path, trm_bench: Run, setting: str, message: str
     ) -> None:
         assert message in self.refused(trm_bench, swept, "--set", setting)
+
+    def test_borrowing_from_oneself_or_nothing(self, swept: Path, trm_bench: Run) -> None:
+        assert "is of this very protocol" in self.refused(trm_bench, swept, "--borrow")
+        code, said = trm_bench("run", swept, "--borrow", "--out", swept.parent / "refused")
+        assert code == 2 and "name the other tuned.yaml with --tuned" in " ".join(said.split())
+
+    def test_borrowed_values_of_single_transfers(self, swept: Path, trm_bench: Run) -> None:
+        def change(content: dict[str, Any]) -> None:
+            content["methods"][0]["transfer"] = "whole->lower_upper"
+
+        rewrite(tuned_of(swept), change)
+        said = self.refused(trm_bench, swept, "--borrow", "--set", "name=other")
+        assert "values of each transfer, which another protocol does not have" in said
+
+    def test_borrowed_values_of_another_space_or_data(self, swept: Path, trm_bench: Run) -> None:
+        given = ("--borrow", "--set", "name=other")
+        said = self.refused(trm_bench, swept, *given, "--set", "methods.2.with_dice=2")
+        assert "the search space of 'trm' is another one now" in said
+        said = self.refused(trm_bench, swept, *given, "--set", "methods=[focal]")
+        assert "holds nothing for 'focal'" in said
+        rewrite(tuned_of(swept), lambda content: content.update(data="phantom"))
+        assert "was tuned on phantom data" in self.refused(trm_bench, swept, *given)
 
     @pytest.mark.parametrize(
         "key", ["metrics=[dice]", "seeds=[3]", "description=x", "sweep.trials=9"]

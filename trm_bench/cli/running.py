@@ -52,20 +52,19 @@ def run(
     tuned: Annotated[
         Path | None, typer.Option("--tuned", help="The tuned.yaml of a sweep of this protocol.")
     ] = None,
+    borrow: Annotated[
+        bool, typer.Option("--borrow", help="Take --tuned of another protocol; tables say so.")
+    ] = False,
     on: On = None,
 ) -> None:
     """Run a protocol: train what is missing, then write the table. The same command resumes."""
     from trm_bench import pipeline
     from trm_bench.display import Display
     from trm_bench.runs.folders import ResultsFolder
-    from trm_bench.runs.store import read_tuned
-    from trm_bench.sweep.tuned import applied
 
     loaded = load(protocol, settings, phantom, methods, seeds, transfers)
     folder = ResultsFolder(out_dir.absolute() if on else out_dir).protocol(loaded.name)
-    values = read_tuned(tuned) if tuned else None
-    if values and tuned:
-        loaded = applied(loaded, values, tuned)
+    loaded, values = _with_tuned(loaded, tuned, borrow)
     names = split(transfers)
     with _executor(on, device, jobs, folder) as executor:
         if dry_run:
@@ -91,6 +90,21 @@ def run(
 
         tell_failures(outcome.folder)
         raise typer.Exit(1)
+
+
+def _with_tuned(protocol: Any, tuned: Path | None, borrow: bool) -> tuple[Any, Any]:
+    """A protocol with the values of a tuned.yaml, and what that file holds."""
+    from trm_bench.errors import UserError
+    from trm_bench.runs.store import read_tuned
+    from trm_bench.sweep.tuned import applied
+
+    if tuned is None:
+        if borrow:
+            fix = "name the other tuned.yaml with --tuned"
+            raise UserError("borrows nothing", "--borrow", fix)
+        return protocol, None
+    values = read_tuned(tuned)
+    return applied(protocol, values, tuned, borrow), values
 
 
 @contextmanager

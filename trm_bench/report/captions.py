@@ -100,13 +100,17 @@ def how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
     b = tuned.budget
     took = f"{tuned.passes} forward-backward passes in all"
     here = tuned_here(folder)
-    if here is not None and here.note.digest == tuned.digest:
+    if here is not None and here.note().digest == tuned.digest:
         hours = sum(method.seconds for method in read_trials(folder).methods) / 3600
         took += f", {hours:.1f} hours of training"
     each = "each method and transfer" if b.per == "transfer" else "each method"
+    where = ""
+    if tuned.borrowed_from is not None:
+        where = f" of another protocol, {tuned.borrowed_from}"
+        where += f" (which differs in {_some(list(tuned.differs))})" if tuned.differs else ""
     return (
-        f"Tuned on the validation subjects, with the same budget for {each}: {b.trials} trials of "
-        f"{b.steps} steps on {len(b.seeds)} seed{'' if len(b.seeds) == 1 else 's'} of "
+        f"Tuned on the validation subjects{where}, with the same budget for {each}: {b.trials} "
+        f"trials of {b.steps} steps on {len(b.seeds)} seed{'' if len(b.seeds) == 1 else 's'} of "
         f"{_some(list(b.transfers))} ({b.sampler}; {took}; tuned.yaml {tuned.digest})."
     )
 

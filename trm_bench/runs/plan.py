@@ -146,8 +146,14 @@ class Plan:
     conditions: dict[str, str] = field(default_factory=dict)
 
 
-def refuse_misfit(tuned: Tuned, plan: Plan, data: str) -> None:
+def refuse_misfit(tuned: Tuned, plan: Plan, data: str, *, borrowed: bool = False) -> None:
     """Refuses tuned values that were found under other conditions than a plan's.
+
+    Args:
+        tuned: The values.
+        plan: Whose runs would have them.
+        data: Whether its subjects are real or the stand-in.
+        borrowed: The values are another protocol's, whose settings and code are its own.
 
     Raises:
         UserError: Data, settings or code are not those of the sweep, or it lacks a method or
@@ -160,7 +166,7 @@ def refuse_misfit(tuned: Tuned, plan: Plan, data: str) -> None:
     changed = [
         names.get(name, f"the protocol's '{name}'")
         for name, condition in plan.conditions.items()
-        if tuned.conditions.get(name) != condition
+        if not borrowed and tuned.conditions.get(name) != condition
     ]
     if changed:
         what = f"was tuned before a change of {', '.join(changed)}"
@@ -171,7 +177,7 @@ def refuse_misfit(tuned: Tuned, plan: Plan, data: str) -> None:
         if known is None:
             what = f"holds nothing for '{cell.method}' in {cell.transfer}"
             raise UserError(what, "--tuned", "sweep it too, or leave it out with --transfers")
-        if known.code != codes[cell.run]:
+        if not borrowed and known.code != codes[cell.run]:
             what = f"was tuned with other code: what computes '{cell.method}' has changed since"
             raise UserError(what, "--tuned", fix)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -122,12 +123,22 @@ class Tuned(Strict):
         fits = [m for m in self.methods if m.method == method and m.transfer in (None, transfer)]
         return fits[0] if fits else None
 
-    @property
-    def note(self) -> TunedNote:
-        """What a plan says of it."""
-        passes = sum(method.passes for method in self.methods)
-        digest = digest_of(self.model_dump(mode="json"))[:16]
-        return TunedNote(digest=digest, budget=self.budget, passes=passes)
+    def note(self, protocol: str = "", conditions: Mapping[str, str] | None = None) -> TunedNote:
+        """What a plan says of it.
+
+        Args:
+            protocol: Name of the protocol that takes the values; its own where "".
+            conditions: Of that protocol; see `plan.Plan`.
+        """
+        borrowed = protocol not in ("", self.protocol)
+        given = conditions or {}
+        return TunedNote(
+            digest=digest_of(self.model_dump(mode="json"))[:16],
+            budget=self.budget,
+            passes=sum(method.passes for method in self.methods),
+            borrowed_from=self.protocol if borrowed else None,
+            differs=tuple(k for k in given if borrowed and self.conditions.get(k) != given[k]),
+        )
 
 
 class TunedNote(Strict):
@@ -137,11 +148,15 @@ class TunedNote(Strict):
         digest: Its hash.
         budget: Of each method.
         passes: Of the trials of all its methods; see `Record`.
+        borrowed_from: The protocol that the values were tuned on, where it is another one.
+        differs: The conditions of that one that are not this one's; see `plan.Plan`.
     """
 
     digest: str
     budget: Budget
     passes: int = 0
+    borrowed_from: str | None = None
+    differs: tuple[str, ...] = ()
 
 
 class SweptTrial(Strict):

@@ -102,20 +102,29 @@ def keep(
     return joined, len(kept), len(others) - len(kept)
 
 
-def applied(protocol: Protocol, tuned: Tuned, where: Path) -> Protocol:
+def applied(protocol: Protocol, tuned: Tuned, where: Path, borrow: bool = False) -> Protocol:
     """A protocol whose methods have their tuned values; see `plan.refuse_misfit` for the data.
 
     Args:
         protocol: With the methods to run.
-        tuned: Of a sweep of that protocol.
+        tuned: Of a sweep of that protocol, or of another one to borrow from.
         where: The file, for messages.
+        borrow: Whether another protocol's values are welcome.
 
     Raises:
-        UserError: The file is of another protocol, lacks a method, or a search space has changed.
+        UserError: The file is of another protocol, lacks a method, or a search space has changed;
+            or it is of this protocol, and nothing is to be borrowed.
     """
-    if tuned.protocol != protocol.name:
+    own = tuned.protocol == protocol.name
+    if not own and not borrow:
         what = f"was tuned for the protocol '{tuned.protocol}', and this is '{protocol.name}'"
-        raise UserError(what, where, f"make one for it: trm-bench sweep {protocol.name}")
+        fix = f"make one for it: trm-bench sweep {protocol.name}; or take these with --borrow"
+        raise UserError(what, where, fix)
+    if own and borrow:
+        raise UserError("is of this very protocol", where, "leave --borrow out")
+    if borrow and any(entry.transfer is not None for entry in tuned.methods):
+        what = "has values of each transfer, which another protocol does not have"
+        raise UserError(what, where, "borrow from a sweep with sweep.per: protocol")
     methods = tuple(_applied_to(chosen, protocol, tuned, where) for chosen in protocol.methods)
     return protocol.model_copy(update={"methods": methods})
 

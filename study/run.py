@@ -1,0 +1,178 @@
+"""Runs a part of the study: sweeps and runs of the protocols beside this file, one after another.
+
+    TRM_DATA=FOLDER python study/run.py A
+    TRM_DATA=FOLDER python study/run.py A --reference results/reference/study
+
+Each command resumes, so that the same call goes on after a kill. Subjects of a part are trained on
+and tested as docs/study.md says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from trm_bench.methods.registry import REGISTRY
+
+HERE = Path(__file__).parent
+NOT_TUNED = {"trm_oracle"}  # an upper bound for analysis, at five trainings a trial
+
+# What a report leaves and others can use: numbers, and charts without an image of a subject.
+KEPT = (
+    "comparisons.csv",
+    "gamma.csv",
+    "negative_transfer.csv",
+    "provenance.json",
+    "sensitivity.csv",
+    "summary.json",
+    "table.csv",
+    "table.md",
+    "table.tex",
+    "transferability.csv",
+    "voxel_auroc.csv",
+    "voxel_rates.csv",
+    "figures/gains.svg",
+    "figures/gains_by_transfer.svg",
+    "figures/gamma.svg",
+    "sweep/summary.md",
+    "sweep/trials.json",
+    "sweep/tuned.yaml",
+)
+COMPRESSED = ("metrics.csv",)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command on a protocol of the study.
+
+    Attributes:
+        command: `run` or `sweep`.
+        protocol: Name of the file beside this one.
+        methods: `all`, `tunable` (all that are tuned), or their names; "" for the protocol's.
+        tuned_on: The protocol whose sweep the values are from; "" for the defaults.
+    """
+
+    command: str
+    protocol: str
+    methods: str = ""
+    tuned_on: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the results' folder: defaults and tuned values have tables of their own."""
+        return f"study_{self.protocol}{'_tuned' if self.tuned_on else ''}"
+
+    def arguments(self, results: Path) -> list[str]:
+        """The command's, without where its results go."""
+        given = [self.command, str(HERE / f"{self.protocol}.yaml")]
+        if self.methods:
+            known = {"all": "all", "tunable": ",".join(tunable())}
+            given += ["--methods", known.get(self.methods, self.methods)]
+        if self.tuned_on:
+            tuned = results / f"study_{self.tuned_on}" / "sweep" / "tuned.yaml"
+            given += ["--set", f"name={self.name}", "--tuned", str(tuned), "--borrow"]
+        return given
+
+
+def tunable() -> list[str]:
+    """The methods that are swept, in the order of the registry."""
+    return [name for name in REGISTRY.names() if name not in NOT_TUNED]
+
+
+def _swept(protocol: str) -> Step:
+    return Step("sweep", protocol, "tunable")
+
+
+PARTS: dict[str, tuple[Step, ...]] = {
+    "A": (
+        Step("run", "brats_family"),
+        Step("run", "brats_family_fixed"),
+        _swept("brats"),
+        Step("run", "brats_family", tuned_on="brats"),
+    ),
+    "B": (
+        Step("run", "brats", "all"),
+        _swept("brats"),
+        Step("run", "brats", "tunable", tuned_on="brats"),
+    ),
+    "C": (
+        Step("run", "brats_shots"),
+        Step("run", "brats_regions"),
+        _swept("brats"),
+        Step("run", "brats_shots", tuned_on="brats"),
+        Step("run", "brats_regions", tuned_on="brats"),
+    ),
+    "D": (
+        Step("run", "neonatal_family"),
+        Step("run", "neonatal", "all"),
+        _swept("brats"),
+        Step("run", "neonatal_family", tuned_on="brats"),
+    ),
+    "E": (
+        Step("run", "cardiac", "all"),
+        _swept("hippocampus"),
+        Step("run", "cardiac", tuned_on="hippocampus"),
+    ),
+    "F": (
+        Step("run", "hippocampus", "all"),
+        Step("run", "hippocampus_family"),
+        _swept("hippocampus"),
+        Step("run", "hippocampus", "tunable", tuned_on="hippocampus"),
+        Step("run", "hippocampus_family", tuned_on="hippocampus"),
+        Step("run", "hippocampus_shots"),
+    ),
+    "G": (
+        Step("run", "lgg", "all"),
+        _swept("lgg"),
+        Step("run", "lgg", "tunable", tuned_on="lgg"),
+    ),
+    "H": (
+        Step("run", "datasets"),
+        _swept("brats"),
+        Step("run", "datasets", tuned_on="brats"),
+    ),
+}
+
+
+def collect(results: Path, reference: Path, step: Step) -> None:
+    """Copies what a step's report left to the folder of the reference results."""
+    source, target = results / step.name, reference / step.name
+    for name in KEPT:
+        if (source / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
+    for name in COMPRESSED:
+        if (source / name).is_file():
+            content = (source / name).read_bytes()  # the same bytes whenever it is made
+            (target / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", choices=sorted(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--jobs", default="2", help="trainings at a time")
+    parser.add_argument("--reference", type=Path, help="copy what the reports left to here")
+    parser.add_argument("--collect", action="store_true", help="train nothing, only copy")
+    given = parser.parse_args()
+    for step in PARTS[given.part]:
+        if not given.collect:
+            where = ["--out", str(given.out), "--jobs", given.jobs]
+            command = [sys.executable, "-m", "trm_bench", *step.arguments(given.out), *where]
+            print("+", *command[2:], flush=True)
+            code = subprocess.run(command, check=False).returncode
+            if code:
+                return code
+        if given.reference:
+            collect(given.out, given.reference, step)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

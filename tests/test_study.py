@@ -1,0 +1,109 @@
+"""The study: every step of every part is a command that the software takes."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from trm_bench.methods.registry import REGISTRY
+from trm_bench.protocol.load import load_protocol
+from trm_bench.protocol.schema import MethodConfig, Protocol
+from trm_bench.sweep.space import space_of
+
+STUDY = Path(__file__).resolve().parents[1] / "study"
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study_run", STUDY / "run.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+study = _script()
+STEPS = [(part, step) for part, steps in study.PARTS.items() for step in steps]
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRM_DATA", str(tmp_path))
+
+
+def protocol_of(name: str) -> Protocol:
+    return load_protocol(str(STUDY / f"{name}.yaml"))
+
+
+def methods_of(step: object, protocol: Protocol) -> list[str]:
+    chosen = {"all": REGISTRY.names(), "tunable": study.tunable(), "": protocol.methods}
+    return [m if isinstance(m, str) else m.name for m in chosen[step.methods]]
+
+
+def test_every_protocol_is_of_a_part() -> None:
+    assert {step.protocol for _, step in STEPS} == {f.stem for f in STUDY.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", sorted({step.protocol for _, step in STEPS}))
+def test_protocols_can_be_read_and_declare_what_they_ask(name: str) -> None:
+    protocol = protocol_of(name)
+    assert protocol.name == f"study_{name}"
+    claim, labels = protocol.claim, {m.label for m in protocol.methods}
+    assert claim and ("trm", "finetune") in claim.family
+    assert {"scratch", "finetune", "trm", "trm_prior"} <= labels
+    # a family of four needs five seeds for a mark
+    assert len(claim.family) <= 4 and len(protocol.seeds) >= 5
+    if claim.gain is not None:
+        assert claim.source.startswith("counterpart")
+
+
+def test_what_is_tuned_is_swept_before_with_the_same_spaces() -> None:
+    tuned = [(part, step) for part, step in STEPS if step.tuned_on]
+    assert tuned
+    for part, step in tuned:
+        steps = study.PARTS[part]
+        before = steps[: steps.index(step)]
+        (sweep,) = [s for s in before if s.command == "sweep" and s.protocol == step.tuned_on]
+        own, other = protocol_of(step.protocol), protocol_of(step.tuned_on)
+        assert set(methods_of(step, own)) <= set(methods_of(sweep, other))
+        for name in methods_of(step, own):
+            chosen = MethodConfig(name=name)
+            spaces = [space_of(chosen, p.training.target, p.sweep).hash for p in (own, other)]
+            assert spaces[0] == spaces[1], (step.protocol, name)
+
+
+def test_a_sweep_is_the_same_in_every_part_and_has_16_trials() -> None:
+    sweeps = {step for _, step in STEPS if step.command == "sweep"}
+    assert len({step.protocol for step in sweeps}) == len(sweeps)
+    for step in sweeps:
+        assert protocol_of(step.protocol).sweep.trials == 16
+        assert protocol_of(step.protocol).sweep.tune_training == "always"
+
+
+def test_tables_of_defaults_and_of_tuned_values_have_names_of_their_own(tmp_path: Path) -> None:
+    names = [step.name for _, step in STEPS if step.command == "run"]
+    assert len(set(names)) == len(names)
+    (step,) = [s for s in study.PARTS["A"] if s.tuned_on]
+    given = step.arguments(tmp_path)
+    assert f"name={step.name}" in given and "--borrow" in given
+    assert str(tmp_path / "study_brats" / "sweep" / "tuned.yaml") in given
+
+
+def test_only_numbers_and_charts_are_collected(tmp_path: Path) -> None:
+    step = study.PARTS["F"][0]
+    made = tmp_path / "results" / step.name
+    (made / "figures").mkdir(parents=True)
+    for name in ("table.md", "metrics.csv", "figures/gains.svg", "figures/risk_a-to-b.png"):
+        (made / name).write_text(name)
+    for _ in range(2):
+        study.collect(tmp_path / "results", tmp_path / "reference", step)
+    files = {f for f in (tmp_path / "reference").rglob("*") if f.is_file()}
+    there = {str(f.relative_to(tmp_path / "reference" / step.name)): f for f in files}
+    assert set(there) == {"table.md", "metrics.csv.gz", "figures/gains.svg"}
+    assert gzip.decompress(there["metrics.csv.gz"].read_bytes()) == b"metrics.csv"
