@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,18 +19,16 @@ from trm_bench.sweep.space import space_of
 STUDY = Path(__file__).resolve().parents[1] / "study"
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_run", STUDY / "run.py")
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, STUDY / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    sys.modules[name] = module  # where dataclasses and the scripts look each other up
     spec.loader.exec_module(module)
     return module
 
 
-study = _script()
+study, tables, figures = _script("run"), _script("tables"), _script("figures")
 STEPS = [(part, step) for part, steps in study.PARTS.items() for step in steps]
 
 
@@ -107,3 +107,42 @@ def test_only_numbers_and_charts_are_collected(tmp_path: Path) -> None:
     there = {str(f.relative_to(tmp_path / "reference" / step.name)): f for f in files}
     assert set(there) == {"table.md", "metrics.csv.gz", "figures/gains.svg"}
     assert gzip.decompress(there["metrics.csv.gz"].read_bytes()) == b"metrics.csv"
+
+
+class TestPages:
+    """README and docs say what the files say."""
+
+    @pytest.mark.parametrize("page", tables.PAGES)
+    def test_tables_are_those_of_the_files(self, page: str) -> None:
+        text = (tables.ROOT / page).read_text("utf-8")
+        assert tables.BLOCK.search(text), "no table of the study"
+        assert tables.written(text) == text, "python study/tables.py --write"
+
+    def test_figures_are_those_of_the_files(self, tmp_path: Path) -> None:
+        figures.save(tmp_path)
+        for drawn in tmp_path.iterdir():
+            assert drawn.read_bytes() == (figures.FIGURES / drawn.name).read_bytes(), drawn.name
+
+    @pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
+    def test_numbers_in_sentences_are_in_the_tables(self, page: str) -> None:
+        made = "".join(make() for make in tables.BLOCKS.values())
+        known = {number.lstrip("+-") for number in re.findall(r"[+-]?\d+\.\d+", made)}
+        prose = tables.BLOCK.sub("", _about_the_study((tables.ROOT / page).read_text("utf-8")))
+        said = [
+            number.lstrip("+-")
+            for number in re.findall(r"(?<![\d.:])[+-]?\d+\.\d+(?![\d.])", prose)
+        ]
+        assert said and not set(said) - known - tables.CLAIMED
+
+    def test_a_block_of_another_number_is_found(self) -> None:
+        text = (tables.ROOT / "docs/study.md").read_text("utf-8")
+        number = re.search(r"\d+\.\d+ \|", tables.BLOCK.search(text)[3])
+        assert number
+        assert tables.written(text.replace(number[0], "99.9 |")) == text
+
+
+def _about_the_study(text: str) -> str:
+    """What stands between the two marks of a page that tells of more."""
+    found = re.search(r"<!-- the study -->(.*?)<!-- the study: end -->", text, re.DOTALL)
+    assert found, "the study has no marks"
+    return found[1]

@@ -1,0 +1,278 @@
+"""The study's tables in README.md and docs/, made of the files in results/reference/study.
+
+    python study/tables.py            say which blocks do not fit the files
+    python study/tables.py --write    write them anew
+
+A block stands between `<!-- study: NAME -->` and `<!-- study: end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "results" / "reference" / "study"
+PAGES = ("README.md", "docs/findings.md", "docs/study.md")
+BLOCK = re.compile(r"(<!-- study: (?!end)(.+?) -->\n)(.*?)(<!-- study: end -->)", re.DOTALL)
+CLAIMED = {"4.37", "1.81", "2.9"}  # % that the paper says, which no file measures
+MEAN, METRIC = "mean", "dice"
+BEST = 8  # methods of a table of the largest gains
+
+# Folder to what tables call it, in their order: part, what is transferred.
+RUNS = {
+    "study_hippocampus_family": "F: hippocampus, whole to parts, 5 subjects",
+    "study_hippocampus_shots": "F: the same, 1 to 10 subjects",
+    "study_brats_family": "A: BraTS-2018, six pairs of modalities",
+    "study_brats_family_fixed": "A: the same, one split",
+    "study_neonatal_family": "D: newborns, T1 and T2",
+    "study_brats_shots": "C: BraTS-2018, 1, 2 and 5 patients",
+    "study_brats_regions": "C: BraTS-2018, whole tumour to regions",
+    "study_cardiac": "E: heart, vendor to vendor",
+    "study_lgg": "G: LGG, three pairs of sequences",
+    "study_datasets": "H: between data sets",
+}
+OF_ALL = {
+    "study_hippocampus": "F: hippocampus",
+    "study_brats": "B: BraTS-2018",
+    "study_neonatal": "D: newborns",
+    "study_cardiac": "E: heart",
+    "study_lgg": "G: LGG",
+}
+
+
+class Part:
+    """What a report left of a protocol's results.
+
+    Args:
+        folder: Where it lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+        self.provenance: dict[str, Any] = json.loads(
+            (folder / "provenance.json").read_text("utf-8")
+        )
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of its CSV files."""
+        return pd.read_csv(self.folder / name)
+
+    def compared(self, method: str, versus: str) -> pd.Series | None:
+        """The comparison of two methods on the mean over transfers; None where there is none."""
+        rows = self.table("comparisons.csv")
+        rows = rows[(rows.transfer == MEAN) & (rows.metric == METRIC)]
+        rows = rows[(rows.method == method) & (rows.versus == versus)]
+        return None if rows.empty else rows.iloc[0]
+
+    def gain_values(
+        self, method: str, versus: str = "finetune"
+    ) -> tuple[float, float, float] | None:
+        """Gain and interval in points: the family's interval where the comparison is declared."""
+        row = self.compared(method, versus)
+        if row is None:
+            return None
+        if pd.isna(row.family_low):
+            return row.gain, row.low, row.high
+        return row.gain, row.family_low, row.family_high
+
+    def gain(self, method: str, versus: str = "finetune") -> str:
+        """The same in words, with the mark."""
+        known, row = self.gain_values(method, versus), self.compared(method, versus)
+        if known is None or row is None:
+            return "-"
+        return between(*known) + {"better": " ▲", "worse": " ▼"}.get(row.mark, "")
+
+    def _gap(self, transfer: str = MEAN, method: str = "finetune") -> pd.Series | None:
+        rows = self.table("negative_transfer.csv")
+        rows = rows[(rows.transfer == transfer) & (rows.method == method) & (rows.metric == METRIC)]
+        # a task of one class has it in the place of the mean over classes
+        rows = rows[rows["class"] == MEAN] if (rows["class"] == MEAN).any() else rows
+        return None if rows.empty else rows.iloc[0]
+
+    def gap_values(self, transfer: str = MEAN) -> tuple[float, float, float] | None:
+        """Training from scratch minus fine-tuning, with its interval."""
+        row = self._gap(transfer)
+        return None if row is None else (row.gap, row.low, row.high)
+
+    def gap(self, transfer: str = MEAN) -> str:
+        """The same in words; bold where the interval lies above 0: negative transfer."""
+        known = self.gap_values(transfer)
+        if known is None:
+            return "-"
+        return f"**{between(*known)}**" if known[1] > 0 else between(*known)
+
+    def detectable(self) -> str:
+        """The smallest gain of trm that would be found with a probability of 0.8, points."""
+        rows = self.table("sensitivity.csv")
+        rows = rows[(rows.transfer == MEAN) & (rows.method == "trm")]
+        if rows.empty:
+            rows = self.table("sensitivity.csv")
+            rows = rows[rows.method == "trm"]
+        return "-" if rows.empty or pd.isna(value := rows.iloc[0].smallest_gain) else f"{value:.2f}"
+
+
+def between(value: float, low: float, high: float) -> str:
+    """A difference with its interval."""
+    if pd.isna(low):
+        return f"{value:+.2f}"
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def parts(names: dict[str, str]) -> Iterator[tuple[str, Part]]:
+    """Those that are there, defaults before tuned values."""
+    for folder, title in names.items():
+        for suffix, values in (("", ""), ("_tuned", ", tuned")):
+            if (REFERENCE / f"{folder}{suffix}" / "summary.json").is_file():
+                yield title + values, Part(REFERENCE / f"{folder}{suffix}")
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A table, numbers to the right."""
+    line = "|".join(["---", *["---:"] * (len(columns) - 1)])
+    return (
+        "".join(f"| {' | '.join(row)} |\n" for row in [columns])
+        + f"|{line}|\n"
+        + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    )
+
+
+def family() -> str:
+    """The declared comparisons of all parts."""
+    columns = [
+        "part",
+        "seeds",
+        "scratch - finetune",
+        "trm - finetune",
+        "trm - trm_prior",
+        "trm - trm_shuffled",
+        "trm_minmax_power - finetune",
+        "could be found",
+    ]
+    rows = [
+        [
+            title,
+            str(len(part.summary["seeds"])),
+            part.gap(),
+            part.gain("trm"),
+            part.gain("trm", "trm_prior"),
+            part.gain("trm", "trm_shuffled"),
+            part.gain("trm_minmax_power"),
+            part.detectable(),
+        ]
+        for title, part in parts(RUNS)
+    ]
+    return markdown(columns, rows)
+
+
+def verdicts() -> str:
+    """On the counterparts of the paper's claims."""
+    rows = []
+    for title, part in parts(RUNS):
+        claim = part.provenance["protocol"].get("claim") or {}
+        if claim.get("gain") is None:
+            continue
+        words = part.summary["verdict"]["words"]
+        relative = part.compared("trm", "finetune")
+        assert relative is not None
+        rows.append(
+            [
+                title,
+                f"+{claim['gain']:g} %",
+                part.gain("trm"),
+                between(relative.relative, relative.relative_low, relative.relative_high),
+                ", ".join(dict.fromkeys(words)) or part.summary["verdict"]["none_because"],
+            ]
+        )
+    return markdown(
+        ["part", "claimed", "measured, points", "measured, relative %", "verdict"], rows
+    )
+
+
+def transfers() -> str:
+    """Each transfer: Dice from scratch, fine-tuned, with trm, and the gap."""
+    rows = []
+    for title, part in parts(RUNS):
+        scores = part.summary["metrics"][METRIC]
+        for name in scores["finetune"]["per_transfer"]:
+            values = [f"{scores[m]['per_transfer'][name]:.1f}" for m in SHOWN]
+            rows.append([title, name, *values, part.gap(name)])
+    return markdown(["part", "transfer", *SHOWN, "scratch - finetune"], rows)
+
+
+SHOWN = ("scratch", "finetune", "trm", "trm_prior")
+
+
+def best() -> str:
+    """The largest gains among all methods, where all were run; exploratory."""
+    rows = []
+    for title, part in parts(OF_ALL):
+        scores = part.summary["metrics"][METRIC]
+        others = {m: row["gain"] for m, row in scores.items() if m != "finetune"}
+        for method in sorted(others, key=lambda m: -others[m])[:BEST]:
+            own = scores[method]
+            rows.append(
+                [title, f"`{method}`", f"{own['mean']:.1f}", between(own["gain"], *_interval(own))]
+            )
+    return markdown(["part", "method", "Dice", "gain over fine-tuning"], rows)
+
+
+def _interval(row: dict[str, Any]) -> tuple[float, float]:
+    low, high = (float("nan") if end is None else end for end in row["gain_interval"])
+    return low, high
+
+
+def cost() -> str:
+    """Seconds of a training, and hours of all of them."""
+    rows = []
+    for title, part in parts({**RUNS, **OF_ALL}):
+        runs, seconds = len(set(part.provenance["runs"].values())), 0
+        seconds = part.provenance["training_seconds"]
+        rows.append([title, str(runs), f"{seconds / runs:.0f}", f"{seconds / 3600:.1f}"])
+    for folder in sorted(REFERENCE.glob("*/sweep/trials.json")):
+        methods = json.loads(folder.read_text("utf-8"))["methods"]
+        trials = sum(len(m["trials"]) for m in methods)
+        seconds = sum(m["seconds"] for m in methods)
+        title = f"sweep of {folder.parents[1].name}: {len(methods)} methods"
+        rows.append([title, str(trials), f"{seconds / trials:.0f}", f"{seconds / 3600:.1f}"])
+    return markdown(["part", "trainings", "seconds each", "hours of a core"], rows)
+
+
+BLOCKS = {
+    "family": family,
+    "verdicts": verdicts,
+    "transfers": transfers,
+    "best": best,
+    "cost": cost,
+}
+
+
+def written(text: str) -> str:
+    """A page with its blocks made anew."""
+    return BLOCK.sub(lambda m: m[1] + BLOCKS[m[2]]() + m[4], text)
+
+
+def main() -> int:
+    """Runs the command line."""
+    differ = []
+    for name in PAGES:
+        page = ROOT / name
+        before = page.read_text("utf-8")
+        after = written(before)
+        if before != after:
+            differ.append(name)
+            if "--write" in sys.argv[1:]:
+                page.write_text(after, "utf-8")
+    print("\n".join(differ) or "all as the files have it")
+    return 0 if not differ or "--write" in sys.argv[1:] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
