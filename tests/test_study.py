@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol.load import load_protocol
 from trm_bench.protocol.schema import MethodConfig, Protocol
+from trm_bench.report import compared
 from trm_bench.sweep.space import space_of
 
 STUDY = Path(__file__).resolve().parents[1] / "study"
@@ -107,6 +109,19 @@ def test_only_numbers_and_charts_are_collected(tmp_path: Path) -> None:
     there = {str(f.relative_to(tmp_path / "reference" / step.name)): f for f in files}
     assert set(there) == {"table.md", "metrics.csv.gz", "figures/gains.svg"}
     assert gzip.decompress(there["metrics.csv.gz"].read_bytes()) == b"metrics.csv"
+
+
+@pytest.mark.parametrize("folder", sorted(tables.REFERENCE.glob("study_*")), ids=lambda f: f.name)
+def test_others_can_compare_with_the_reference(folder: Path) -> None:
+    known = compared.of_files(folder)
+    assert known.summary.protocol == folder.name and known.settings
+    methods = known.methods
+    assert {"scratch", "finetune", "trm"} <= set(methods)
+    for method in methods:
+        numbers = known.numbers("dice", method)
+        assert numbers and numbers.n_subjects
+    states = json.loads((folder / "summary.json").read_text("utf-8"))["states"]
+    assert set(states) == {"finished"}, "a run is missing"
 
 
 class TestPages:
