@@ -202,6 +202,22 @@ class TestTable:
                 results.records[record.id] = record.model_copy(update={"metrics": fewer})
         assert bool(evidence.collect(results).problems) == (design != "resampled")
 
+    def test_what_could_be_found_is_told_where_no_subject_is_under_all_seeds(
+        self, tmp_path: Path
+    ) -> None:
+        given = {"methods": ["finetune", "trm"], "metrics": ("dice",), "subjects": 9}
+        folder = small(tmp_path / "shown", **given)
+        set_split(folder, design="resampled")
+        results = read_results(ProtocolFolder(folder))
+        for cell, record in results.finished():
+            kept = [s for i, s in enumerate(sorted(record.metrics)) if i % 3 != cell.seed]
+            fewer = {subject: record.metrics[subject] for subject in kept}
+            results.records[record.id] = record.model_copy(update={"metrics": fewer})
+        found = evidence.collect(results).sensitivity.set_index(["method", "transfer"])
+        for transfer in ("t1->t2", "mean"):
+            row = found.loc["trm", transfer]
+            assert (row.n_seeds, row.n_subjects) == (3, 9) and row.smallest_gain > 0
+
     def test_all_formats_say_the_same(self, written: Path) -> None:
         table = tables.build(collected(written))
         numbers = [[c.number for c in cells] for _, cells in table.rows]

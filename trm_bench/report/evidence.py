@@ -26,7 +26,7 @@ from trm_bench.analysis import (
     verdict,
 )
 from trm_bench.analysis.designs import design_of
-from trm_bench.analysis.intervals import Design, gains, over_transfers, seed_spread
+from trm_bench.analysis.intervals import Design, gains, over_transfers, seed_spread, trimmed
 from trm_bench.analysis.power import Spread
 from trm_bench.analysis.table import HIGHER_IS_BETTER, OVERALL, UNITS, Grid, mean_over
 from trm_bench.analysis.tests import Friedman, friedman
@@ -308,7 +308,9 @@ class Evidence:
             transfer, method = str(own["transfer"]), str(own["method"])
             if transfer == OVERALL and self.is_mixed(self.main.metric):
                 continue
-            spread, seeds = self.spread(method, transfer), int(own["n_seeds"])
+            spread, gain = self.spread(method, transfer), self._gain(method, transfer)
+            # with splits of their own no subject may be under all seeds, and gains are there still
+            seeds = int(own["n_seeds"]) if gain is None else trimmed(gain).shape[2]
             smallest = power.smallest_gain(spread, seeds, 1 - family.ALPHA)
             known = spread or Spread(np.nan, np.nan, np.nan, 0)
             row = (transfer, method, known.subjects, seeds, smallest, *known[:3], own["sd"])
@@ -317,15 +319,18 @@ class Evidence:
 
     def spread(self, method: str, transfer: str = OVERALL) -> Spread | None:
         """How a method's gain over the reference varies, where that is known."""
+        gain = self._gain(method, transfer)
+        return None if gain is None else Spread.of(gain, self.design)
+
+    def _gain(self, method: str, transfer: str) -> NDArray[np.float64] | None:
+        """A method's gains over the reference, (transfer, subject, seed); None without any."""
         grid = self.main.grid
         if grid is None or self.reference not in grid.methods or method == self.reference:
             return None
         if transfer == OVERALL and self.is_mixed(self.main.metric):
             return None
         gain = grid.gain(method, self.reference)
-        if transfer != OVERALL:
-            gain = gain[[grid.transfers.index(transfer)]]
-        return Spread.of(gain, self.design)
+        return gain if transfer == OVERALL else gain[[grid.transfers.index(transfer)]]
 
     @cached_property
     def over_transfers(self) -> tuple[float, float]:
