@@ -27,7 +27,13 @@ PAGES = {  # files of the repository that are a page of their own
     "CONTRIBUTING.md": "contributing.md",
     "results/reference/README.md": "reference.md",
 }
-ASSETS = ("results/reference/*/figures/*.png", "examples/*.py", "examples/*.png", "LICENSE")
+ASSETS = (
+    "results/reference/*/figures/*.png",
+    "results/reference/study/figures/*.svg",
+    "examples/*.py",
+    "examples/*.png",
+    "LICENSE",
+)
 MADE = re.compile(r"^<!-- (made|file): (\S+) -->$", re.M)
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
 MARKS = re.compile(r"([|*\[\]])")

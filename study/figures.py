@@ -15,9 +15,20 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tables import METRIC, OF_ALL, REFERENCE, RUNS, parts
+from tables import METRIC, OF_ALL, ONCE, REFERENCE, RUNS, parts
 
-from trm_bench.report.style import BLUE, COLOURS, GREEN, LINE, MARKERS, ORANGE, STYLE, TEXT, WIDE
+from trm_bench.report.style import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    LINE,
+    MARKERS,
+    ORANGE,
+    SMALL,
+    STYLE,
+    TEXT,
+    WIDE,
+)
 
 FIGURES = REFERENCE / "figures"
 ROW = 0.27  # inches
@@ -48,41 +59,46 @@ def family() -> Figure:
 def methods() -> Figure:
     """Every method's gain over fine-tuning in every part that ran them all."""
     made = list(parts(OF_ALL))
-    scores = [part.summary["metrics"][METRIC] for _, part in made]
-    gains = pd.DataFrame(
-        {
-            title: {method: row["gain"] for method, row in known.items()}
-            for (title, _), known in zip(made, scores, strict=True)
-        }
-    ).drop(index="finetune")
-    order = gains.mean(axis=1).sort_values(ascending=False).index
+    scores = {title: part.summary["metrics"][METRIC] for title, part in made}
+    gains = pd.DataFrame({t: {m: row["gain"] for m, row in s.items()} for t, s in scores.items()})
+    order = gains.drop(index="finetune").mean(axis=1).sort_values(ascending=False).index
     figure = Figure(figsize=(WIDE, 1.1 + 0.75 * ROW * len(order)), layout="constrained")
     axes = figure.subplots()
-    for place, title in enumerate(gains.columns):
-        colour = (TEXT, BLUE, ORANGE, *COLOURS)[place % (3 + len(COLOURS))]
-        marker = MARKERS[place % len(MARKERS)]
-        rows = range(len(order))
-        axes.plot(gains[title][order], rows, marker, color=colour, label=title, ms=4.5, alpha=0.8)
-    _rows(axes, list(order), "gain over fine-tuning, points of Dice (mean over transfers)")
+    for place, (title, known) in enumerate(scores.items()):
+        colour, marker = (BLUE, ORANGE, *COLOURS)[place % 7], MARKERS[place % len(MARKERS)]
+        shift = (place - (len(scores) - 1) / 2) * 0.6 / len(scores)
+        for row, method in enumerate(order):
+            if method in known:
+                ends = known[method]["gain_interval"]
+                _interval(axes, (known[method]["gain"], *ends), row + shift, colour, marker)
+        axes.plot([], [], color=colour, marker=marker, label=title)
+    axes.set_xscale("symlog", linthresh=2)
+    ticks = [-50, -20, -10, -5, -2, -1, 0, 1, 2, 5]
+    axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
+    label = "gain over fine-tuning, points of Dice, with 95 % intervals (logarithmic beyond 2)"
+    _rows(axes, [*order], label)
     figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 
 def leep() -> Figure:
-    """LEEP of the source against what fine-tuning gains over training from scratch."""
-    made = [(t, p) for t, p in parts(RUNS) if not p.folder.name.endswith("_tuned")]
-    figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for place, (title, part) in enumerate(made):
-        cells = part.table("transferability.csv")
-        colour = (TEXT, BLUE, ORANGE, *COLOURS)[place % (3 + len(COLOURS))]
-        marker = MARKERS[place % len(MARKERS)]
-        axes.plot(cells.leep, cells.gain, marker, color=colour, label=title, ms=4, alpha=0.7)
-    axes.axhline(0, color=TEXT, linewidth=0.8)
-    axes.grid(color=LINE)
-    axes.set_xlabel("LEEP of the source on the target's training subjects, nats")
-    axes.set_ylabel("finetune - scratch, points of Dice")
-    figure.legend(loc="outside upper left", ncols=2)
+    """LEEP of the source against what fine-tuning gains over training from scratch, by part."""
+    made = [(t, p) for t, p in parts(RUNS) if p.folder.name.endswith(ONCE)]
+    rows = -(-len(made) // 3)
+    figure = Figure(figsize=(WIDE, 0.5 + 2.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False).flat
+    for axes, (title, part) in zip(panels, made, strict=False):
+        cells = part.cells()
+        for place, (_, own) in enumerate(cells.groupby("transfer", sort=False)):
+            marker = MARKERS[place % len(MARKERS)]
+            axes.plot(own.leep, own.gain, marker, color=BLUE, ms=4, alpha=0.6)
+        axes.axhline(0, color=TEXT, linewidth=0.8)
+        axes.grid(color=LINE)
+        axes.set_title(f"{title.split(',')[0]} (rank corr. {part.leep():+.2f})", fontsize=SMALL)
+    for spare in panels:
+        spare.set_visible(False)
+    figure.supxlabel("LEEP of the source on the training subjects, nats", fontsize=SMALL)
+    figure.supylabel("finetune - scratch, points of Dice", fontsize=SMALL)
     return figure
 
 

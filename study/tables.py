@@ -38,6 +38,7 @@ RUNS = {
     "study_lgg": "G: LGG, three pairs of sequences",
     "study_datasets": "H: between data sets",
 }
+ONCE = ("_family", "_regions", "cardiac", "lgg", "datasets")  # each cell once, with defaults
 OF_ALL = {
     "study_hippocampus": "F: hippocampus",
     "study_brats": "B: BraTS-2018",
@@ -108,6 +109,14 @@ class Part:
         if known is None:
             return "-"
         return f"**{between(*known)}**" if known[1] > 0 else between(*known)
+
+    def cells(self) -> pd.DataFrame:
+        """LEEP and what fine-tuning gains over training from scratch, by transfer and seed."""
+        return self.table("transferability.csv").dropna(subset=["leep", "gain"])
+
+    def leep(self) -> float:
+        """Spearman's rank correlation of the two over all cells."""
+        return float(self.cells().leep.corr(self.cells().gain, method="spearman"))
 
     def detectable(self) -> str:
         """The smallest gain of trm that would be found with a probability of 0.8, points."""
@@ -187,7 +196,7 @@ def verdicts() -> str:
                 title,
                 f"+{claim['gain']:g} %",
                 part.gain("trm"),
-                between(relative.relative, relative.relative_low, relative.relative_high),
+                f"{relative.relative:+.2f}",
                 ", ".join(dict.fromkeys(words)) or part.summary["verdict"]["none_because"],
             ]
         )
@@ -224,6 +233,16 @@ def best() -> str:
     return markdown(["part", "method", "Dice", "gain over fine-tuning"], rows)
 
 
+def leep() -> str:
+    """Whether LEEP says what a transfer gains."""
+    rows = [
+        [title, str(len(part.cells())), f"{part.leep():+.2f}"]
+        for title, part in parts(RUNS)
+        if part.folder.name.endswith(ONCE)
+    ]
+    return markdown(["part", "transfers and seeds", "rank correlation"], rows)
+
+
 def _interval(row: dict[str, Any]) -> tuple[float, float]:
     low, high = (float("nan") if end is None else end for end in row["gain_interval"])
     return low, high
@@ -250,6 +269,7 @@ BLOCKS = {
     "verdicts": verdicts,
     "transfers": transfers,
     "best": best,
+    "leep": leep,
     "cost": cost,
 }
 
