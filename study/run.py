@@ -92,6 +92,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
     "A": (
         Step("run", "brats_family"),
         Step("run", "brats_family_fixed"),
+        Step("run", "brats_long"),
         _swept("brats"),
         Step("run", "brats_family", tuned_on="brats"),
     ),

@@ -27,15 +27,16 @@ BEST = 8  # methods of a table of the largest gains
 
 # Folder to what tables call it, in their order: part, what is transferred.
 RUNS = {
-    "study_hippocampus_family": "F: hippocampus, whole to parts, 5 subjects",
+    "study_hippocampus_family": "F: hippocampus, 5 subjects",
     "study_hippocampus_shots": "F: the same, 1 to 10 subjects",
-    "study_brats_family": "A: BraTS-2018, six pairs of modalities",
+    "study_brats_family": "A: BraTS-2018, six pairs",
     "study_brats_family_fixed": "A: the same, one split",
-    "study_neonatal_family": "D: newborns, T1 and T2",
-    "study_brats_shots": "C: BraTS-2018, 1, 2 and 5 patients",
-    "study_brats_regions": "C: BraTS-2018, whole tumour to regions",
+    "study_brats_long": "A: the same, four times the steps",
+    "study_neonatal_family": "D: newborns, T1, T2",
+    "study_brats_shots": "C: BraTS-2018, few shots",
+    "study_brats_regions": "C: BraTS-2018, to regions",
     "study_cardiac": "E: heart, vendor to vendor",
-    "study_lgg": "G: LGG, three pairs of sequences",
+    "study_lgg": "G: LGG, three pairs",
     "study_datasets": "H: between data sets",
 }
 ONCE = ("_family", "_regions", "cardiac", "lgg", "datasets")  # each cell once, with defaults
@@ -158,12 +159,12 @@ def family() -> str:
     columns = [
         "part",
         "seeds",
-        "scratch - finetune",
-        "trm - finetune",
-        "trm - trm_prior",
-        "trm - trm_shuffled",
-        "trm_minmax_power - finetune",
-        "could be found",
+        "scratch",
+        "`trm`",
+        "`trm`, over prior",
+        "`trm`, over shuffled",
+        "minmax",
+        "found",
     ]
     rows = [
         [
