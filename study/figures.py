@@ -63,9 +63,9 @@ def methods() -> Figure:
     gains = pd.DataFrame({t: {m: row["gain"] for m, row in s.items()} for t, s in scores.items()})
     order = gains.drop(index="finetune").mean(axis=1).sort_values(ascending=False).index
     figure = Figure(figsize=(WIDE, 1.1 + 0.75 * ROW * len(order)), layout="constrained")
-    axes = figure.subplots()
+    axes, palette = figure.subplots(), (BLUE, ORANGE, *COLOURS)
     for place, (title, known) in enumerate(scores.items()):
-        colour, marker = (BLUE, ORANGE, *COLOURS)[place % 7], MARKERS[place % len(MARKERS)]
+        colour, marker = palette[place % len(palette)], MARKERS[place % len(MARKERS)]
         shift = (place - (len(scores) - 1) / 2) * 0.6 / len(scores)
         for row, method in enumerate(order):
             if method in known:
@@ -87,7 +87,7 @@ def leep() -> Figure:
     rows = -(-len(made) // 3)
     figure = Figure(figsize=(WIDE, 0.5 + 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False).flat
-    for axes, (title, part) in zip(panels, made, strict=False):
+    for (title, part), axes in zip(made, panels, strict=False):  # spare panels are left over
         cells = part.cells()
         for place, (_, own) in enumerate(cells.groupby("transfer", sort=False)):
             marker = MARKERS[place % len(MARKERS)]

@@ -3,8 +3,8 @@
     TRM_DATA=FOLDER python study/run.py A
     TRM_DATA=FOLDER python study/run.py A --reference results/reference/study
 
-Each command resumes, so that the same call goes on after a kill. Subjects of a part are trained on
-and tested as docs/study.md says.
+Each command resumes, so that the same call goes on after a kill. docs/study.md says what the parts
+ask.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Step:
     Attributes:
         command: `run` or `sweep`.
         protocol: Name of the file beside this one.
-        methods: `all`, `tunable` (all that are tuned), or their names; "" for the protocol's.
+        methods: `all`, or `tunable`, all that are tuned; "" for the protocol's.
         tuned_on: The protocol whose sweep the values are from; "" for the defaults.
     """
 
@@ -71,8 +71,8 @@ class Step:
         """The command's, without where its results go."""
         given = [self.command, str(HERE / f"{self.protocol}.yaml")]
         if self.methods:
-            known = {"all": "all", "tunable": ",".join(tunable())}
-            given += ["--methods", known.get(self.methods, self.methods)]
+            names = ",".join(tunable()) if self.methods == "tunable" else self.methods
+            given += ["--methods", names]
         if self.tuned_on:
             tuned = results / f"study_{self.tuned_on}" / "sweep" / "tuned.yaml"
             given += ["--set", f"name={self.name}", "--tuned", str(tuned), "--borrow"]

@@ -308,7 +308,8 @@ class Evidence:
             transfer, method = str(own["transfer"]), str(own["method"])
             if transfer == OVERALL and self.is_mixed(self.main.metric):
                 continue
-            spread, gain = self.spread(method, transfer), self._gain(method, transfer)
+            gain = self._gain(method, transfer)
+            spread = None if gain is None else Spread.of(gain, self.design)
             # with splits of their own no subject may be under all seeds, and gains are there still
             seeds = int(own["n_seeds"]) if gain is None else trimmed(gain).shape[2]
             smallest = power.smallest_gain(spread, seeds, 1 - family.ALPHA)
