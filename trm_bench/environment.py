@@ -110,6 +110,7 @@ def package_version(name: str) -> str:
 def reset_peak_memory(device: torch.device) -> None:
     """Starts the count of peak memory again, where the device can."""
     if device.type == "cuda":
+        torch.cuda.init()  # a process that has not used the GPU yet has no count
         torch.cuda.reset_peak_memory_stats(device)
 
 

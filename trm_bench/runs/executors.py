@@ -332,7 +332,7 @@ class _Worker:
         self.connection, theirs = multiprocessing.Pipe()
         self.device = device
         self.task: Task | None = None
-        self.process = _started((theirs, str(device)), device)
+        self.process = _started((theirs, str(device)))
         theirs.close()  # so that a dead worker is heard as the end of its pipe
 
     def give(self, task: Task) -> None:
@@ -347,32 +347,28 @@ class _Worker:
             self.process.kill()
 
 
-def _started(arguments: tuple[Connection, str], device: torch.device) -> BaseProcess:
-    """A process at `_work`, in which the signals of a terminal are held back."""
+def _started(arguments: tuple[Connection, str]) -> BaseProcess:
+    """A process at `_work`, in which the signals of a terminal are held back.
+
+    Forked from a process that imports all once: they start at once, and share its memory.
+    """
     # before the others, since starting a process would start it, and lets signals through
     resource_tracker.ensure_running()
-    if device.type == "cpu":
-        # Forked from a process that imports all once: they start at once, and share its memory.
-        multiprocessing.set_forkserver_preload([*PRELOADED])
-        with signals.held_back():
-            forkserver.ensure_running()
-        process = multiprocessing.get_context("forkserver").Process(
-            target=_work, args=arguments, daemon=True
-        )
-        # a signal cuts off the waiting, while that process imports, and not the start
-        starting = threading.Thread(target=process.start, daemon=True)
-        starting.start()
-        starting.join()
-        if process.pid is None:
-            raise OSError("a worker process could not be started")
-        return process
-    # what importing asks of CUDA is lost by a fork
-    spawned = multiprocessing.get_context("spawn").Process(
+    # what importing asks of CUDA would start it, and what is forked from there could not use it
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    multiprocessing.set_forkserver_preload([*PRELOADED])
+    with signals.held_back():
+        forkserver.ensure_running()
+    process = multiprocessing.get_context("forkserver").Process(
         target=_work, args=arguments, daemon=True
     )
-    with signals.held_back():
-        spawned.start()
-    return spawned
+    # a signal cuts off the waiting, while that process imports, and not the start
+    starting = threading.Thread(target=process.start, daemon=True)
+    starting.start()
+    starting.join()
+    if process.pid is None:
+        raise OSError("a worker process could not be started")
+    return process
 
 
 def _work(connection: Connection, device: str) -> None:
