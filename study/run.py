@@ -17,10 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from trm_bench.methods.registry import REGISTRY
-
 HERE = Path(__file__).parent
-NOT_TUNED = {"trm_oracle"}  # an upper bound for analysis, at five trainings a trial
 
 # What a report leaves and others can use: numbers, and charts without an image of a subject.
 KEPT = (
@@ -53,7 +50,7 @@ class Step:
     Attributes:
         command: `run` or `sweep`.
         protocol: Name of the file beside this one.
-        methods: `all`, or `tunable`, all that are tuned; "" for the protocol's.
+        methods: `all`; "" for the protocol's, the declared family.
         tuned_on: The protocol whose sweep the values are from; "" for the defaults.
     """
 
@@ -71,21 +68,15 @@ class Step:
         """The command's, without where its results go."""
         given = [self.command, str(HERE / f"{self.protocol}.yaml")]
         if self.methods:
-            names = ",".join(tunable()) if self.methods == "tunable" else self.methods
-            given += ["--methods", names]
+            given += ["--methods", self.methods]
         if self.tuned_on:
             tuned = results / f"study_{self.tuned_on}" / "sweep" / "tuned.yaml"
             given += ["--set", f"name={self.name}", "--tuned", str(tuned), "--borrow"]
         return given
 
 
-def tunable() -> list[str]:
-    """The methods that are swept, in the order of the registry."""
-    return [name for name in REGISTRY.names() if name not in NOT_TUNED]
-
-
 def _swept(protocol: str) -> Step:
-    return Step("sweep", protocol, "tunable")
+    return Step("sweep", protocol)
 
 
 PARTS: dict[str, tuple[Step, ...]] = {
@@ -94,19 +85,12 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "brats_family_fixed"),
         Step("run", "brats_long"),
         _swept("brats"),
-        Step("run", "brats_family", tuned_on="brats"),
+        Step("run", "brats_family_fixed", tuned_on="brats"),
     ),
-    "B": (
-        Step("run", "brats", "all"),
-        _swept("brats"),
-        Step("run", "brats", "tunable", tuned_on="brats"),
-    ),
+    "B": (Step("run", "brats", "all"),),
     "C": (
         Step("run", "brats_shots"),
         Step("run", "brats_regions"),
-        _swept("brats"),
-        Step("run", "brats_shots", tuned_on="brats"),
-        Step("run", "brats_regions", tuned_on="brats"),
     ),
     "D": (
         Step("run", "neonatal_family"),
@@ -115,7 +99,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "neonatal_family", tuned_on="brats"),
     ),
     "E": (
-        Step("run", "cardiac", "all"),
+        Step("run", "cardiac"),
         _swept("hippocampus"),
         Step("run", "cardiac", tuned_on="hippocampus"),
     ),
@@ -123,14 +107,13 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "hippocampus", "all"),
         Step("run", "hippocampus_family"),
         _swept("hippocampus"),
-        Step("run", "hippocampus", "tunable", tuned_on="hippocampus"),
         Step("run", "hippocampus_family", tuned_on="hippocampus"),
         Step("run", "hippocampus_shots"),
     ),
     "G": (
-        Step("run", "lgg", "all"),
+        Step("run", "lgg"),
         _swept("lgg"),
-        Step("run", "lgg", "tunable", tuned_on="lgg"),
+        Step("run", "lgg", tuned_on="lgg"),
     ),
     "H": (
         Step("run", "datasets"),

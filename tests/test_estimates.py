@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import CPU, plan
 
 from trm_bench import estimates
@@ -63,3 +64,48 @@ def test_numbers_are_said_in_a_unit_that_fits() -> None:
         *("1 s", "99 s", "2 min", "5 h 1 min", "8.3 days")
     ]
     assert [size(n) for n in (1, 2**20, 3 * 2**29)] == ["1 MiB", "1 MiB", "1.5 GiB"]
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("busy", "tensors", "cores", "at_once"),
+    [
+        (0.11, 36 * 2**20, 16, 9),  # of an H100: eight at a time make 4.6 times the steps of one
+        (0.11, 36 * 2**20, 4, 4),  # a core each
+        (0.11, 30 * 2**30, 16, 2),  # 72 GiB are given out
+        (0.11, 90 * 2**30, 16, 1),
+        (0.9, 36 * 2**20, 16, 1),  # nothing is gained where it is busy
+    ],
+)
+def test_as_many_trainings_share_a_gpu_as_it_has_pauses_memory_and_cores_for(
+    toy_plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    busy: float,
+    tensors: int,
+    cores: int,
+    at_once: int,
+) -> None:
+    config = toy_plan.runs[0].config
+    pace = Pace(config, step=1.0, steps=5, subject=1.0, packed=0, busy=busy, tensors=tensors)
+    monkeypatch.setattr(estimates, "pace_of", lambda plan, device: pace)
+    monkeypatch.setattr(estimates, "memory_of", lambda device: 80 * 2**30)
+    monkeypatch.setattr(estimates, "default_jobs", lambda d: cores if d.type == "cpu" else 1)
+    assert estimates._on_one_gpu(pace, GPU, 1) == at_once
+    # four trainings are missing
+    assert estimates.jobs_for(toy_plan, GPU) == min(at_once, 4)
+    monkeypatch.setattr(estimates, "default_jobs", lambda d: 16 if d.type == "cpu" else 4)
+    monkeypatch.setattr(estimates, "pace_of", None)
+    assert estimates.jobs_for(toy_plan, GPU) == 4, "nothing is timed where each has a GPU"
+
+
+def test_on_gpus_more_processes_than_fill_them_are_no_faster(
+    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = Pace(toy_plan.runs[0].config, step=1.0, steps=5, subject=10.0, packed=0, busy=0.5)
+    monkeypatch.setattr(estimates, "default_jobs", lambda device: 1)
+    missing = [*toy_plan.sources, *toy_plan.runs]
+    for jobs, rate in ((1, 1), (2, 2), (4, 2)):
+        said = estimates._time(missing, pace, GPU, jobs).text
+        assert said.startswith(f"about {duration((16 + 3 * 46) / rate)} for 4 trainings, {jobs} at")

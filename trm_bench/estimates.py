@@ -31,6 +31,8 @@ from trm_bench.seeds import deterministic
 from trm_bench.training.loop import Curves, fitting
 
 PROCESS = 600 * 2**20  # bytes of a process that has imported all, measured on Linux
+CONTEXT = 800 * 2**20  # bytes that a process takes of a GPU beside its tensors, measured on an H100
+ROOM = 0.9  # of a GPU's memory that is given to trainings
 STEPS, SECONDS = 10, 8.0  # at most so many steps are timed, and for about so long
 RECORD, REPORT = 2**17, 2**23  # bytes of a run's record, and of a report with its figures
 FEW = 4  # training subjects that are loaded for the timed steps
@@ -61,6 +63,9 @@ class Pace:
         steps: That were timed.
         subject: Seconds to predict and score a test subject.
         packed: Bytes of a test subject's label, compressed: a prediction takes about as much.
+        busy: Share of a step in which the device computes, from 0 to 1; a GPU waits for the
+            process that gives it work where the steps are small.
+        tensors: Bytes at most of the training's tensors on a GPU; 0 on a CPU.
     """
 
     config: RunConfig
@@ -68,6 +73,31 @@ class Pace:
     steps: int
     subject: float
     packed: int
+    busy: float = 1.0
+    tensors: int = 0
+
+
+def jobs_for(plan: Plan, device: torch.device) -> int:
+    """Trainings at a time where the user does not say: one a core, or as many as fill the GPUs.
+
+    On GPUs it takes a few training steps to know, where there is more to train than GPUs.
+    """
+    missing = [job for job in (*plan.sources, *plan.runs) if not job.is_done()]
+    devices = default_jobs(device)
+    if device.type == "cpu" or len(missing) <= devices:
+        return devices
+    return min(len(missing), devices * _on_one_gpu(pace_of(plan, device), device, devices))
+
+
+def _on_one_gpu(pace: Pace, device: torch.device, devices: int) -> int:
+    """How many trainings keep a GPU busy, as far as its memory and the cores suffice.
+
+    Processes take turns on a GPU: with steps that keep it busy for a share b of their time, 1 / b
+    of them leave it no pause.
+    """
+    by_memory = int(ROOM * memory_of(device) // (pace.tensors + CONTEXT))
+    by_cores = default_jobs(torch.device("cpu")) // devices
+    return max(1, min(round(1 / pace.busy), by_memory, by_cores))
 
 
 def pace_of(plan: Plan, device: torch.device) -> Pace:
@@ -108,12 +138,24 @@ def _pace(job: Job, device: torch.device) -> Pace:
     first = _seconds_of_steps(run, 1, device)
     steps = max(1, min(STEPS, int(SECONDS / first)))
     step = _seconds_of_steps(run, steps, device) / steps
+    busy = _busy(run, steps, device) / (steps * step) if device.type == "cuda" else 1.0
     test_set = part("test")
     started = time.perf_counter()
     compute.test(job.config, run, test_set)
     subject = time.perf_counter() - started
     label = test_set.prepared[0].native_label().numpy()
-    return Pace(job.config, step, steps, subject, len(zlib.compress(label.tobytes(), 1)))
+    packed, on_gpu = len(zlib.compress(label.tobytes(), 1)), device.type == "cuda"
+    tensors = torch.cuda.max_memory_reserved(device) if on_gpu else 0
+    return Pace(job.config, step, steps, subject, packed, min(1.0, busy), tensors)
+
+
+def _busy(run: Context, steps: int, device: torch.device) -> float:
+    """Seconds that the kernels of some steps take on a GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as watched:
+        _seconds_of_steps(run, steps, device)
+    return sum(event.self_device_time_total for event in watched.key_averages()) / 1e6
 
 
 def _seconds_of_steps(run: Context, steps: int, device: torch.device) -> float:
@@ -152,13 +194,13 @@ def estimates(
         needed: Bytes of its largest training step; see `pipeline.check_networks`.
         cohorts: The data, prepared.
         device: Where it is to run.
-        jobs: Trainings at a time; by default one a core or GPU.
+        jobs: Trainings at a time; by default `jobs_for`.
         output: The folder of the results.
 
     Raises:
         UserError: The memory does not suffice for a single training.
     """
-    at_once = jobs or default_jobs(device)
+    at_once = jobs or jobs_for(plan, device)
     found = [_memory(plan, needed, cohorts, device, at_once)]
     missing = [job for job in (*plan.sources, *plan.runs) if not job.is_done()]
     if not missing:
@@ -177,7 +219,7 @@ def _memory(plan: Plan, needed: int, cohorts: Cohorts, device: torch.device, job
             "training",
             "lower batch or patch, or raise the spacing",
         )
-    devices = 1 if on_cpu or device.index is not None else torch.cuda.device_count()
+    devices = 1 if on_cpu else default_jobs(device)
     trainings = min(len(plan.runs), math.ceil(jobs / devices))
     total = trainings * (needed + subjects + PROCESS * on_cpu)
     process = f", {size(PROCESS)} of the process" if on_cpu else ""
@@ -209,9 +251,10 @@ def memory_of(device: torch.device) -> int:
 
 def _time(missing: Sequence[Job], pace: Pace, device: torch.device, jobs: int) -> Estimate:
     seconds = [_seconds(job.config, pace) for job in missing]
-    most = jobs if device.type == "cpu" else min(jobs, torch.cuda.device_count())
-    at_once = min(most, len(missing))
-    total = max(sum(seconds) / at_once, *seconds)
+    at_once = min(jobs, len(missing))
+    # on a GPU that has no pause more processes are no faster
+    most = at_once if device.type == "cpu" else default_jobs(device) / pace.busy
+    total = max(sum(seconds) / min(at_once, most), *seconds)
     patch = "x".join(map(str, pace.config.training.patch))
     text = (
         f"about {duration(total)} for {counted(len(missing), 'training')}, {at_once} at a time: "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from trm_bench import networks, report
+from trm_bench import estimates, networks, report
 from trm_bench.analysis import audit
 from trm_bench.display import Display
 from trm_bench.methods.registry import REGISTRY, create, trainable
@@ -116,6 +116,7 @@ def run(
         if not done:
             with display.phase("checking networks"):
                 check_networks(protocol, plan)
+            fill(executor, plan, jobs, display)
         _store_plan(protocol, folder, data, plan, display, tuned)
         if done and pages and settled.is_settled(folder, _tracked(protocol, folder)):
             display.say("nothing to do: all runs are finished, and their report is written")
@@ -194,6 +195,14 @@ def planned(
     if tuned:
         refuse_misfit(tuned, plan, data.kind, borrowed=tuned.protocol != protocol.name)
     return data, plan
+
+
+def fill(executor: Executor, plan: Plan, jobs: int | None, display: Display) -> None:
+    """Has a pool on GPUs of this machine train as many at a time as fill them."""
+    if jobs is None and isinstance(executor, LocalPool) and executor.device.type == "cuda":
+        with display.phase("timing a few steps, to see how many trainings fill a GPU"):
+            executor.jobs = estimates.jobs_for(plan, executor.device)
+        display.say(f"{counted(executor.jobs, 'training')} at a time")
 
 
 def check_networks(protocol: Protocol, plan: Plan) -> int:

@@ -112,6 +112,7 @@ def test_the_paper_claims_are_carried() -> None:
         ("transfers.pairs=[]", r"transfers\.pairs: tuple should have at least 1 item"),
         ("transfers.pairs=[[a,b],[a,b]]", r"transfers\.pairs: must be different"),
         ("claim={family: [[trm,scratch],[trm,scratch]]}", r"claim\.family: must be different"),
+        ("claim={family: [[trm,focal]]}", "claim.family: names methods that are not listed: focal"),
         ("sweep.transfers=[a,a]", r"sweep\.transfers: must be different"),
         ("sweep.trials=1000000000", r"sweep\.trials: input should be less"),
         ("phantom={subjects: 100000000}", r"phantom\.subjects: input should be less"),
@@ -210,6 +211,14 @@ def test_protocols_survive_the_journey_into_a_record(tmp_path: Path) -> None:
     """What plan.json holds can be read back as the same protocol."""
     found = load(tmp_path, "methods.2.base=3.0")
     assert parse(yaml.safe_load(yaml.safe_dump(found.model_dump(mode="json"))), "x") == found
+
+
+def test_a_choice_of_methods_leaves_the_declared_family_as_it_is(tmp_path: Path) -> None:
+    found = load(tmp_path, "claim={family: [[trm,scratch]]}")
+    chosen = choose_methods(found, ["scratch"], REGISTRY.names())
+    assert chosen.claim == found.claim
+    # as plan.json keeps it
+    assert parse(chosen.model_dump(mode="json"), "x") == chosen
 
 
 def test_choices(tmp_path: Path) -> None:

@@ -285,3 +285,23 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
 
 def test_default_jobs_is_one_a_core() -> None:
     assert default_jobs(CPU) == len(os.sched_getaffinity(0))
+
+
+def seen(device: torch.device, progress: Any) -> tuple[str, str | None, bool]:
+    """Where a worker is to train, whether asking for CUDA starts it, and what was imported."""
+    nvml = os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")
+    return str(device), nvml, "trm_bench.runs.execute" in sys.modules
+
+
+@pytest.mark.slow
+def test_workers_on_a_gpu_are_forked_with_all_imports_and_cuda_not_started() -> None:
+    events: list[Event] = []
+    tasks = [Task("a", seen), Task("b", seen)]
+    LocalPool(torch.device("cuda", 0), 2).run(tasks, events.append)
+    assert [e.value for e in events if e.kind == "done"] == [("cuda:0", "1", True)] * 2
+
+
+def test_workers_are_one_for_a_gpu_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert default_jobs(torch.device("cuda")) == 4
+    assert default_jobs(torch.device("cuda", 2)) == 1

@@ -98,7 +98,11 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs", min=1, help="Trainings at a time; by default one a CPU core or GPU."),
+    typer.Option(
+        "--jobs",
+        min=1,
+        help="Trainings at a time; by default one a CPU core, or as many as fill the GPUs.",
+    ),
 ]
 On = Annotated[
     str | None,

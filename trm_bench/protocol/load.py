@@ -53,7 +53,23 @@ def load_protocol(name: str, overrides: Sequence[str] = (), phantom: bool = Fals
             _set(raw, key, value, f"{path} (phantom.overrides)")
     for key, value in settings:
         _set(raw, key, value, "--set")
-    return parse(raw, path)
+    protocol = parse(raw, path)
+    _refuse_unlisted(protocol, path)
+    return protocol
+
+
+def _refuse_unlisted(protocol: Protocol, path: Path) -> None:
+    """Raises `UserError` where a declared family names a method that the file does not list.
+
+    A command may run some of the methods alone; what the file declares stays declared.
+    """
+    family = protocol.claim.family if protocol.claim else ()
+    if isinstance(family, str):
+        return
+    labels = {method.label for method in protocol.methods}
+    if unlisted := sorted({name for pair in family for name in pair} - labels):
+        what = f"names methods that are not listed: {', '.join(unlisted)}"
+        raise UserError(what, f"{path}: claim.family", "add them under methods, or leave them out")
 
 
 def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:

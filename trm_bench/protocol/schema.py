@@ -164,11 +164,6 @@ class Protocol(Strict):
             raise ValueError(
                 f"methods: {', '.join(sorted(twice))} listed twice; give each its own `label`"
             )
-        if self.claim and isinstance(self.claim.family, tuple):
-            unknown = {name for pair in self.claim.family for name in pair} - set(labels)
-            if unknown:
-                listed = ", ".join(sorted(unknown))
-                raise ValueError(f"claim.family: names methods that are not listed: {listed}")
         if len(self.training.source.patch) != len(self.training.target.patch):
             raise ValueError("training: source and target patches must both be 2D or both 3D")
         _refuse_unfitting_data(self)

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from trm_bench import signals
-from trm_bench.environment import has_bf16
+from trm_bench.environment import has_bf16, hush
 from trm_bench.seeds import CPU_THREADS
 
 # seconds that a worker's death is not told of: what kills all processes gets to this one too, and
@@ -136,12 +136,13 @@ class LocalPool:
 
     Args:
         device: cpu, cuda or cuda:N.
-        jobs: How many at a time; one a core or GPU where not given.
+        jobs: How many at a time; one a core, or a GPU, where not given.
     """
 
     def __init__(self, device: torch.device, jobs: int | None = None) -> None:
         self.device, self.jobs = device, jobs or default_jobs(device)
         self.has_bf16 = has_bf16(device)
+        hush(device)
         self._workers: list[_Worker] = []
         self._stay = False
 
@@ -212,7 +213,7 @@ def _end(workers: Sequence[_Worker]) -> None:
 def default_jobs(device: torch.device) -> int:
     """Workers where the user does not say: one a core on a CPU, one a GPU."""
     if device.type == "cuda":
-        return torch.cuda.device_count()
+        return 1 if device.index is not None else torch.cuda.device_count()
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1
@@ -383,6 +384,7 @@ def _work(connection: Connection, device: str) -> None:
     threading.Thread(target=follow, daemon=True).start()
     signals.work_until_asked()
     torch.set_num_threads(CPU_THREADS)
+    hush(torch.device(device))
     # the parent wants no more, or was killed, which may reset the pipe; or the worker stops
     with contextlib.suppress(EOFError, OSError, signals.Stopped):
         while True:

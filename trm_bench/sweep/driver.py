@@ -170,7 +170,9 @@ def sweep(
         transfers = choose_transfers(protocol, data.datasets, names)
         place = executor.device, executor.has_bf16
         planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, *place)
-        pipeline.check_networks(protocol, replace(planner, tested=False).plan(transfers))
+        without_tests = replace(planner, tested=False).plan(transfers)
+        pipeline.check_networks(protocol, without_tests)
+        pipeline.fill(executor, without_tests, jobs, display)
         health.set_aside(health.of_sweep(folder).damaged, display.warn)
         groups = [(t.name, (t,)) for t in transfers]
         studies = [
