@@ -19,6 +19,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results" / "reference" / "study"
+ON_GPU = REFERENCE / "gpu"
 PAGES = ("README.md", "docs/findings.md", "docs/study.md")
 BLOCK = re.compile(r"(<!-- study: (?!end)(.+?) -->\n)(.*?)(<!-- study: end -->)", re.DOTALL)
 UNMEASURED = {"4.37", "1.81", "2.9", "0.8"}  # claimed %, and the power of what could be found
@@ -234,6 +235,23 @@ def leep() -> str:
     return markdown(["part", "transfers and seeds", "rank correlation"], rows)
 
 
+def devices() -> str:
+    """Part F with all methods, trained on a CPU and once more on a GPU."""
+    both = [Part(folder / "study_hippocampus") for folder in (REFERENCE, ON_GPU)]
+    machines = ["CPU, PyTorch 2.13", "H100, PyTorch 2.11"]
+    rows = [["`scratch` over `finetune`", *(part.gap() for part in both)]]
+    for versus in ("finetune", "trm_prior", "trm_shuffled"):
+        rows.append([f"`trm` over `{versus}`", *(part.gain("trm", versus) for part in both)])
+    scores = [part.summary["metrics"][METRIC] for part in both]
+    gains = pd.DataFrame([{m: row["gain"] for m, row in s.items()} for s in scores]).T
+    gains = gains.drop(index="finetune").astype(float)
+    alike = gains[0].corr(gains[1], method="spearman")
+    rows.append([f"rank correlation of {len(gains)} methods' gains", "", f"{alike:.2f}"])
+    between_them = (gains[0] - gains[1]).abs().median()
+    rows.append(["median difference of a gain, points", "", f"{between_them:.2f}"])
+    return markdown(["part F, 5 seeds", *machines], rows)
+
+
 def _interval(row: dict[str, Any]) -> tuple[float, float]:
     low, high = (float("nan") if end is None else end for end in row["gain_interval"])
     return low, high
@@ -261,6 +279,7 @@ BLOCKS = {
     "transfers": transfers,
     "best": best,
     "leep": leep,
+    "devices": devices,
     "cost": cost,
 }
 
