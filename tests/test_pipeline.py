@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,21 +16,24 @@ import pytest
 import torch
 import toy
 
-from trm_bench import methods, pipeline, preparing, seeds
+from trm_bench import estimates, methods, pipeline, preparing, seeds
 from trm_bench.analysis.table import COLUMNS
 from trm_bench.data import patches
+from trm_bench.display import Display
 from trm_bench.errors import UserError
 from trm_bench.methods import Method
 from trm_bench.methods.registry import REGISTRY
 from trm_bench.protocol import parse
 from trm_bench.runs import execute
+from trm_bench.runs.executors import LocalPool
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.locks import only_one
-from trm_bench.runs.plan import Job
+from trm_bench.runs.plan import Job, Plan
 from trm_bench.runs.store import Results, read_results
 from trm_bench.training import loop
 
 CPU = torch.device("cpu")
+CORES = len(os.sched_getaffinity(0))
 
 
 def run(
@@ -535,3 +539,15 @@ class TestBadSubjects:
         assert "toy_004" not in numbers(folder)
         assert "Left out: toy_004" in (folder / "table.md").read_text()
         assert json.loads((folder / "plan.json").read_text())["left_out"][0]["subject"] == "toy_004"
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "jobs"), [("cuda:0", None, 9), ("cuda:0", 2, 2), ("cpu", None, CORES)]
+)
+def test_only_a_pool_on_gpus_whose_size_nobody_gave_is_filled(
+    monkeypatch: pytest.MonkeyPatch, device: str, given: int | None, jobs: int
+) -> None:
+    monkeypatch.setattr(estimates, "jobs_for", lambda plan, device: 9)
+    pool = LocalPool(torch.device(device), given)
+    pipeline.fill(pool, Plan([], []), given, Display(quiet=True))
+    assert pool.jobs == jobs

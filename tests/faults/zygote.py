@@ -34,7 +34,6 @@ def warm() -> None:
     import nibabel
     import optuna
     import pandas
-    import scikit_posthocs
     import scipy.stats
     import sklearn.metrics
     import statsmodels.formula.api
@@ -45,7 +44,7 @@ def warm() -> None:
     from trm_bench.seeds import CPU_THREADS
 
     torch.set_num_threads(CPU_THREADS)
-    assert all((matplotlib, mlflow, monai, nibabel, optuna, pandas, scikit_posthocs, scipy))
+    assert all((matplotlib, mlflow, monai, nibabel, optuna, pandas, scipy))
     assert all((sklearn, statsmodels, trm_bench, app))
 
 

@@ -125,6 +125,19 @@ MUTANTS = [
         ("what another did is done again", "if found.done and kept:", "if not found:"),
     ),
     *_of(
+        "estimates",
+        "test_estimates",
+        ("a GPU has one training at a time", "min(round(1 / pace.busy), by_memory, by_cores)", "1"),
+        ("a GPU has as many trainings as cores", "min(round(1 / pace.busy), by_memory, by_cores)", "by_cores"),
+        ("memory of a GPU is not looked at", "min(round(1 / pace.busy), by_memory, by_cores)", "min(round(1 / pace.busy), by_cores)"),
+        ("more processes are always faster", "min(at_once, most)", "at_once"),
+    ),
+    *_of(
+        "environment",
+        "test_environment",
+        ("CUDA is not started before its memory is counted", "torch.cuda.init()  #", "#"),
+    ),
+    *_of(
         "runs.executors",
         "runs/test_executors",
         ("tasks of a failed one start", 'if event.kind != "done" and task.id not in self._skipped:', "if not task.id:"),

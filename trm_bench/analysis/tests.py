@@ -230,13 +230,12 @@ def _networks(g: Grid, pairs: Pairs) -> pd.DataFrame:
 
 
 class Friedman(NamedTuple):
-    """Friedman's test with Nemenyi's post-hoc test; rank 1 is the best method.
+    """Friedman's test, and the critical difference of Nemenyi's; rank 1 is the best method.
 
     Attributes:
         statistic: Of Friedman's test.
         p: Its p-value.
         ranks: Method to mean rank over transfers, best first.
-        nemenyi: p-values of each pair of methods.
         critical_difference: Of mean ranks.
         n_transfers: How many transfers were ranked.
     """
@@ -244,7 +243,6 @@ class Friedman(NamedTuple):
     statistic: float
     p: float
     ranks: pd.Series
-    nemenyi: pd.DataFrame
     critical_difference: float
     n_transfers: int
 
@@ -252,7 +250,7 @@ class Friedman(NamedTuple):
 def friedman(
     table: pd.DataFrame | Grid, metric: str = "dice", alpha: float = 0.05
 ) -> tuple[Friedman | None, str]:
-    """Do methods differ in rank over transfers? Friedman's test, then Nemenyi's for each pair.
+    """Do methods differ in rank over transfers? Friedman's test, then Nemenyi's difference.
 
     Each transfer gives each method one value, its mean over the subjects and seeds that all
     methods have there. Methods whose mean ranks lie closer than the critical difference are not
@@ -292,7 +290,6 @@ def friedman(
 
 def _ranked(means: NDArray[np.float64], methods: list[str], alpha: float) -> Friedman:
     """The tests on (transfer, method), less is better."""
-    import scikit_posthocs
     from scipy import stats
 
     ranks = stats.rankdata(means, axis=1).mean(axis=0)
@@ -300,9 +297,7 @@ def _ranked(means: NDArray[np.float64], methods: list[str], alpha: float) -> Fri
     differ = np.ptp(means, axis=1).any()
     statistic, p = stats.friedmanchisquare(*means.T) if differ else (0.0, 1.0)
     count, k = means.shape
-    pairwise = scikit_posthocs.posthoc_nemenyi_friedman(means)
-    pairwise.index = pairwise.columns = pd.Index(methods)
     q = stats.studentized_range.ppf(1 - alpha, k, np.inf)
     distance = float(q / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * count)))
     order = pd.Series(ranks, methods, name="mean_rank").sort_values(kind="stable")
-    return Friedman(float(statistic), float(p), order, pairwise, distance, count)
+    return Friedman(float(statistic), float(p), order, distance, count)

@@ -56,6 +56,7 @@ def write_pages(output: Path) -> list[Path]:
         with _read(folder) as evidence:
             page = folder.report("report.html")
             written += _write(evidence)
+            gc.freeze()  # nor what is known of it by now
             drawn, absent = charts.draw(evidence)
             drawn += figures.draw(evidence)
             write_text(page, pages.report(evidence, drawn, absent))

@@ -361,7 +361,8 @@ class Evidence:
         looked, top = len(rows), rows.iloc[0]
         pairs, level = [(top["method"], self.reference)], 1 - family.ALPHA / looked
         assert self.main.grid is not None
-        again = gains(self.main.grid, pairs=pairs, design=self.design, level=level).iloc[-1]
+        grid = self.main.grid
+        again = gains(grid, pairs=pairs, design=self.design, level=level, relative=False).iloc[-1]
         clear = rows[rows["p"] <= family.ALPHA / looked]
         return Largest(
             method=str(top["method"]),

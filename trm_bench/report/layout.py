@@ -50,6 +50,10 @@ def arrange(figure: Figure) -> None:
     ]
     for axis in unlabelled:
         axis.set_visible(False)  # takes no room
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            if not axis.get_label_text():  # else a place is looked for in every drawing
+                axis.set_label_coords(0, 0)
     renderer = FigureCanvasAgg(figure).get_renderer()
     across, up = (pad * figure.dpi for pad in PAD)
     left = bottom = top = 0.0
