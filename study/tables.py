@@ -235,6 +235,20 @@ def leep() -> str:
     return markdown(["part", "transfers and seeds", "rank correlation"], rows)
 
 
+def tuning() -> str:
+    """Validation Dice of defaults and of the best trial of every method that was swept."""
+    rows = []
+    for path in sorted(REFERENCE.glob("*/sweep/trials.json")):
+        for method in json.loads(path.read_text("utf-8"))["methods"]:
+            scores = [trial["validation_dice"] for trial in method["trials"]]
+            known = [score for score in scores if score is not None]
+            best, first = max(known), scores[0]  # the first trial has the defaults
+            title = {**RUNS, **OF_ALL}[path.parents[1].name]
+            values = [f"{100 * first:.1f}", f"{100 * best:.1f}", f"{100 * (best - first):+.1f}"]
+            rows.append([title, f"`{method['method']}`", *values, str(scores.index(best))])
+    return markdown(["part", "method", "defaults", "best trial", "gain", "which of 0 to 15"], rows)
+
+
 def devices() -> str:
     """Part F with all methods, trained on a CPU and once more on a GPU."""
     both = [Part(folder / "study_hippocampus") for folder in (REFERENCE, ON_GPU)]
@@ -279,6 +293,7 @@ BLOCKS = {
     "transfers": transfers,
     "best": best,
     "leep": leep,
+    "tuning": tuning,
     "devices": devices,
     "cost": cost,
 }
