@@ -115,11 +115,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         _swept("lgg"),
         Step("run", "lgg", tuned_on="lgg"),
     ),
-    "H": (
-        Step("run", "datasets"),
-        _swept("brats"),
-        Step("run", "datasets", tuned_on="brats"),
-    ),
+    "H": (Step("run", "datasets"),),
 }
 
 
