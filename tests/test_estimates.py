@@ -93,11 +93,16 @@ def test_as_many_trainings_share_a_gpu_as_it_has_pauses_memory_and_cores_for(
     monkeypatch.setattr(estimates, "memory_of", lambda device: 80 * 2**30)
     monkeypatch.setattr(estimates, "default_jobs", lambda d: cores if d.type == "cpu" else 1)
     assert estimates._on_one_gpu(pace, GPU, 1) == at_once
-    # four trainings are missing
-    assert estimates.jobs_for(toy_plan, GPU) == min(at_once, 4)
-    monkeypatch.setattr(estimates, "default_jobs", lambda d: 16 if d.type == "cpu" else 4)
+    assert estimates.jobs_for(toy_plan, GPU) == at_once
+    monkeypatch.setattr(estimates, "default_jobs", lambda d: 4 * cores if d.type == "cpu" else 4)
+    assert estimates.jobs_for(toy_plan, torch.device("cuda")) == 4 * at_once
+
+
+def test_nothing_is_timed_to_know_how_many_cores_there_are(
+    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(estimates, "pace_of", None)
-    assert estimates.jobs_for(toy_plan, GPU) == 4, "nothing is timed where each has a GPU"
+    assert estimates.jobs_for(toy_plan, CPU) == estimates.default_jobs(CPU)
 
 
 def test_on_gpus_more_processes_than_fill_them_are_no_faster(

@@ -80,13 +80,12 @@ class Pace:
 def jobs_for(plan: Plan, device: torch.device) -> int:
     """Trainings at a time where the user does not say: one a core, or as many as fill the GPUs.
 
-    On GPUs it takes a few training steps to know, where there is more to train than GPUs.
+    On GPUs it takes a few training steps to know.
     """
-    missing = [job for job in (*plan.sources, *plan.runs) if not job.is_done()]
     devices = default_jobs(device)
-    if device.type == "cpu" or len(missing) <= devices:
+    if device.type == "cpu":
         return devices
-    return min(len(missing), devices * _on_one_gpu(pace_of(plan, device), device, devices))
+    return devices * _on_one_gpu(pace_of(plan, device), device, devices)
 
 
 def _on_one_gpu(pace: Pace, device: torch.device, devices: int) -> int:
@@ -138,13 +137,15 @@ def _pace(job: Job, device: torch.device) -> Pace:
     first = _seconds_of_steps(run, 1, device)
     steps = max(1, min(STEPS, int(SECONDS / first)))
     step = _seconds_of_steps(run, steps, device) / steps
-    busy = _busy(run, steps, device) / (steps * step) if device.type == "cuda" else 1.0
+    on_gpu = device.type == "cuda"
+    # nothing where the driver lets nobody look
+    busy = (_busy(run, steps, device) / (steps * step) if on_gpu else 0.0) or 1.0
     test_set = part("test")
     started = time.perf_counter()
     compute.test(job.config, run, test_set)
     subject = time.perf_counter() - started
     label = test_set.prepared[0].native_label().numpy()
-    packed, on_gpu = len(zlib.compress(label.tobytes(), 1)), device.type == "cuda"
+    packed = len(zlib.compress(label.tobytes(), 1))
     tensors = torch.cuda.max_memory_reserved(device) if on_gpu else 0
     return Pace(job.config, step, steps, subject, packed, min(1.0, busy), tensors)
 
