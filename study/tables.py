@@ -94,18 +94,20 @@ class Part:
             return "-"
         return between(*known) + {"better": " ▲", "worse": " ▼"}.get(row.mark, "")
 
-    def gap_values(self, transfer: str = MEAN) -> tuple[float, float, float]:
-        """Training from scratch minus fine-tuning, with its interval."""
+    def gap_values(
+        self, transfer: str = MEAN, method: str = "finetune"
+    ) -> tuple[float, float, float]:
+        """Training from scratch minus a method, with its interval."""
         rows = self.table("negative_transfer.csv")
         rows = rows[(rows.transfer == transfer) & (rows.metric == METRIC)]
-        rows = rows[rows.method == "finetune"]
+        rows = rows[rows.method == method]
         # a task of one class has it in the place of the mean over classes
         rows = rows[rows["class"] == MEAN] if (rows["class"] == MEAN).any() else rows
         return rows.iloc[0].gap, rows.iloc[0].low, rows.iloc[0].high
 
-    def gap(self, transfer: str = MEAN) -> str:
+    def gap(self, transfer: str = MEAN, method: str = "finetune") -> str:
         """The same in words; bold where the interval lies above 0: negative transfer."""
-        known = self.gap_values(transfer)
+        known = self.gap_values(transfer, method)
         return f"**{between(*known)}**" if known[1] > 0 else between(*known)
 
     def cells(self) -> pd.DataFrame:
@@ -211,6 +213,19 @@ def transfers() -> str:
     return markdown(["part", "transfer", *SHOWN, "scratch - finetune"], rows)
 
 
+def harmed() -> str:
+    """What training from scratch is better by than each method, where fine-tuning does harm."""
+    rows = []
+    for title, part in parts(RUNS):
+        if part.gap_values()[1] <= 0:
+            continue
+        scores = part.summary["metrics"][METRIC]
+        worst = max(scores["finetune"]["per_transfer"], key=lambda t: part.gap_values(t)[0])
+        for method in sorted(set(scores) - {"scratch"}, key=lambda m: part.gap_values(MEAN, m)[0]):
+            rows.append([title, f"`{method}`", part.gap(MEAN, method), part.gap(worst, method)])
+    return markdown(["part", "method", "scratch - method", "in the worst transfer"], rows)
+
+
 def best() -> str:
     """The largest gains among all methods, where all were run; exploratory."""
     rows = []
@@ -291,6 +306,7 @@ BLOCKS = {
     "family": family,
     "verdicts": verdicts,
     "transfers": transfers,
+    "harmed": harmed,
     "best": best,
     "leep": leep,
     "tuning": tuning,
