@@ -46,8 +46,6 @@ OF_ALL = {
     "study_hippocampus": "F: hippocampus",
     "study_brats": "B: BraTS-2018",
     "study_neonatal": "D: newborns",
-    "study_cardiac": "E: heart",
-    "study_lgg": "G: LGG",
 }
 
 
