@@ -1,5 +1,6 @@
 # make demo   install, run the demo protocol on a phantom, print its table (three minutes on two cores)
-# make test   install, run the tests
+# make test   install, run the tests, but for those that take more than about ten seconds each
+# make test-slow   those: whole benchmarks, kills, clusters, the tutorial, the site
 # make lint   formatting, linting and types, as CI checks them
 # make mutants   break the numeric core in more than a hundred places: do the tests notice?
 # make study PART=A   a part of the study, on the data below TRM_DATA (docs/study.md): hours
@@ -8,7 +9,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint mutants faults study docs clean
+.PHONY: demo test test-slow lint mutants faults study docs clean
 
 demo: .venv/installed
 	@echo "Twenty infant brains of a phantom, their tissues on T1, from two training subjects, three seeds."
@@ -17,7 +18,10 @@ demo: .venv/installed
 	$(BIN)/trm-bench run protocols/demo.yaml --phantom
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -205,6 +205,7 @@ def test_the_defaults_are_those_of_the_papers_and_of_the_reference_results(name:
     assert REGISTRY.get(name).Parameters().model_dump() == DEFAULTS[name]
 
 
+@pytest.mark.slow
 def test_a_method_of_another_package_is_found_and_conforms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

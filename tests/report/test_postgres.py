@@ -91,6 +91,7 @@ def test_a_run_is_there_whole_live_and_once(
             assert_no_secret(path.read_bytes().decode("latin-1"))
 
 
+@pytest.mark.slow
 def test_two_commands_make_one_store_together(
     tmp_path: Path, toy_data: Path, database: str
 ) -> None:
