@@ -75,16 +75,12 @@ class Step:
         return given
 
 
-def _swept(protocol: str) -> Step:
-    return Step("sweep", protocol)
-
-
 PARTS: dict[str, tuple[Step, ...]] = {
     "A": (
         Step("run", "brats_family"),
         Step("run", "brats_family_fixed"),
         Step("run", "brats_long"),
-        _swept("brats"),
+        Step("sweep", "brats"),
         Step("run", "brats_family_fixed", tuned_on="brats"),
     ),
     "B": (Step("run", "brats", "all"),),
@@ -95,24 +91,24 @@ PARTS: dict[str, tuple[Step, ...]] = {
     "D": (
         Step("run", "neonatal_family"),
         Step("run", "neonatal", "all"),
-        _swept("brats"),
+        Step("sweep", "brats"),
         Step("run", "neonatal_family", tuned_on="brats"),
     ),
     "E": (
         Step("run", "cardiac"),
-        _swept("hippocampus"),
+        Step("sweep", "hippocampus"),
         Step("run", "cardiac", tuned_on="hippocampus"),
     ),
     "F": (
         Step("run", "hippocampus", "all"),
         Step("run", "hippocampus_family"),
-        _swept("hippocampus"),
+        Step("sweep", "hippocampus"),
         Step("run", "hippocampus_family", tuned_on="hippocampus"),
         Step("run", "hippocampus_shots"),
     ),
     "G": (
         Step("run", "lgg"),
-        _swept("lgg"),
+        Step("sweep", "lgg"),
         Step("run", "lgg", tuned_on="lgg"),
     ),
     "H": (Step("run", "datasets"),),

@@ -116,6 +116,12 @@ class Part:
         """Spearman's rank correlation of the two over all cells."""
         return float(self.cells().leep.corr(self.cells().gain, method="spearman"))
 
+    def machine(self) -> str:
+        """Kind of device, GPU and version of PyTorch of all runs."""
+        (of_all,) = self.provenance["environments"]
+        gpu = of_all["device_name"] if of_all["device"] != "cpu" else "CPU"
+        return f"{gpu}, PyTorch {of_all['packages']['torch']}"
+
     def detectable(self) -> str:
         """The smallest gain of trm that would be found with a probability of 0.8, points."""
         rows = self.table("sensitivity.csv")
@@ -265,7 +271,7 @@ def tuning() -> str:
 def devices() -> str:
     """Part F with all methods, trained on a CPU and once more on a GPU."""
     both = [Part(folder / "study_hippocampus") for folder in (REFERENCE, ON_GPU)]
-    machines = ["CPU, PyTorch 2.13", "H100, PyTorch 2.11"]
+    machines = [part.machine() for part in both]
     rows = [["`scratch` over `finetune`", *(part.gap() for part in both)]]
     for versus in ("finetune", "trm_prior", "trm_shuffled"):
         rows.append([f"`trm` over `{versus}`", *(part.gain("trm", versus) for part in both)])

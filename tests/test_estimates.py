@@ -89,20 +89,29 @@ def test_as_many_trainings_share_a_gpu_as_it_has_pauses_memory_and_cores_for(
 ) -> None:
     config = toy_plan.runs[0].config
     pace = Pace(config, step=1.0, steps=5, subject=1.0, packed=0, busy=busy, tensors=tensors)
-    monkeypatch.setattr(estimates, "pace_of", lambda plan, device: pace)
     monkeypatch.setattr(estimates, "memory_of", lambda device: 80 * 2**30)
     monkeypatch.setattr(estimates, "default_jobs", lambda d: cores if d.type == "cpu" else 1)
-    assert estimates._on_one_gpu(pace, GPU, 1) == at_once
-    assert estimates.jobs_for(toy_plan, GPU) == at_once
+    assert estimates.jobs_that_fill(pace, GPU) == at_once
     monkeypatch.setattr(estimates, "default_jobs", lambda d: 4 * cores if d.type == "cpu" else 4)
-    assert estimates.jobs_for(toy_plan, torch.device("cuda")) == 4 * at_once
+    assert estimates.jobs_that_fill(pace, torch.device("cuda")) == 4 * at_once
 
 
-def test_nothing_is_timed_to_know_how_many_cores_there_are(
-    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch
+def test_steps_are_timed_once_and_fill_the_gpu_where_nobody_says_otherwise(
+    toy_plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(estimates, "pace_of", None)
-    assert estimates.jobs_for(toy_plan, CPU) == estimates.default_jobs(CPU)
+    timed = []
+    config = toy_plan.runs[0].config
+    pace = Pace(config, step=1.0, steps=5, subject=1.0, packed=0, busy=0.5)
+    monkeypatch.setattr(estimates, "pace_of", lambda plan, device: timed.append(1) or pace)
+    monkeypatch.setattr(estimates, "memory_of", lambda device: 80 * 2**30)
+    monkeypatch.setattr(estimates, "default_jobs", lambda d: 16 if d.type == "cpu" else 1)
+    for jobs, at_once in ((None, 2), (3, 3)):
+        said = estimates.estimates(toy_plan, 2**30, {}, GPU, jobs, tmp_path)
+        # a gibibyte a step, and the 800 MiB of a process
+        memory = f"{size(at_once * (2**30 + estimates.CONTEXT))} with {at_once} trainings at a time"
+        assert memory in said[0].text
+        assert f"4 trainings, {at_once} at a time" in said[1].text
+    assert len(timed) == 2
 
 
 def test_on_gpus_more_processes_than_fill_them_are_no_faster(

@@ -547,7 +547,8 @@ class TestBadSubjects:
 def test_only_a_pool_on_gpus_whose_size_nobody_gave_is_filled(
     monkeypatch: pytest.MonkeyPatch, device: str, given: int | None, jobs: int
 ) -> None:
-    monkeypatch.setattr(estimates, "jobs_for", lambda plan, device: 9)
+    monkeypatch.setattr(estimates, "pace_of", lambda plan, device: "pace")
+    monkeypatch.setattr(estimates, "jobs_that_fill", lambda pace, device: 9)
     pool = LocalPool(torch.device(device), given)
     pipeline.fill(pool, Plan([], []), given, Display(quiet=True))
     assert pool.jobs == jobs

@@ -77,26 +77,16 @@ class Pace:
     tensors: int = 0
 
 
-def jobs_for(plan: Plan, device: torch.device) -> int:
-    """Trainings at a time where the user does not say: one a core, or as many as fill the GPUs.
-
-    On GPUs it takes a few training steps to know.
-    """
-    devices = default_jobs(device)
-    if device.type == "cpu":
-        return devices
-    return devices * _on_one_gpu(pace_of(plan, device), device, devices)
-
-
-def _on_one_gpu(pace: Pace, device: torch.device, devices: int) -> int:
-    """How many trainings keep a GPU busy, as far as its memory and the cores suffice.
+def jobs_that_fill(pace: Pace, device: torch.device) -> int:
+    """How many trainings keep the GPUs busy, as far as their memory and the cores suffice.
 
     Processes take turns on a GPU: with steps that keep it busy for a share b of their time, 1 / b
     of them leave it no pause.
     """
+    devices = default_jobs(device)
     by_memory = int(ROOM * memory_of(device) // (pace.tensors + CONTEXT))
     by_cores = default_jobs(torch.device("cpu")) // devices
-    return max(1, min(round(1 / pace.busy), by_memory, by_cores))
+    return devices * max(1, min(round(1 / pace.busy), by_memory, by_cores))
 
 
 def pace_of(plan: Plan, device: torch.device) -> Pace:
@@ -195,38 +185,40 @@ def estimates(
         needed: Bytes of its largest training step; see `pipeline.check_networks`.
         cohorts: The data, prepared.
         device: Where it is to run.
-        jobs: Trainings at a time; by default `jobs_for`.
+        jobs: Trainings at a time; by default one a core, or as many as fill the GPUs.
         output: The folder of the results.
 
     Raises:
         UserError: The memory does not suffice for a single training.
     """
-    at_once = jobs or jobs_for(plan, device)
-    found = [_memory(plan, needed, cohorts, device, at_once)]
-    missing = [job for job in (*plan.sources, *plan.runs) if not job.is_done()]
-    if not missing:
-        return [*found, Estimate("time", "nothing is left to train")]
-    pace = pace_of(plan, device)
-    return [*found, _time(missing, pace, device, at_once), _disk(missing, pace, cohorts, output)]
-
-
-def _memory(plan: Plan, needed: int, cohorts: Cohorts, device: torch.device, jobs: int) -> Estimate:
     subjects = max(_store_bytes(job.config, cohorts) for job in plan.runs)
-    available, on_cpu = memory_of(device), device.type == "cpu"
     about = f"about {size(needed)} a training step, {size(subjects)} of voxels"
-    if needed + subjects > available:
+    if needed + subjects > (available := memory_of(device)):
         raise UserError(
             f"memory does not suffice: {about}, of {size(available)} on {device}",
             "training",
             "lower batch or patch, or raise the spacing",
         )
+    missing = [job for job in (*plan.sources, *plan.runs) if not job.is_done()]
+    pace = pace_of(plan, device) if missing else None
+    filled = jobs_that_fill(pace, device) if pace and device.type == "cuda" else None
+    at_once = jobs or filled or default_jobs(device)
+    found = [_memory(plan, needed + subjects, about, device, at_once)]
+    if not pace:
+        return [*found, Estimate("time", "nothing is left to train")]
+    return [*found, _time(missing, pace, device, at_once), _disk(missing, pace, cohorts, output)]
+
+
+def _memory(plan: Plan, one: int, about: str, device: torch.device, jobs: int) -> Estimate:
+    """Of a training's bytes, what so many take."""
+    available, on_cpu = memory_of(device), device.type == "cpu"
     devices = 1 if on_cpu else default_jobs(device)
     trainings = min(len(plan.runs), math.ceil(jobs / devices))
-    total = trainings * (needed + subjects + PROCESS * on_cpu)
-    process = f", {size(PROCESS)} of the process" if on_cpu else ""
+    process = PROCESS if on_cpu else CONTEXT
+    total = trainings * (one + process)
     text = (
-        f"{about}{process}: {size(total)} with {counted(trainings, 'training')} at a time, of "
-        f"{size(available)} on {device} (estimated from the outputs of all layers)"
+        f"{about}, {size(process)} of the process: {size(total)} with "
+        f"{counted(trainings, 'training')} at a time, of {size(available)} on {device} (estimated from the outputs of all layers)"
     )
     fits = total <= available
     return Estimate("memory", text if fits else f"{text}: lower --jobs", fits)

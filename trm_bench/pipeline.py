@@ -201,7 +201,8 @@ def fill(executor: Executor, plan: Plan, jobs: int | None, display: Display) -> 
     """Has a pool on GPUs of this machine train as many at a time as fill them."""
     if jobs is None and isinstance(executor, LocalPool) and executor.device.type == "cuda":
         with display.phase("timing a few steps, to see how many trainings fill a GPU"):
-            executor.jobs = estimates.jobs_for(plan, executor.device)
+            pace = estimates.pace_of(plan, executor.device)
+            executor.jobs = estimates.jobs_that_fill(pace, executor.device)
         display.say(f"{counted(executor.jobs, 'training')} at a time")
 
 

@@ -31,7 +31,7 @@ def measure(device: torch.device, folder: Path, display: Display) -> Section:
     """Runs a part of the demo on the phantom, from the command to its pages, and adds up its runs.
 
     Args:
-        device: Where it trains; as many workers as a command without `--jobs` has.
+        device: Where it trains; a worker a core, or a GPU.
         folder: For its results.
         display: Where progress is shown.
 
