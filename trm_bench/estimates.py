@@ -218,7 +218,8 @@ def _memory(plan: Plan, one: int, about: str, device: torch.device, jobs: int) -
     total = trainings * (one + process)
     text = (
         f"{about}, {size(process)} of the process: {size(total)} with "
-        f"{counted(trainings, 'training')} at a time, of {size(available)} on {device} (estimated from the outputs of all layers)"
+        f"{counted(trainings, 'training')} at a time, of {size(available)} on {device} "
+        "(estimated from the outputs of all layers)"
     )
     fits = total <= available
     return Estimate("memory", text if fits else f"{text}: lower --jobs", fits)
