@@ -89,6 +89,9 @@ class ForkMerge(SourceHeadMethod):
                 branches.append(self.copied(run))
             history.append({"step": last, **self.merge(run, branches)})
 
+    def trains_head(self, run: Context) -> bool:
+        return not run.same_task
+
     def loss(self, run: Context, batch: Batch) -> Tensor:
         weight = self.p.weights[self.branch]
         draws = generator(*run.seed_axes, self.name, self.branch, run.step)
@@ -96,8 +99,7 @@ class ForkMerge(SourceHeadMethod):
             return super().loss(run, batch)
         assert self.source_patches is not None
         source = self.source_patches.batch(run.step)
-        head = run.network.get_submodule(run.parts.head) if run.same_task else self.source_head
-        with target_statistics(run.network), head_replaced(run, head):
+        with target_statistics(run.network), head_replaced(run, self.head_of_source(run)):
             logits = run.network(source.image)
         return self.segmentation_loss(run, logits, source)
 
@@ -134,9 +136,8 @@ class ForkMerge(SourceHeadMethod):
 
     def copied(self, run: Context) -> State:
         """A copy of all that a branch trains: the network, and the source head."""
-        own = {k: v.clone() for k, v in run.network.state_dict().items()}
         head = self.source_head.state_dict()
-        return own | {f"{HEAD}{k}": v.clone() for k, v in head.items()}
+        return run.weights() | {f"{HEAD}{k}": v.clone() for k, v in head.items()}
 
     def load(self, run: Context, state: State) -> None:
         """The other way round."""

@@ -64,14 +64,14 @@ class Soup(Method):
         self.earlier: list[State] = []  # checkpoints before the end
 
     def train(self, run: Context, fit: Fit) -> None:
-        start, patches, ingredients = copied(run), run.patches, []
+        start, patches, ingredients = run.weights(), run.patches, []
         for i in range(self.p.ingredients if self.p.over == SEEDS else 1):
             if i:
                 axes = (*patches.axes, "soup", i)  # of both kinds of soup
                 run.patches = PatchSampler(patches.store, patches.config, *axes)
                 run.network.load_state_dict(start)
             fit(0, run.config.steps)
-            ingredients.append(copied(run))
+            ingredients.append(run.weights())
         run.patches = patches
         ingredients = [*self.earlier, *ingredients]
         run.diagnostics["ingredients"] = len(ingredients)
@@ -80,7 +80,7 @@ class Soup(Method):
     def after_update(self, run: Context) -> None:
         steps = run.config.steps
         if self.p.over == CHECKPOINTS and run.step + 1 in self.stops(steps):
-            self.earlier.append(copied(run))
+            self.earlier.append(run.weights())
 
     def stops(self, steps: int) -> set[int]:
         """After how many steps a checkpoint is taken, but for the last; fewer of few steps."""
@@ -128,11 +128,6 @@ class GreedySoup(Soup):
                 kept, best = [*kept, i], dice
         run.diagnostics |= {"kept": kept, "validation_dice": scores, "validation_dice_mixed": best}
         return mean([ingredients[i] for i in kept])
-
-
-def copied(run: Context) -> State:
-    """A copy of the network's state."""
-    return {name: tensor.detach().clone() for name, tensor in run.network.state_dict().items()}
 
 
 def mean(states: Sequence[State]) -> State:

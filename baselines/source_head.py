@@ -26,8 +26,21 @@ class SourceHeadMethod(Method):
         head = run.source.get_submodule(run.parts.head)
         self.source_head = copy.deepcopy(head).requires_grad_(True).train()
 
+    def trains_head(self, run: Context) -> bool:
+        """Whether the second head is used; where source and target share the label map, the
+        network's own may stand for it.
+        """
+        return True
+
+    def head_of_source(self, run: Context) -> nn.Module:
+        """What scores source batches: the second head, or the network's own in its place."""
+        return (
+            self.source_head if self.trains_head(run) else run.network.get_submodule(run.parts.head)
+        )
+
     def parameters(self, run: Context) -> Iterable[Any]:
-        return [*super().parameters(run), *self.source_head.parameters()]
+        own = self.source_head.parameters() if self.trains_head(run) else []
+        return [*super().parameters(run), *own]
 
     def state(self, run: Context) -> Tree:
         return {"source_head": self.source_head.state_dict()}

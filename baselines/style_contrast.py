@@ -123,6 +123,9 @@ class StyleContrast(EncoderMethod, SourceHeadMethod):
         if self._on_source:
             self.source_patches = run.source_patches()
 
+    def trains_head(self, run: Context) -> bool:
+        return not run.same_task
+
     def loss(self, run: Context, batch: Batch) -> Tensor:
         if not self._on_source:
             return super().loss(run, batch)
@@ -130,10 +133,9 @@ class StyleContrast(EncoderMethod, SourceHeadMethod):
         with watch(codes) as seen, head_input(run) as features:
             loss = super().loss(run, batch)
         source = self.source_patches.batch(run.step)
-        head = run.network.get_submodule(run.parts.head) if run.same_task else self.source_head
         with (
             target_statistics(run.network),
-            head_replaced(run, head),
+            head_replaced(run, self.head_of_source(run)),
             watch(codes) as its,
             head_input(run) as its_features,
         ):

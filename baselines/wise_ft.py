@@ -41,15 +41,14 @@ class WiseFt(Method):
     uses_validation = True
 
     def prepare(self, run: Context) -> None:
-        state = run.network.state_dict()
         self.start = {
-            k: v.clone()
-            for k, v in state.items()
+            k: v
+            for k, v in run.weights().items()
             if v.is_floating_point() and (run.same_task or not run.parts.in_head(k))
         }
 
     def finish(self, run: Context) -> None:
-        tuned = {k: v.clone() for k, v in run.network.state_dict().items()}
+        tuned = run.weights()
         scores: dict[float, float] = {}
         for alpha in sorted(self.p.alphas):
             run.network.load_state_dict(self.interpolate(tuned, alpha))

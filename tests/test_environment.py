@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from helpers import CPU
@@ -24,15 +22,3 @@ def test_a_process_that_has_not_used_its_gpu_can_count_its_memory(
     assert not done
     environment.reset_peak_memory(torch.device("cuda", 0))
     assert done == ["init", "cuda:0"]
-
-
-@pytest.mark.parametrize(("device", "said"), [("cpu", 2), ("cuda:0", 1)])
-def test_only_kernels_that_do_not_repeat_themselves_go_unsaid(device: str, said: int) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        environment.hush(torch.device(device))
-        warnings.warn(
-            "nll_loss2d_forward does not have a deterministic implementation", stacklevel=1
-        )
-        warnings.warn("something else", stacklevel=1)
-    assert len(caught) == said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import resource
 import sys
-import warnings
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,12 +67,6 @@ def device_of(name: str) -> torch.device:
         fix = "choose cpu; `trm-bench doctor` lists the devices"
         raise UserError(f"this machine has no {device}", "--device", fix)
     return device
-
-
-def hush(device: torch.device) -> None:
-    """Lets PyTorch not say, in every process, which of a GPU's kernels do not repeat themselves."""
-    if device.type == "cuda":
-        warnings.filterwarnings("ignore", r"\w+ does not have a deterministic implementation")
 
 
 def has_bf16(device: torch.device) -> bool:

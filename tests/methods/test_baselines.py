@@ -37,7 +37,7 @@ from trm_bench.baselines import (
     stochnorm,
 )
 from trm_bench.baselines.encoder import encoder_blocks, watch
-from trm_bench.baselines.source_head import head_input, target_statistics
+from trm_bench.baselines.source_head import SourceHeadMethod, head_input, target_statistics
 
 from trm_bench import networks
 from trm_bench.data.patches import PatchSampler
@@ -704,6 +704,21 @@ class Scored:
     def merge(self) -> tuple[dict[str, Any], float]:
         record = self.method.merge(self.run, self.branches)
         return record, float(self.run.network.weight)
+
+
+@pytest.mark.parametrize("name", ["forkmerge", "style_contrast"])
+@pytest.mark.parametrize("same_task", [True, False])
+def test_a_second_head_is_trained_where_the_label_maps_differ_alone(
+    name: str, same_task: bool
+) -> None:
+    run, method = context(same_task=same_task), create(name, {})
+    method.prepare(run)
+    assert isinstance(method, SourceHeadMethod)
+    second = {id(parameter) for parameter in method.source_head.parameters()}
+    trained = {id(parameter) for parameter in method.parameters(run)}
+    assert second and (second.isdisjoint(trained) if same_task else second <= trained)
+    own = run.network.get_submodule(run.parts.head)
+    assert method.head_of_source(run) is (own if same_task else method.source_head)
 
 
 def test_forkmerge_searches_merge_weights_by_validation() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from trm_bench import environment
 from trm_bench.bench.timing import Row, busy
 from trm_bench.runs.executors import default_jobs
 from trm_bench.seeds import CPU_THREADS
+from trm_bench.training.compiling import compiler
 
 # What a processor says of itself that bears on the speed of a step: Linux' names on x86 and on ARM.
 FLAGS = re.compile(r"avx2|avx512f|avx512_(bf16|fp16)|amx_(bf16|tile)|fma|sve2?|bf16|svebf16")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
-COMPILERS = ("g++", "clang++", "c++")
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices that are multiplied
 TRIES = 10
 
@@ -74,9 +73,7 @@ def look(device: torch.device) -> Machine:
         torch=torch.__version__,
         threads=CPU_THREADS,
         load=load,
-        compiler=next(
-            (c for c in (os.environ.get("CXX"), *COMPILERS) if c and shutil.which(c)), ""
-        ),
+        compiler=compiler(),
         peaks={
             name: _peak(device, kind)
             for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16))

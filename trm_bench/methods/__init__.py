@@ -105,6 +105,10 @@ class Context:
         """Number of target classes, background included."""
         return self.training_set.classes
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the network's state."""
+        return {name: t.detach().clone() for name, t in self.network.state_dict().items()}
+
 
 def hyper(
     default: Any,

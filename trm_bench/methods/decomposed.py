@@ -202,7 +202,7 @@ class OracleRisk(DecomposedRisk):
 
     def lost_voxels(self, run: Context, fit: Fit) -> list[Tensor]:
         """R of every target training subject; leaves the network as it found it."""
-        start = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
+        start = run.weights()
         scratch: dict[int, Judged] = {}
         tuned: dict[int, Judged] = {}
         for fold, held_out in enumerate(self.divided(run)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -69,21 +69,22 @@ def _leaves(annotation: Any) -> Iterator[type]:
 
 def _refuse_odd_numbers(value: Any) -> None:
     """Raises ValueError for `true`, `false` and over-long numbers, in lists and mappings too."""
-    waiting = [value]
-    for item in waiting:  # which grows; a report reads millions of numbers here
-        kind = type(item)
-        if kind is float or kind is str:
-            continue
-        if kind is dict:
-            waiting.extend(item.values())
-        elif kind is list or kind is tuple:
-            if len(waiting) > MOST_NUMBERS:  # as of a list that holds itself
-                raise ValueError(f"holds more than {MOST_NUMBERS} values")
-            waiting.extend(item)
-        elif kind is bool:
-            raise ValueError(f"{str(item).lower()} is not a number")
-        elif kind is int and not -LARGEST <= item <= LARGEST:
-            raise ValueError("the number is beyond 64 bits")
+    waiting: list[Iterable[Any]] = [[value]]
+    held = 0
+    for items in waiting:  # which grows
+        if {float, str}.issuperset(map(type, items)):
+            continue  # a report reads millions of numbers here
+        for item in items:
+            kind = type(item)
+            if kind is dict or kind is list or kind is tuple:
+                held += len(item)
+                if held > MOST_NUMBERS:  # as of a list that holds itself
+                    raise ValueError(f"holds more than {MOST_NUMBERS} values")
+                waiting.append(item.values() if kind is dict else item)
+            elif kind is bool:
+                raise ValueError(f"{str(item).lower()} is not a number")
+            elif kind is int and not -LARGEST <= item <= LARGEST:
+                raise ValueError("the number is beyond 64 bits")
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from trm_bench import signals
-from trm_bench.environment import has_bf16, hush
+from trm_bench.environment import has_bf16
 from trm_bench.seeds import CPU_THREADS
 
 # seconds that a worker's death is not told of: what kills all processes gets to this one too, and
@@ -142,7 +142,6 @@ class LocalPool:
     def __init__(self, device: torch.device, jobs: int | None = None) -> None:
         self.device, self.jobs = device, jobs or default_jobs(device)
         self.has_bf16 = has_bf16(device)
-        hush(device)
         self._workers: list[_Worker] = []
         self._stay = False
 
@@ -384,7 +383,6 @@ def _work(connection: Connection, device: str) -> None:
     threading.Thread(target=follow, daemon=True).start()
     signals.work_until_asked()
     torch.set_num_threads(CPU_THREADS)
-    hush(torch.device(device))
     # the parent wants no more, or was killed, which may reset the pipe; or the worker stops
     with contextlib.suppress(EOFError, OSError, signals.Stopped):
         while True:

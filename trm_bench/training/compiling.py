@@ -36,13 +36,18 @@ def compile_steps(network: nn.Module) -> None:
     network.compile(backend=BACKEND, dynamic=False)
 
 
+def compiler() -> str:
+    """The C++ compiler that is found first, CXX before `COMPILERS`; "" where there is none."""
+    names = (os.environ.get("CXX", ""), *COMPILERS)
+    return next((name for name in names if name and shutil.which(name)), "")
+
+
 def require_compiler(device: torch.device) -> None:
     """Compiling for a CPU takes a C++ compiler.
 
     Raises:
         UserError: There is none.
     """
-    names = (os.environ.get("CXX", ""), *COMPILERS)
-    if device.type == "cpu" and not any(name and shutil.which(name) for name in names):
+    if device.type == "cpu" and not compiler():
         fix = f"install one of {', '.join(COMPILERS)}, or leave compile out"
         raise UserError("there is no C++ compiler", "training.*.compile", fix)
