@@ -105,6 +105,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("sweep", "hippocampus"),
         Step("run", "hippocampus_family", tuned_on="hippocampus"),
         Step("run", "hippocampus_shots"),
+        Step("run", "hippocampus_gamma"),
     ),
     "G": (
         Step("run", "lgg"),

@@ -42,6 +42,7 @@ RUNS = {
     "study_datasets": "H: between data sets",
 }
 ONCE = ("_family", "_regions", "cardiac", "lgg", "datasets")  # each cell once, with defaults
+OVER_GAMMA = {"study_hippocampus_gamma": "F: hippocampus, over gamma"}
 OF_ALL = {
     "study_hippocampus": "F: hippocampus",
     "study_brats": "B: BraTS-2018",
@@ -244,6 +245,19 @@ def best() -> str:
     return markdown(["part", "method", "Dice", "gain over fine-tuning"], rows)
 
 
+def direction() -> str:
+    """What emphasis within a class brings, beside class weights alone (gamma = 0)."""
+    rows = []
+    for title, part in parts(OVER_GAMMA):
+        scores = part.summary["metrics"][METRIC]
+        gammas = {m["label"]: m["gamma"] for m in part.provenance["protocol"]["methods"] if "gamma" in m}
+        for method, gamma in sorted({**gammas, "trm_prior": 0.0}.items(), key=lambda item: item[1]):
+            over = "-" if method == "trm_prior" else part.gain(method, "trm_prior")
+            values = [f"{scores[method]['mean']:.1f}", part.gain(method), over]
+            rows.append([title, f"{gamma:+g}" if gamma else "0, `trm_prior`", *values])
+    return markdown(["part", "gamma", "Dice", "over fine-tuning", "over class weights alone"], rows)
+
+
 def leep() -> str:
     """Whether LEEP says what a transfer gains."""
     rows = [
@@ -293,7 +307,7 @@ def _interval(row: dict[str, Any]) -> tuple[float, float]:
 def cost() -> str:
     """Seconds of a run's training, and hours of all of them, without those of the sources."""
     rows = []
-    for title, part in parts({**RUNS, **OF_ALL}):
+    for title, part in parts({**RUNS, **OVER_GAMMA, **OF_ALL}):
         runs = len(set(part.provenance["runs"].values()))
         seconds = part.provenance["training_seconds"]
         rows.append([title, str(runs), f"{seconds / runs:.0f}", f"{seconds / 3600:.1f}"])
@@ -312,6 +326,7 @@ BLOCKS = {
     "transfers": transfers,
     "harmed": harmed,
     "best": best,
+    "direction": direction,
     "leep": leep,
     "tuning": tuning,
     "devices": devices,
