@@ -250,8 +250,9 @@ def direction() -> str:
     rows = []
     for title, part in parts(OVER_GAMMA):
         scores = part.summary["metrics"][METRIC]
-        gammas = {m["label"]: m["gamma"] for m in part.provenance["protocol"]["methods"] if "gamma" in m}
-        for method, gamma in sorted({**gammas, "trm_prior": 0.0}.items(), key=lambda item: item[1]):
+        chosen = part.provenance["protocol"]["methods"]
+        gammas = {"trm_prior": 0.0} | {m["label"]: m["gamma"] for m in chosen if "gamma" in m}
+        for method, gamma in sorted(gammas.items(), key=lambda item: item[1]):
             over = "-" if method == "trm_prior" else part.gain(method, "trm_prior")
             values = [f"{scores[method]['mean']:.1f}", part.gain(method), over]
             rows.append([title, f"{gamma:+g}" if gamma else "0, `trm_prior`", *values])

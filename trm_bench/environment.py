@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import sys
 from functools import cache
@@ -17,6 +18,9 @@ from trm_bench import __version__
 from trm_bench.errors import UserError
 from trm_bench.seeds import CPU_THREADS
 
+# What a processor says of itself that bears on a training: Linux' names on x86 and on ARM.
+CPUINFO = Path("/proc/cpuinfo")
+FLAGS = re.compile(r"avx2|avx512f|avx512_(bf16|fp16)|amx_(bf16|tile)|fma|sve2?|bf16|svebf16")
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "safetensors")
 
 
@@ -31,6 +35,7 @@ class Environment(BaseModel):
             brought its method and its data set.
         device: cpu, or cuda:N.
         device_name: As the maker calls it.
+        flags: Of a processor, of `FLAGS`: with other instructions sums come in another order.
         threads: Of a training on a CPU.
         compute_capability: Of a GPU, with `cuda` and `cudnn`, the versions that ran there.
     """
@@ -42,6 +47,7 @@ class Environment(BaseModel):
     packages: dict[str, str]
     device: str
     device_name: str
+    flags: tuple[str, ...] = ()
     threads: int | None = None
     compute_capability: str = ""
     cuda: str = ""
@@ -75,6 +81,19 @@ def has_bf16(device: torch.device) -> bool:
 
 
 @cache
+def processor() -> tuple[str, tuple[str, ...]]:
+    """Name and flags; where the system does not tell, what Python knows, and none."""
+    text = CPUINFO.read_text(encoding="utf-8", errors="replace") if CPUINFO.is_file() else ""
+    said: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        said.setdefault(key.strip(), value.strip())
+    name = said.get("model name") or platform.processor() or platform.machine()
+    flags = (said.get("flags") or said.get("Features") or "").split()
+    return name, tuple(flag for flag in flags if FLAGS.fullmatch(flag))
+
+
+@cache
 def describe(device: torch.device) -> Environment:
     """The machine, seen from a device."""
     about: dict[str, Any] = {
@@ -94,8 +113,8 @@ def describe(device: torch.device) -> Environment:
             "cudnn": str(torch.backends.cudnn.version()),
         }
     elif device.type == "cpu":
-        processor = platform.processor() or platform.machine()
-        about |= {"device_name": processor, "threads": CPU_THREADS}
+        name, flags = processor()
+        about |= {"device_name": name, "flags": flags, "threads": CPU_THREADS}
     return Environment.model_validate(about)
 
 

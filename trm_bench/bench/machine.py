@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -16,8 +13,6 @@ from trm_bench.runs.executors import default_jobs
 from trm_bench.seeds import CPU_THREADS
 from trm_bench.training.compiling import compiler
 
-# What a processor says of itself that bears on the speed of a step: Linux' names on x86 and on ARM.
-FLAGS = re.compile(r"avx2|avx512f|avx512_(bf16|fp16)|amx_(bf16|tile)|fma|sve2?|bf16|svebf16")
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices that are multiplied
 TRIES = 10
@@ -63,11 +58,10 @@ class Machine:
 def look(device: torch.device) -> Machine:
     """Describes the machine and measures its peaks, with as many threads as a training has."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    model, flags = processor()
-    on_gpu = device.type == "cuda"
+    flags = environment.processor()[1]
     return Machine(
         device=str(device),
-        name=environment.describe(device).device_name if on_gpu else model,
+        name=environment.describe(device).device_name,
         cores=default_jobs(torch.device("cpu")),
         flags=flags,
         torch=torch.__version__,
@@ -87,19 +81,6 @@ def has_bf16(device: torch.device, flags: tuple[str, ...]) -> bool:
     if device.type == "cuda":
         return environment.has_bf16(device)
     return not BF16_FLAGS.isdisjoint(flags)
-
-
-def processor() -> tuple[str, tuple[str, ...]]:
-    """Name and flags; where the system does not tell, what Python knows, and none."""
-    file = Path("/proc/cpuinfo")
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    said: dict[str, str] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        said.setdefault(key.strip(), value.strip())
-    name = said.get("model name") or platform.processor() or platform.machine()
-    flags = (said.get("flags") or said.get("Features") or "").split()
-    return name, tuple(flag for flag in flags if FLAGS.fullmatch(flag))
 
 
 def _peak(device: torch.device, kind: torch.dtype) -> float:
