@@ -117,6 +117,13 @@ class Part:
         """Spearman's rank correlation of the two over all cells."""
         return float(self.cells().leep.corr(self.cells().gain, method="spearman"))
 
+    def dice_of_runs(self) -> pd.Series:
+        """Mean Dice over subjects and classes of each run, by its name in `provenance`."""
+        rows = self.table("metrics.csv.gz")
+        rows = rows[rows.metric == METRIC]
+        name = rows.transfer + " | " + rows.method + " | seed " + rows.seed.astype(str)
+        return rows.value.groupby(name).mean()
+
     def machine(self) -> str:
         """Kind of device, GPU and version of PyTorch of all runs."""
         (of_all,) = self.provenance["environments"]
@@ -300,6 +307,28 @@ def devices() -> str:
     return markdown(["part F, 5 seeds", *machines], rows)
 
 
+def repeated() -> str:
+    """Runs that stand in the table of defaults and, with the same id, in that of tuned values.
+
+    Where tuning keeps the defaults it keeps the run's id, and both were trained, maybe on another
+    machine.
+    """
+    rows = []
+    for folder, title in RUNS.items():
+        both = [Part(f) for f in (REFERENCE / folder, REFERENCE / f"{folder}_tuned") if f.is_dir()]
+        if len(both) < 2:
+            continue
+        ids = [part.provenance["runs"] for part in both]
+        shared = [run for run, own in ids[0].items() if ids[1].get(run) == own]
+        dice = [part.dice_of_runs() for part in both]
+        change = (dice[1] - dice[0])[shared]
+        if shared and change.abs().max() > 0:
+            values = f"{change.mean():+.3f}", f"{change.abs().median():.2f}"
+            rows.append([title, str(len(shared)), *values, f"{change.abs().max():.2f}"])
+    columns = ["part", "runs trained on both", "mean difference", "median size", "largest"]
+    return markdown(columns, rows)
+
+
 def _interval(row: dict[str, Any]) -> tuple[float, float]:
     low, high = (float("nan") if end is None else end for end in row["gain_interval"])
     return low, high
@@ -331,6 +360,7 @@ BLOCKS = {
     "leep": leep,
     "tuning": tuning,
     "devices": devices,
+    "repeated": repeated,
     "cost": cost,
 }
 
