@@ -93,6 +93,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "neonatal", "all"),
         Step("sweep", "brats"),
         Step("run", "neonatal_family", tuned_on="brats"),
+        Step("run", "neonatal_family_shared"),
     ),
     "E": (
         Step("run", "cardiac"),

@@ -35,6 +35,7 @@ RUNS = {
     "study_brats_family_fixed": "A: the same, one split",
     "study_brats_long": "A: the same, four times the steps",
     "study_neonatal_family": "D: newborns, T1, T2",
+    "study_neonatal_family_shared": "D: the same, all as fine-tuning is tuned",
     "study_brats_shots": "C: BraTS-2018, few shots",
     "study_brats_regions": "C: BraTS-2018, to regions",
     "study_cardiac": "E: heart, vendor to vendor",

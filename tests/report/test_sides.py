@@ -19,7 +19,16 @@ from reported import change, change_plan, collected, set_units, small
 from trm_bench import networks, pipeline, report
 from trm_bench.protocol import parse
 from trm_bench.protocol.schema import NetworkConfig
-from trm_bench.report import charts, figures, forests, logged, sides, tables, transferability
+from trm_bench.report import (
+    charts,
+    figures,
+    forests,
+    logged,
+    particulars,
+    sides,
+    tables,
+    transferability,
+)
 from trm_bench.report.drawing import heading, shortened, signed
 from trm_bench.report.layout import arrange
 from trm_bench.runs.folders import ProtocolFolder
@@ -301,6 +310,14 @@ class TestTransferability:
         assert "the source has no head and no method made a map without one: brains->delft" in notes
         with pytest.raises(charts.DoesNotApply, match=r"has 2.*no head and no method made a map"):
             transferability.chart(found)
+
+    def test_a_class_without_a_voxel_in_the_sum_has_no_risk(self, tmp_path: Path) -> None:
+        folder = small(tmp_path / "p", seeds=(0,), subjects=4, transfers=("t1->t2",), claim=None)
+        methods = [cell.method for cell in read_results(ProtocolFolder(folder)).cells]
+        absent = {"risk_per_class": [None, 0.75]}
+        change(folder, methods.index("trm"), lambda r: r["diagnostics"].update(absent))
+        rows = {row[1]: row[5] for row in particulars.of(collected(folder))["diagnostics"]}
+        assert rows["trm"] == f"{tables.MISSING}, 0.75" and rows["trm_prior"] == "0.01, 0.98"
 
     def test_a_map_of_the_prior_foresees_nothing(self, tmp_path: Path) -> None:
         family = ["scratch", "finetune", "trm_prior"]

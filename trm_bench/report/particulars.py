@@ -52,8 +52,9 @@ def _diagnostics(evidence: Evidence) -> Iterator[tuple[object, ...]]:
             np.mean([r.get(k, np.nan) for r in runs])
             for k in ("leep", "class_explained", "risk_mean")
         )
-        per_class = np.mean([r.get("risk_per_class", [np.nan]) for r in runs], axis=0)
-        listed = ", ".join(f"{x:.4g}" for x in per_class)
+        # null of a class that no voxel of the sum has, such as the background of `over: foreground`
+        several = np.array([r.get("risk_per_class", [np.nan]) for r in runs], float)
+        listed = ", ".join(MISSING if np.isnan(x) else f"{x:.4g}" for x in several.mean(axis=0))
         share = f"{100 * explained:.2f} %"
         variable = variable_of(runs[0])
         method = method if variable == CLASSES else f"{method}, {variable}"
