@@ -82,6 +82,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "brats_long"),
         Step("sweep", "brats"),
         Step("run", "brats_family_fixed", tuned_on="brats"),
+        Step("run", "brats_family_fixed_shared"),
     ),
     "B": (Step("run", "brats", "all"),),
     "C": (

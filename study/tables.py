@@ -33,6 +33,7 @@ RUNS = {
     "study_hippocampus_shots": "F: the same, 1 to 10 subjects",
     "study_brats_family": "A: BraTS-2018, six pairs",
     "study_brats_family_fixed": "A: the same, one split",
+    "study_brats_family_fixed_shared": "A: one split, all as fine-tuning is tuned",
     "study_brats_long": "A: the same, four times the steps",
     "study_neonatal_family": "D: newborns, T1, T2",
     "study_neonatal_family_shared": "D: the same, all as fine-tuning is tuned",
