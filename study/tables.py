@@ -25,6 +25,7 @@ BLOCK = re.compile(r"(<!-- study: (?!end)(.+?) -->\n)(.*?)(<!-- study: end -->)"
 UNMEASURED = {"4.37", "1.81", "2.9", "0.8"}  # claimed %, and the power of what could be found
 MEAN, METRIC = "mean", "dice"
 SHOWN = ("scratch", "finetune", "trm", "trm_prior")  # in the table of transfers
+NEAR = 3  # points: what is further below fine-tuning is another matter
 BEST = 8  # methods of a table of the largest gains
 
 # Folder to what tables call it, in their order: part, what is transferred.
@@ -146,6 +147,13 @@ class Part:
         return f"{rows.iloc[0].smallest_gain:.2f}"
 
 
+def gains_of(several: list[Part]) -> pd.DataFrame:
+    """Gain over fine-tuning, a row a method and a column a part."""
+    scores = [part.summary["metrics"][METRIC] for part in several]
+    gains = pd.DataFrame([{m: row["gain"] for m, row in s.items()} for s in scores]).T
+    return gains.drop(index="finetune").astype(float)
+
+
 def between(value: float, low: float, high: float) -> str:
     """A difference with its interval."""
     if pd.isna(low):
@@ -261,6 +269,20 @@ def best() -> str:
     return markdown(["part", "method", "Dice", "gain over fine-tuning"], rows)
 
 
+def carried() -> str:
+    """Whether the methods that gain in one part gain in the other."""
+    gains = gains_of([part for _, part in parts(OF_ALL)][:2])
+    rows = []
+    for name, least in (
+        ("all", -float("inf")),
+        (f"those that lose less than {NEAR} in both", -NEAR),
+    ):
+        known = gains[(gains > least).all(axis=1)]
+        alike = known[0].corr(known[1], method="spearman")
+        rows.append([name, str(len(known)), f"{alike:+.2f}"])
+    return markdown(["gain over fine-tuning, F and B", "methods", "rank correlation"], rows)
+
+
 def direction() -> str:
     """What emphasis within a class brings, beside class weights alone (gamma = 0)."""
     rows = []
@@ -306,9 +328,7 @@ def devices() -> str:
     rows = [["`scratch` over `finetune`", *(part.gap() for part in both)]]
     for versus in ("finetune", "trm_prior", "trm_shuffled"):
         rows.append([f"`trm` over `{versus}`", *(part.gain("trm", versus) for part in both)])
-    scores = [part.summary["metrics"][METRIC] for part in both]
-    gains = pd.DataFrame([{m: row["gain"] for m, row in s.items()} for s in scores]).T
-    gains = gains.drop(index="finetune").astype(float)
+    gains = gains_of(both)
     alike = gains[0].corr(gains[1], method="spearman")
     rows.append([f"rank correlation of {len(gains)} methods' gains", "", f"{alike:.2f}"])
     between_them = (gains[0] - gains[1]).abs().median()
@@ -359,6 +379,7 @@ BLOCKS = {
     "transfers": transfers,
     "harmed": harmed,
     "best": best,
+    "carried": carried,
     "direction": direction,
     "leep": leep,
     "tuning": tuning,
