@@ -609,6 +609,27 @@ MUTANTS = [
         ("source heads begin anew", 'self.source_head.load_state_dict(state["source_head"])', "pass"),
     ),
     *_of(
+        "baselines.forkmerge",
+        "methods/test_baselines",
+        ("a head that is not used is trained", "return not run.same_task", "return True"),
+    ),
+    *_of(
+        "seeds",
+        "test_seeds",
+        ("kernels that do not repeat themselves are told of", r"\w+ does not have a deterministic", "nothing has a deterministic"),
+    ),
+    *_of(
+        "environment",
+        "test_environment",
+        ("the last core is the processor", "said.setdefault(key.strip(), value.strip())", "said[key.strip()] = value.strip()"),
+        ("records do not say with which instructions", '"flags": flags, ', ""),
+    ),
+    *_of(
+        "report.particulars",
+        "report/test_sides",
+        ("a class without a voxel stops the page", "for r in runs], float)\n        listed", "for r in runs])\n        listed"),
+    ),
+    *_of(
         "runs.savepoints",
         "runs/test_savepoints",
         ("savepoints take any share of the time", "max(self.pause, (now - start) * (1 - SHARE) / SHARE)", "self.pause"),
