@@ -48,6 +48,7 @@ RUNS = {
 # values a run is the same where these are the defaults.
 AGAIN = {
     "study_hippocampus_family": "study_hippocampus_gamma",
+    "study_brats_family_fixed": "study_brats_family_fixed_tuned",
     "study_neonatal_family": "study_neonatal_family_tuned",
     "study_cardiac": "study_cardiac_tuned",
 }
