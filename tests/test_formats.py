@@ -8,9 +8,12 @@ from typing import Any
 import helpers
 import pytest
 import torch
+import toy
 from helpers import CPU
 
-from trm_bench import formats
+from trm_bench import formats, pipeline
+from trm_bench.errors import UserError
+from trm_bench.protocol import parse
 from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
 from trm_bench.runs import compute
 
@@ -40,6 +43,38 @@ def test_channels_are_last_where_a_step_is_faster_so(
     assert layout == (torch.channels_last_3d if last else torch.contiguous_format)
     of_gpu = formats.memory_format(config, training, torch.device("cuda"))
     assert of_gpu == (torch.channels_last if len(patch) == 2 else torch.channels_last_3d)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sound"),
+    [
+        (("avx512f", "avx512_bf16"), False),
+        (("avx512f", "avx512_bf16", "amx_bf16"), True),
+        (("avx2",), True),
+    ],
+)
+def test_which_processors_have_sound_bf16(
+    flags: tuple[str, ...], sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "processor", lambda: ("a processor", flags))
+    assert formats.has_sound_bf16(CPU) == sound and formats.has_sound_bf16(torch.device("cuda"))
+
+
+def test_bf16_is_refused_where_its_gradients_are_wrong(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "has_sound_bf16", lambda device: False)
+    for patch, refused in ((8, True), (16, False)):
+        for precision in ("fp32", "bf16"):
+            size = {"steps": 2, "patch": [patch] * 3, "precision": precision}
+            changes = {"network": UNET, "training": {"source": size, "target": size}}
+            plan = helpers.plan(toy_data, tmp_path / f"{patch}{precision}", **changes)
+            loaded = parse(toy.protocol(toy_data, **changes), "test")
+            if refused and precision == "bf16":
+                with pytest.raises(UserError, match="two voxels deep: layer model"):
+                    pipeline.check_networks(loaded, plan)
+            else:
+                assert pipeline.check_networks(loaded, plan) > 0
 
 
 def test_a_run_trains_with_its_channels_last(toy_data: Path, tmp_path: Path) -> None:

@@ -506,6 +506,18 @@ def test_memory_of_ten_more_classes_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("patch", "deep"), [((8, 8, 16), True), ((16, 8, 8), False), ((8, 8), False)]
+)
+def test_convolutions_of_two_voxels_depth(patch: tuple[int, ...], deep: bool) -> None:
+    """Three levels: two voxels at the bottom, where the patch begins with eight."""
+    network = NetworkConfig(name="UNet", channels=[4, 8, 8], strides=[2, 2])
+    found = networks.two_deep(network, training(patch), 1, 2)
+    assert bool(found) == deep
+    layers = dict(networks.build(network, 1, 2, len(patch), seed=0).named_modules())
+    assert all(layers[name].in_channels == 8 for name in found)
+
+
+@pytest.mark.parametrize(
     "network, patch, message",
     [
         (UNET, (16, 16, 10), "does not take a patch of [16, 16, 10]"),

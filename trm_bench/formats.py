@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from trm_bench.environment import has_bf16
+from trm_bench.environment import has_bf16, processor
 from trm_bench.networks import network_class
 from trm_bench.protocol.schema import NetworkConfig, TrainingConfig
 
@@ -59,7 +59,27 @@ def resolved_precision(
     return "bf16" if (has_bf16(device) if bf16 is None else bf16) else "fp32"
 
 
-def autocast(device: torch.device, precision: Literal["auto", "fp32", "bf16"]) -> torch.autocast:
-    """The autocast context of a precision setting; losses are in float32 all the same."""
+def autocast(
+    device: torch.device, precision: Literal["auto", "fp32", "bf16"], cache: bool = True
+) -> torch.autocast:
+    """The autocast context of a precision setting; losses are in float32 all the same.
+
+    Args:
+        device: Where it computes.
+        precision: The setting.
+        cache: Whether weights are converted once for several passes. Gradients of those passes are
+            then added in bf16; and one cache serves all threads of a process, each of which
+            empties it when its own context ends.
+    """
     bf16 = resolved_precision(device, precision) == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=cache)
+
+
+def has_sound_bf16(device: torch.device) -> bool:
+    """Whether a weight's gradient is right in bf16 where features are two voxels deep.
+
+    PyTorch 2.13's kernel for processors with avx512_bf16 and no AMX reads memory there that nobody
+    has written: of a 3D convolution over more than one voxel, unless it strides.
+    """
+    flags = processor()[1]
+    return device.type != "cpu" or "avx512_bf16" not in flags or "amx_bf16" in flags

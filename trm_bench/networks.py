@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -325,18 +325,59 @@ def training_bytes(
         UserError: The network refuses its arguments, or does not map this patch to logits of the
             same size.
     """
-    network = build(config, in_channels, classes, len(training.patch), seed=0)
-    states = 4 if training.optimizer.name == "adamw" else 3
-    weights = sum(p.numel() for p in network.parameters()) * 4 * states
     numbers = 0
 
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+    def count(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal numbers
         if not list(module.children()):
             numbers += sum(tensor.numel() for tensor in _tensors(output))
 
-    for module in network.modules():
-        module.register_forward_hook(count)
+    network = _on_paper(config, training, in_channels, classes, count)
+    states = 4 if training.optimizer.name == "adamw" else 3
+    weights = sum(p.numel() for p in network.parameters()) * 4 * states
+    return weights + 2 * numbers * bytes_per_number
+
+
+def two_deep(
+    config: NetworkConfig, training: TrainingConfig, in_channels: int, classes: int
+) -> list[str]:
+    """The 3D convolutions whose gradient in bf16 is wrong on some processors, by name; see
+    `formats.has_sound_bf16`.
+
+    Args:
+        config: The network.
+        training: Its patch and batch.
+        in_channels: Modalities that it sees.
+        classes: Background included.
+
+    Raises:
+        UserError: As `training_bytes`.
+    """
+    found = []
+
+    def look(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1 == module.stride[0]:
+            found.extend([name] if inputs[0].shape[2] == 2 else [])
+
+    _on_paper(config, training, in_channels, classes, look)
+    return found
+
+
+def _on_paper(
+    config: NetworkConfig,
+    training: TrainingConfig,
+    in_channels: int,
+    classes: int,
+    look: Callable[[str, nn.Module, Any, Any], None],
+) -> nn.Module:
+    """A network after a batch of patches went through it on PyTorch's meta device.
+
+    Args:
+        look: Sees name, module, inputs and output of every module that computes.
+    """
+    network = build(config, in_channels, classes, len(training.patch), seed=0)
+    for name, module in network.named_modules():
+        module.register_forward_hook(partial(look, name))
     problem = ""
     try:
         with torch.no_grad(), limits(MOST_NUMBERS, MOST_SECONDS):
@@ -355,7 +396,7 @@ def training_bytes(
             "training.*.patch",
             "patch sizes must be divisible by all that the network's strides make",
         )
-    return weights + 2 * numbers * bytes_per_number
+    return network
 
 
 def _said(error: BaseException) -> str:

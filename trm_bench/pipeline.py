@@ -14,6 +14,8 @@ import torch
 from trm_bench import estimates, networks, report
 from trm_bench.analysis import audit
 from trm_bench.display import Display
+from trm_bench.errors import UserError
+from trm_bench.formats import has_sound_bf16
 from trm_bench.methods.registry import REGISTRY, create, trainable
 from trm_bench.plurals import counted
 from trm_bench.preparing import Data, open_data
@@ -225,12 +227,25 @@ def check_networks(protocol: Protocol, plan: Plan) -> int:
         network = networks.build(config.network, channels, classes, config.spatial_dims, seed=0)
         for method in methods:
             method.check(network, parts)
+        device = torch.device(config.device)
         size = 2 if config.training.precision == "bf16" else 4
+        if size == 2 and not has_sound_bf16(device):
+            _refuse_two_deep(networks.two_deep(config.network, config.training, channels, classes))
         if config.training.compile:
-            require_compiler(torch.device(config.device))
+            require_compiler(device)
         needed = networks.training_bytes(config.network, config.training, channels, classes, size)
         largest = max(largest, needed)
     return largest
+
+
+def _refuse_two_deep(layers: Sequence[str]) -> None:
+    if layers:
+        raise UserError(
+            "on this processor bf16 gives wrong gradients where features are two voxels deep: "
+            f"layer {layers[0]}",
+            "training.*.precision",
+            "choose fp32, or a patch of another depth (its first number)",
+        )
 
 
 def train(

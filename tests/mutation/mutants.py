@@ -614,6 +614,11 @@ MUTANTS = [
         ("a head that is not used is trained", "return not run.same_task", "return True"),
     ),
     *_of(
+        "training.loop",
+        "training/test_loop",
+        ("threads share converted weights", "config.precision, cache=False", "config.precision"),
+    ),
+    *_of(
         "seeds",
         "test_seeds",
         ("kernels that do not repeat themselves are told of", r"\w+ does not have a deterministic", "nothing has a deterministic"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from trm_bench.baselines.finetune import Finetune
 
-from trm_bench.data.patches import PatchSampler
+from trm_bench.data.patches import Batch, PatchSampler
 from trm_bench.formats import resolved_precision
 from trm_bench.methods import Context, Fit, Method, Parameters
 from trm_bench.networks import Parts, evaluating
@@ -421,6 +421,26 @@ def test_bf16_learns_what_float32_learns() -> None:
         trained(Plain(Parameters()), curve, precision=precision, steps=30)
     (_, start), *_, (_, full) = curves["fp32"].loss
     assert curves["bf16"].loss[-1][1] == pytest.approx(full, rel=0.02) and full < start
+
+
+class Twice(Plain):
+    """Two passes a step; in between another thread's context may end, as that of batches does."""
+
+    emptied = False
+
+    def loss(self, run: Context, batch: Batch) -> Tensor:
+        first = super().loss(run, batch)
+        if self.emptied:
+            torch.clear_autocast_cache()
+        return first + super().loss(run, run.patches.batch(run.step + 100))
+
+
+def test_a_batch_made_meanwhile_changes_no_bit_of_several_passes() -> None:
+    once, again = Twice(Parameters()), Twice(Parameters())
+    again.emptied = True
+    runs = [trained(method, precision="bf16", steps=3) for method in (once, again)]
+    weights = [run.network.state_dict() for run in runs]
+    assert all(torch.equal(w, weights[1][name]) for name, w in weights[0].items())
 
 
 @pytest.mark.parametrize("raises", [False, True])

@@ -152,7 +152,9 @@ class _Pace:
         run, method, curves, config = self.run, self.method, self.curves, self.run.config
         run.step = step
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(run.device, config.precision):
+        # Without the cache: the thread that makes batches would empty it at any time, so that of a
+        # method with several passes a gradient's last bits were a matter of chance.
+        with autocast(run.device, config.precision, cache=False):
             loss = method.loss(run, batch)
         if curves.looks and step % max(1, config.steps // curves.looks) == 0:
             _look_at_gradients(run, step, self.trained, curves)
