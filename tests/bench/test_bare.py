@@ -27,7 +27,7 @@ def as_trainings_are() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
-    config = training_of(CPU, steps=3, batch=2, patch=(16, 16, 16))
+    config = training_of(CPU, steps=3, batch=2, patch=(24, 24, 24))  # three voxels deep at the bottom: `formats.has_sound_bf16`
     return Workload(CPU, config, 3, random_subjects(tmp_path_factory.mktemp("x"), config, CPU))
 
 
