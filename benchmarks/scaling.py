@@ -38,10 +38,10 @@ import torch
 
 from trm_bench import networks, pipeline
 from trm_bench.bench import workload
-from trm_bench.bench.machine import processor
 from trm_bench.data.patches import SubjectStore
 from trm_bench.data.prepared import open_prepared
 from trm_bench.datasets.base import Scan
+from trm_bench.environment import processor
 from trm_bench.files import write_json
 from trm_bench.methods.registry import create, trainable
 from trm_bench.protocol import Protocol, load_protocol
