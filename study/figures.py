@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tables import METRIC, OF_ALL, ONCE, REFERENCE, RUNS, parts
+from tables import METRIC, OF_ALL, ONCE, REFERENCE, RUNS, gains_of, parts
 
 from trm_bench.report.style import (
     BLUE,
@@ -60,8 +59,8 @@ def methods() -> Figure:
     """Every method's gain over fine-tuning in every part that ran them all."""
     made = list(parts(OF_ALL))
     scores = {title: part.summary["metrics"][METRIC] for title, part in made}
-    gains = pd.DataFrame({t: {m: row["gain"] for m, row in s.items()} for t, s in scores.items()})
-    order = gains.drop(index="finetune").mean(axis=1).sort_values(ascending=False).index
+    gains = gains_of([part for _, part in made])
+    order = gains.mean(axis=1).sort_values(ascending=False).index
     figure = Figure(figsize=(WIDE, 1.1 + 0.75 * ROW * len(order)), layout="constrained")
     axes, palette = figure.subplots(), (BLUE, ORANGE, *COLOURS)
     for place, (title, known) in enumerate(scores.items()):

@@ -171,8 +171,8 @@ def step_seconds(
     method.check(run.network, run.parts)
     method.prepare(run)
     fit = fitting(run, method, Curves(looks=0))
-    if config.compile:  # when the first step comes
-        with autocast(device, config.precision):
+    if config.compile:  # when the first step comes, under a training's settings or once more
+        with autocast(device, config.precision, cache=False):
             method.loss(run, run.patches.batch(0)).backward()
     seconds = clock(device, lambda: method.train(run, fit))
     subjects.fields.clear()
