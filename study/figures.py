@@ -37,9 +37,9 @@ def family() -> Figure:
     """Of each part: what fine-tuning loses, what trm gains, and what of it is the map's."""
     made = list(parts(RUNS))
     questions = (
-        ("scratch - finetune: negative transfer?", ORANGE, "X"),
-        ("trm - finetune: does it help?", BLUE, "D"),
-        ("trm - trm_prior: is it the map?", GREEN, "s"),
+        ("scratch - finetune: harm?", ORANGE, "X"),
+        ("trm - finetune: help?", BLUE, "D"),
+        ("trm - trm_prior: the map?", GREEN, "s"),
     )
     figure = Figure(figsize=(WIDE, 1.1 + 1.9 * ROW * len(made)), layout="constrained")
     axes = figure.subplots()
@@ -56,12 +56,12 @@ def family() -> Figure:
 
 
 def methods() -> Figure:
-    """Every method's gain over fine-tuning in every part that ran them all."""
+    """Gains over fine-tuning of the methods of all parts that ran every method."""
     made = list(parts(OF_ALL))
     scores = {title: part.summary["metrics"][METRIC] for title, part in made}
-    gains = gains_of([part for _, part in made])
+    gains = gains_of([part for _, part in made]).dropna()
     order = gains.mean(axis=1).sort_values(ascending=False).index
-    figure = Figure(figsize=(WIDE, 1.1 + 0.75 * ROW * len(order)), layout="constrained")
+    figure = Figure(figsize=(WIDE, 1.1 + ROW * len(order)), layout="constrained")
     axes, palette = figure.subplots(), (BLUE, ORANGE, *COLOURS)
     for place, (title, known) in enumerate(scores.items()):
         colour, marker = palette[place % len(palette)], MARKERS[place % len(MARKERS)]
@@ -76,7 +76,7 @@ def methods() -> Figure:
     axes.set_xticks(ticks, [f"{tick:+d}" if tick else "0" for tick in ticks])
     label = "gain over fine-tuning, points of Dice, with 95 % intervals (logarithmic beyond 2)"
     _rows(axes, [*order], label)
-    figure.legend(loc="outside upper left", ncols=3)
+    figure.legend(loc="outside upper left", ncols=len(made))
     return figure
 
 

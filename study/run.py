@@ -100,6 +100,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "cardiac"),
         Step("sweep", "hippocampus"),
         Step("run", "cardiac", tuned_on="hippocampus"),
+        Step("run", "cardiac_all", "all"),
     ),
     "F": (
         Step("run", "hippocampus", "all"),
@@ -113,6 +114,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "lgg"),
         Step("sweep", "lgg"),
         Step("run", "lgg", tuned_on="lgg"),
+        Step("run", "lgg_all", "all"),
     ),
     "H": (Step("run", "datasets"),),
 }
