@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tables import METRIC, OF_ALL, ONCE, REFERENCE, RUNS, gains_of, parts
+from parts import METRIC, OF_ALL, ONCE, REFERENCE, RUNS, gains_of, parts
 
 from trm_bench.report.style import (
     BLUE,

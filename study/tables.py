@@ -11,166 +11,35 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from parts import (
+    AGAIN,
+    BUNDLED,
+    MEAN,
+    METRIC,
+    OF_ALL,
+    ONCE,
+    OVER_GAMMA,
+    REFERENCE,
+    RESULTS,
+    ROOT,
+    RUNS,
+    Part,
+    between,
+    gains_of,
+    parts,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT / "results" / "reference" / "study"
 ON_GPU = REFERENCE / "gpu"
 PAGES = ("README.md", "docs/findings.md", "docs/study.md")
 BLOCK = re.compile(r"(<!-- study: (?!end)(.+?) -->\n)(.*?)(<!-- study: end -->)", re.DOTALL)
-UNMEASURED = {"4.37", "1.81", "2.9", "0.8"}  # claimed %, and the power of what could be found
-MEAN, METRIC = "mean", "dice"
+UNMEASURED = {"4.37", "1.81", "2.9", "0.8", "4.0"}  # claimed %, power of what is found, a licence
 SHOWN = ("scratch", "finetune", "trm", "trm_prior")  # in the table of transfers
+MAPS = ("trm", "trm_prior")  # of which the second knows the class alone
 NEAR = 3  # points: what is further below fine-tuning is another matter
 BEST = 5  # methods of a table of the largest gains
-
-# Folder to what tables call it, in their order: part, what is transferred.
-RUNS = {
-    "study_hippocampus_family": "F: hippocampus, 5 subjects",
-    "study_hippocampus_shots": "F: the same, 1 to 10 subjects",
-    "study_brats_family": "A: BraTS-2018, six pairs",
-    "study_brats_family_fixed": "A: the same, one split",
-    "study_brats_family_fixed_shared": "A: one split, all as fine-tuning is tuned",
-    "study_brats_long": "A: two pairs, four times the steps",
-    "study_neonatal_family": "D: newborns, T1, T2",
-    "study_neonatal_family_shared": "D: the same, all as fine-tuning is tuned",
-    "study_brats_shots": "C: BraTS-2018, few shots",
-    "study_brats_regions": "C: BraTS-2018, to regions",
-    "study_cardiac": "E: heart, vendor to vendor",
-    "study_lgg": "G: LGG, three pairs",
-    "study_datasets": "H: between data sets",
-}
-# Trained on an Intel Xeon with AMX, and what of it was trained again on an AMD EPYC: with tuned
-# values a run is the same where these are the defaults.
-AGAIN = {
-    "study_hippocampus_family": "study_hippocampus_gamma",
-    "study_brats_family_fixed": "study_brats_family_fixed_tuned",
-    "study_neonatal_family": "study_neonatal_family_tuned",
-    "study_cardiac": "study_cardiac_tuned",
-}
-ONCE = ("_family", "_regions", "cardiac", "lgg", "datasets")  # each cell once, with defaults
-OVER_GAMMA = {"study_hippocampus_gamma": "F: hippocampus, over gamma"}
-OF_ALL = {
-    "study_hippocampus": "F: hippocampus",
-    "study_brats": "B: BraTS-2018",
-    "study_neonatal": "D: newborns",
-    "study_cardiac_all": "E: heart",
-    "study_lgg_all": "G: LGG",
-}
-
-
-class Part:
-    """What a report left of a protocol's results.
-
-    Args:
-        folder: Where it lies.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
-        self.provenance: dict[str, Any] = json.loads(
-            (folder / "provenance.json").read_text("utf-8")
-        )
-
-    def table(self, name: str) -> pd.DataFrame:
-        """One of its CSV files."""
-        return pd.read_csv(self.folder / name)
-
-    def compared(self, method: str, versus: str) -> pd.Series | None:
-        """The comparison of two methods on the mean over transfers; None where there is none."""
-        rows = self.table("comparisons.csv")
-        rows = rows[(rows.transfer == MEAN) & (rows.metric == METRIC)]
-        rows = rows[(rows.method == method) & (rows.versus == versus)]
-        return None if rows.empty else rows.iloc[0]
-
-    def gain_values(
-        self, method: str, versus: str = "finetune"
-    ) -> tuple[float, float, float] | None:
-        """Gain and interval in points: the family's interval where the comparison is declared."""
-        row = self.compared(method, versus)
-        if row is None:
-            return None
-        if pd.isna(row.family_low):
-            return row.gain, row.low, row.high
-        return row.gain, row.family_low, row.family_high
-
-    def gain(self, method: str, versus: str = "finetune") -> str:
-        """The same in words, with the mark."""
-        known, row = self.gain_values(method, versus), self.compared(method, versus)
-        if known is None or row is None:
-            return "-"
-        return between(*known) + {"better": " ▲", "worse": " ▼"}.get(row.mark, "")
-
-    def gap_values(
-        self, transfer: str = MEAN, method: str = "finetune"
-    ) -> tuple[float, float, float]:
-        """Training from scratch minus a method, with its interval."""
-        rows = self.table("negative_transfer.csv")
-        rows = rows[(rows.transfer == transfer) & (rows.metric == METRIC)]
-        rows = rows[rows.method == method]
-        # a task of one class has it in the place of the mean over classes
-        rows = rows[rows["class"] == MEAN] if (rows["class"] == MEAN).any() else rows
-        return rows.iloc[0].gap, rows.iloc[0].low, rows.iloc[0].high
-
-    def gap(self, transfer: str = MEAN, method: str = "finetune") -> str:
-        """The same in words; bold where the interval lies above 0: negative transfer."""
-        known = self.gap_values(transfer, method)
-        return f"**{between(*known)}**" if known[1] > 0 else between(*known)
-
-    def cells(self) -> pd.DataFrame:
-        """LEEP and what fine-tuning gains over training from scratch, by transfer and seed."""
-        return self.table("transferability.csv").dropna(subset=["leep", "gain"])
-
-    def leep(self) -> float:
-        """Spearman's rank correlation of the two over all cells."""
-        return float(self.cells().leep.corr(self.cells().gain, method="spearman"))
-
-    def dice_of_runs(self) -> pd.Series:
-        """Mean Dice over subjects and classes of each run, by its name in `provenance`."""
-        rows = self.table("metrics.csv.gz")
-        rows = rows[rows.metric == METRIC]
-        name = rows.transfer + " | " + rows.method + " | seed " + rows.seed.astype(str)
-        return rows.value.groupby(name).mean()
-
-    def machine(self) -> str:
-        """Kind of device, GPU and version of PyTorch of all runs."""
-        (of_all,) = self.provenance["environments"]
-        gpu = of_all["device_name"] if of_all["device"] != "cpu" else "CPU"
-        return f"{gpu}, PyTorch {of_all['packages']['torch']}"
-
-    def detectable(self) -> str:
-        """The smallest gain of trm that would be found with a probability of 0.8, points."""
-        rows = self.table("sensitivity.csv")
-        rows = rows[(rows.transfer == MEAN) & (rows.method == "trm")]
-        return f"{rows.iloc[0].smallest_gain:.2f}"
-
-
-def gains_of(several: list[Part]) -> pd.DataFrame:
-    """Gain over fine-tuning, a row a method and a column a part."""
-    scores = [part.summary["metrics"][METRIC] for part in several]
-    gains = pd.DataFrame([{m: row["gain"] for m, row in s.items()} for s in scores]).T
-    return gains.drop(index="finetune").astype(float)
-
-
-def between(value: float, low: float, high: float) -> str:
-    """A difference with its interval."""
-    if pd.isna(low):
-        return f"{value:+.2f}"
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def parts(names: dict[str, str]) -> Iterator[tuple[str, Part]]:
-    """Those that are there, defaults before tuned values."""
-    for folder, title in names.items():
-        for suffix, values in (("", ""), ("_tuned", ", tuned")):
-            if (REFERENCE / f"{folder}{suffix}" / "summary.json").is_file():
-                yield title + values, Part(REFERENCE / f"{folder}{suffix}")
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
@@ -371,6 +240,35 @@ def repeated() -> str:
     return markdown(columns, rows)
 
 
+def bundled() -> str:
+    """The declared comparisons of the bundled protocols."""
+    controls = ("trm_prior", "trm_uniform", "trm_shuffled")
+    rows = []
+    for title, part in parts(BUNDLED, RESULTS):
+        dice = f"{part.summary['metrics'][METRIC]['finetune']['mean']:.1f}"
+        gains = [part.gain("trm", versus) for versus in ("finetune", *controls)]
+        rows.append([title, dice, part.gap(), *gains, part.detectable()])
+    over = [f"`trm`, over {name.removeprefix('trm_')}" for name in controls]
+    return markdown(["protocol", "`finetune`", "scratch", "`trm`", *over, "found"], rows)
+
+
+def voxels() -> str:
+    """What the map says of voxels that fine-tuning loses and wins against training from scratch."""
+    rows = []
+    for title, part in parts(BUNDLED, RESULTS):
+        areas = part.table("voxel_auroc.csv")
+        area = areas[areas.transfer == MEAN].set_index(["class", "map"]).auroc
+        rates = part.table("voxel_rates.csv")
+        rates = rates[(rates.transfer == MEAN) & (rates["class"] == "all voxels")]
+        lost = rates.set_index("method").negative_rate
+        seen = [area[which, of] for which in ("all voxels", "lost against won") for of in MAPS]
+        shown = [f"{value:.2f}" for value in (*seen, lost["finetune"], lost["trm"])]
+        rows.append([title, *shown])
+    areas = [f"{which}: {of}" for which in ("all", "lost against won") for of in ("map", "class")]
+    columns = ["protocol", *areas, "lost by `finetune`, %", "lost by `trm`, %"]
+    return markdown(columns, rows)
+
+
 def _interval(row: dict[str, Any]) -> tuple[float, float]:
     low, high = (float("nan") if end is None else end for end in row["gain_interval"])
     return low, high
@@ -405,6 +303,8 @@ BLOCKS = {
     "tuning": tuning,
     "devices": devices,
     "repeated": repeated,
+    "bundled": bundled,
+    "voxels": voxels,
     "cost": cost,
 }
 

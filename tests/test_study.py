@@ -30,7 +30,7 @@ def _script(name: str) -> ModuleType:
     return module
 
 
-study, tables, figures = _script("run"), _script("tables"), _script("figures")
+study, parts, tables, figures = map(_script, ("run", "parts", "tables", "figures"))
 STEPS = [(part, step) for part, steps in study.PARTS.items() for step in steps]
 
 
@@ -116,7 +116,7 @@ def test_only_numbers_and_charts_are_collected(tmp_path: Path) -> None:
 
 
 # a protocol may have been swept and not yet run
-RUN = sorted(path.parent for path in tables.REFERENCE.glob("study_*/summary.json"))
+RUN = sorted(path.parent for path in parts.REFERENCE.glob("study_*/summary.json"))
 
 
 @pytest.mark.parametrize("folder", RUN, ids=lambda f: f.name)
