@@ -47,8 +47,6 @@ OF_ALL = {
     "study_cardiac_all": "E: heart",
     "study_lgg_all": "G: LGG",
 }
-
-
 # Protocols of the package, run as they are.
 BUNDLED = {
     "hippocampus_cross_task": "hippocampus, whole to parts",
