@@ -165,22 +165,38 @@ def test_the_claim_of_a_killed_process_is_taken_over_by_one_of_many(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_who_is_late_does_not_remove_the_claim_of_the_next(tmp_path: Path) -> None:
+def test_one_who_is_late_does_not_remove_the_claim_of_the_next(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     """Both found it stale; the faster one has a claim of its own by now."""
     result = tmp_path / "a.json"
     path = write(result, HOST, DEAD)
-    rename = Path.rename
+    judged = claims.is_stale
 
-    def late(self: Path, target: Path) -> Path:
+    def late(claim: Path) -> bool:
+        stale = judged(claim)
         path.unlink()
         write(result, HOST, os.getpid())
-        return rename(self, target)
+        return stale
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "rename", late)
-        assert not claims._taken_over(path)
+    monkeypatch.setattr(claims, "is_stale", late)
+    assert claims._taken_over(path)
     assert claims.holder(path)["process"] == str(os.getpid())
     assert [p.name for p in tmp_path.iterdir()] == ["a.json.claim"]
+
+
+def test_one_takes_over_from_whom_another_is_taking_over(tmp_path: Path) -> None:
+    """While the other lives; after its kill the right is taken over as well."""
+    result = tmp_path / "a.json"
+    path = write(result, HOST, DEAD)
+    right = path.with_suffix(".{}-{}.claim".format(*claims._identity(path)))
+    for process, removed in ((os.getpid(), False), (DEAD, True)):
+        right.write_text(json.dumps({"host": HOST, "process": str(process)}))
+        assert claims._taken_over(path) == removed
+        assert path.exists() and right.exists() != removed
+    with claimed(result):
+        assert claims.holder(path)["process"] == str(os.getpid())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_holder_that_slept_too_long_leaves_the_claim_of_the_next(tmp_path: Path) -> None:

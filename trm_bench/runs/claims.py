@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trm_bench.errors import UserError
-from trm_bench.files import HOST, clock, lives, temporary_for
+from trm_bench.files import HOST, clock, lives
 from trm_bench.inputs import read_text
 
 TOUCHED_EVERY = 60.0  # seconds
@@ -111,28 +111,28 @@ def _made(path: Path, ours: dict[str, str]) -> bool:
 
 
 def _taken_over(path: Path) -> bool:
-    """Removes a stale claim; two who find it stale do not both believe that they removed it.
+    """Removes a stale claim, and never another that lies in its place by now.
 
-    It is renamed first, and only one can do that. If what was renamed is no longer the stale one,
-    since another was faster and has a claim of its own by now, it is put back.
+    The right to remove that very file is a claim of its own, so that nobody has to move a claim
+    in order to see whether it is still the stale one.
 
     Returns:
         Whether the claim was stale, or is gone.
     """
     try:
+        stale = _identity(path)  # before it is judged: what is removed must be what was judged
         if not is_stale(path):
             return False
-        stale, aside = _identity(path), temporary_for(path)
-        path.rename(aside)
+        right = path.with_suffix(".{}-{}.claim".format(*stale))
+        if not _made(right, _ours()):
+            return _taken_over(right)  # of one who was killed in the next three lines
+        try:
+            if _identity(path) == stale:
+                path.unlink()
+        finally:
+            right.unlink(missing_ok=True)
     except FileNotFoundError:
-        return True
-    try:
-        if _identity(aside) != stale:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-            return False
-    finally:
-        aside.unlink(missing_ok=True)
+        pass
     return True
 
 
