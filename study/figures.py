@@ -57,9 +57,9 @@ def family() -> Figure:
 
 def methods() -> Figure:
     """Gains over fine-tuning of the methods of all parts that ran every method."""
-    made = list(parts(OF_ALL))
-    scores = {title: part.summary["metrics"][METRIC] for title, part in made}
-    gains = gains_of([part for _, part in made]).dropna()
+    made = dict(parts(OF_ALL))
+    scores = {title: part.summary["metrics"][METRIC] for title, part in made.items()}
+    gains = gains_of(made).dropna()
     order = gains.mean(axis=1).sort_values(ascending=False).index
     figure = Figure(figsize=(WIDE, 1.1 + ROW * len(order)), layout="constrained")
     axes, palette = figure.subplots(), (BLUE, ORANGE, *COLOURS)

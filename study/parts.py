@@ -141,10 +141,10 @@ class Part:
         return f"{rows.iloc[0].smallest_gain:.2f}"
 
 
-def gains_of(several: list[Part]) -> pd.DataFrame:
-    """Gain over fine-tuning, a row a method and a column a part."""
-    scores = [part.summary["metrics"][METRIC] for part in several]
-    gains = pd.DataFrame([{m: row["gain"] for m, row in s.items()} for s in scores]).T
+def gains_of(several: dict[str, Part]) -> pd.DataFrame:
+    """Gain over fine-tuning, a row a method and a column a part, by its title."""
+    scores = {title: part.summary["metrics"][METRIC] for title, part in several.items()}
+    gains = pd.DataFrame({t: {m: row["gain"] for m, row in s.items()} for t, s in scores.items()})
     return gains.drop(index="finetune").astype(float)
 
 

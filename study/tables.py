@@ -1,4 +1,4 @@
-"""The study's tables in README.md and docs/, made of the files in results/reference/study.
+"""The study's tables in README.md and docs/, made of the files in results/reference.
 
     python study/tables.py            say which blocks do not fit the files
     python study/tables.py --write    write them anew
@@ -144,27 +144,25 @@ def best() -> str:
 
 def everywhere() -> str:
     """Every method's gain over fine-tuning in each part that ran them all."""
-    titles, several = zip(*parts(OF_ALL), strict=True)
-    gains = gains_of(list(several)).dropna()
+    gains = gains_of(dict(parts(OF_ALL))).dropna()
     rows = []
     for method in gains.mean(axis=1).sort_values(ascending=False).index:
         own = gains.loc[method]
         values = (*own, own.mean(), own.min())
         rows.append([f"`{method}`", *(f"{value:+.2f}" for value in values)])
-    return markdown(["method", *titles, "mean", "least"], rows)
+    return markdown(["method", *gains.columns, "mean", "least"], rows)
 
 
 def carried() -> str:
     """Whether the methods that gain in one part gain in another, for each pair of parts."""
-    titles, several = zip(*parts(OF_ALL), strict=True)
-    gains = gains_of(list(several))
+    gains = gains_of(dict(parts(OF_ALL)))
     rows = []
-    for one, other in combinations(range(len(titles)), 2):
+    for one, other in combinations(gains.columns, 2):
         known = gains[[one, other]].dropna()
         near = known[(known > -NEAR).all(axis=1)]
         values = [f"{k[one].corr(k[other], method='spearman'):+.2f}" for k in (known, near)]
         counts = str(len(known)), str(len(near))
-        name = f"{titles[one][0]} and {titles[other][0]}"
+        name = f"{one[0]} and {other[0]}"
         rows.append([name, counts[0], values[0], counts[1], values[1]])
     near_by = f"lose less than {NEAR} in both"
     columns = ["parts", "methods", "rank correlation", near_by, "rank correlation of these"]
@@ -216,10 +214,11 @@ def devices() -> str:
     rows = [["`scratch` over `finetune`", *(part.gap() for part in both)]]
     for versus in ("finetune", "trm_prior", "trm_shuffled"):
         rows.append([f"`trm` over `{versus}`", *(part.gain("trm", versus) for part in both)])
-    gains = gains_of(both)
-    alike = gains[0].corr(gains[1], method="spearman")
+    gains = gains_of(dict(zip(machines, both, strict=True)))
+    cpu, gpu = (gains[machine] for machine in machines)
+    alike = cpu.corr(gpu, method="spearman")
     rows.append([f"rank correlation of {len(gains)} methods' gains", "", f"{alike:.2f}"])
-    between_them = (gains[0] - gains[1]).abs().median()
+    between_them = (cpu - gpu).abs().median()
     rows.append(["median difference of a gain, points", "", f"{between_them:.2f}"])
     return markdown(["part F, 5 seeds", *machines], rows)
 

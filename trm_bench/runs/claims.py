@@ -117,7 +117,7 @@ def _taken_over(path: Path) -> bool:
     in order to see whether it is still the stale one.
 
     Returns:
-        Whether the claim was stale, or is gone.
+        Whether to try again at once: the claim is gone, or was stale and nobody else removes it.
     """
     try:
         stale = _identity(path)  # before it is judged: what is removed must be what was judged
