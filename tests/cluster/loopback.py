@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -133,6 +134,18 @@ def cluster(folder: Path, workers: int = 0) -> Iterator[Cluster]:
         yield started
     finally:
         started.end()
+
+
+def slow_to_retire(go: Path, dask_scheduler: Any = None) -> None:
+    """Called in a scheduler: it lets workers go only once the file `go` is there."""
+    retire = dask_scheduler.handlers["retire_workers"]
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        while not go.exists():
+            await asyncio.sleep(0.05)
+        return await retire(*args, **kwargs)
+
+    dask_scheduler.handlers["retire_workers"] = late
 
 
 # Tasks: each notes in a folder that it began, so that its starts can be counted

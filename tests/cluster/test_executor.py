@@ -169,8 +169,30 @@ def test_a_worker_that_is_asked_to_stop_hands_its_task_on(tmp_path: Path) -> Non
         started.add()
         thread.join(LONGEST)
         assert ends(events) == {"long": "done"}
-        assert len(set(begun(tmp_path, "long"))) == 2
+        assert len(begun(tmp_path, "long")) == 2
         assert "cut off" in started.log()
+
+
+def test_a_worker_that_leaves_is_given_nothing_more(tmp_path: Path) -> None:
+    """Also where the scheduler is slow to let it go."""
+    with cluster(tmp_path / "cluster") as started:
+        first = started.add()
+        events: list[Event] = []
+        tasks = [Task("long", loopback.until_asked, (tmp_path, "long", 1))]
+        thread = threading.Thread(target=started.run, args=(tasks, tmp_path, 1, events))
+        thread.start()
+        until(lambda: begun(tmp_path, "long"), "the task")
+        with loopback.connected(started.file, "auto", lambda text: None) as engine:
+            engine.client.run_on_scheduler(loopback.slow_to_retire, go=tmp_path / "go")
+        first.send_signal(signal.SIGUSR1)
+        until(lambda: "cut off" in started.log(), "the task is left")
+        started.add()
+        until(lambda: len(set(begun(tmp_path, "long"))) == 2, "another worker")
+        (tmp_path / "go").touch()
+        thread.join(LONGEST)
+        assert first.wait(LONGEST) == 0
+        assert ends(events) == {"long": "done"}
+        assert len(begun(tmp_path, "long")) == 2, "once a worker"
 
 
 def test_workers_of_another_kind_are_refused_with_the_list(two: Cluster, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def _end_with_parent() -> None:
 async def work(folder: Path, name: str) -> None:
     """One worker, until the scheduler is gone or a signal comes."""
     import dask
-    from distributed import Worker
+    from distributed import Status, Worker
 
     about()  # before its first task, since what it imports takes seconds
     address = await _address(folder)
@@ -122,6 +122,8 @@ async def work(folder: Path, name: str) -> None:
 
     def leave() -> None:
         if not leaving:
+            # said first: the scheduler must not give the task that ends here to this worker again
+            worker.status = Status.closing_gracefully
             signals.ask_to_stop()
             leaving.append(loop.create_task(_leave(worker)))
 
@@ -144,7 +146,7 @@ async def _address(folder: Path) -> str:
 
 
 async def _leave(worker: Any) -> None:
-    """Takes no more tasks, waits for the one at work, and ends."""
+    """Hands results on, waits for the task at work, and ends."""
     await worker.scheduler.retire_workers(
         workers=[worker.address], close_workers=False, remove=False
     )
