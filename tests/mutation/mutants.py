@@ -817,7 +817,7 @@ MUTANTS = [
         ("seeds are known exactly", "np.maximum(b * of_b - e, 0.0)", "np.maximum(b + 0 * of_b - e, 0.0)"),
         ("the residual is forgotten", "np.maximum(b * of_b - e, 0.0)", "np.maximum(b * of_b, 0.0)"),
         ("the inflation is forgotten", "seeds = squares.inflation * ", "seeds = "),
-        ("a half-width is that of fewer nodes", "for nodes in (FEWER, NODES)", "for nodes in (FEWER,)"),
+        ("a half-width is that of fewer nodes", "dict.fromkeys((FEWER, nodes))", "(FEWER,)"),
         ("means at once take each other's places", "half[part] = _solved(half[part]", "half[part] = _solved(half[:AT_ONCE][: len(half[part])][::-1]"),
         ("p is one-sided", "special.erfc(z / np.sqrt(2))", "special.erfc(z / np.sqrt(2)) / 2"),
         ("the quantiles crowd nowhere", "t**2 * (3 - 2 * t), freedom), weights * 3 * t * (1 - t)", "t, freedom), weights / 2"),

@@ -122,7 +122,8 @@ def widths(spread: Spread, seeds: int, level: float) -> Widths:
     (over_a, weight_a), (over_b, weight_b) = quantiles
     a, b = np.meshgrid(expected.a / over_a, expected.b / over_b, indexing="ij")
     e = np.full(a.size, expected.e)
-    half = generalised.half_width(expected._replace(a=a.ravel(), b=b.ravel(), e=e), level)
+    squares = expected._replace(a=a.ravel(), b=b.ravel(), e=e)
+    half = generalised.half_width(squares, level, generalised.FEWER)
     deviation = float(np.sqrt(expected.variance))
     return Widths(half, np.outer(weight_a, weight_b).ravel(), deviation)
 

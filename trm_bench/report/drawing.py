@@ -19,6 +19,7 @@ from trm_bench.report.evidence import Evidence, Scores
 from trm_bench.report.layout import arrange
 from trm_bench.report.style import NARROW, NORMAL, ORANGE, SMALL, STYLE, TEXT, WIDE
 from trm_bench.report.svg import finished
+from trm_bench.runs.store import uncollected
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +89,7 @@ def write(make: Callable[[float], Drawing], name: str, folder: Path, phantom: bo
     import matplotlib as mpl
 
     png, svg, narrow = files_of(name, folder)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), uncollected():
         for width, path in ((WIDE, svg), (NARROW, narrow)):
             drawing = make(width)
             box = _laid_out(drawing.figure, phantom)
