@@ -118,7 +118,15 @@ def test_a_phase_without_a_length_is_named_while_it_lasts() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (89, "89 s"), (95, "2 min"), (3600, "60 min"), (12_000, "3 h 20 min")],
+    [
+        (0.2, "1 s"),
+        (89, "89 s"),
+        (95, "2 min"),
+        (3600, "60 min"),
+        (12_000, "3 h 20 min"),
+        (5 * 3600 + 61, "5 h 1 min"),
+        (200 * 3600, "8.3 days"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

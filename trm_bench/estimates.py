@@ -19,6 +19,7 @@ import torch
 
 from trm_bench import networks
 from trm_bench.data.cohorts import Cohorts, find
+from trm_bench.display import duration
 from trm_bench.errors import UserError
 from trm_bench.methods import Context
 from trm_bench.methods.registry import create
@@ -288,17 +289,6 @@ def _disk(missing: Sequence[Job], pace: Pace, cohorts: Cohorts, output: Path) ->
 def _existing(path: Path) -> Path:
     """The folder, or the nearest above it that is there."""
     return next(folder for folder in (path, *path.resolve().parents) if folder.is_dir())
-
-
-def duration(seconds: float) -> str:
-    """In the two units that say it."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = round(minutes / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def size(number: int) -> str:
