@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts import METRIC, OF_ALL, ONCE, REFERENCE, RUNS, gains_of, parts
+from parts import METRIC, ONCE, REFERENCE, RUNS, defaults_of_all, gains_of, parts
 
 from trm_bench.report.style import (
     BLUE,
@@ -57,7 +57,7 @@ def family() -> Figure:
 
 def methods() -> Figure:
     """Gains over fine-tuning of the methods of all parts that ran every method."""
-    made = dict(parts(OF_ALL))
+    made = defaults_of_all()
     scores = {title: part.summary["metrics"][METRIC] for title, part in made.items()}
     gains = gains_of(made).dropna()
     order = gains.mean(axis=1).sort_values(ascending=False).index

@@ -47,6 +47,8 @@ OF_ALL = {
     "study_cardiac_all": "E: heart",
     "study_lgg_all": "G: LGG",
 }
+DEFAULTS = {"": ""}  # end of a folder's name to that of its title
+VALUES = {**DEFAULTS, "_tuned": ", tuned"}
 # Protocols of the package, run as they are.
 BUNDLED = {
     "hippocampus_cross_task": "hippocampus, whole to parts",
@@ -155,9 +157,16 @@ def between(value: float, low: float, high: float) -> str:
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def parts(names: dict[str, str], root: Path = REFERENCE) -> Iterator[tuple[str, Part]]:
+def parts(
+    names: dict[str, str], root: Path = REFERENCE, suffixes: dict[str, str] = VALUES
+) -> Iterator[tuple[str, Part]]:
     """Those that are there, defaults before tuned values."""
     for folder, title in names.items():
-        for suffix, values in (("", ""), ("_tuned", ", tuned")):
+        for suffix, values in suffixes.items():
             if (root / f"{folder}{suffix}" / "summary.json").is_file():
                 yield title + values, Part(root / f"{folder}{suffix}")
+
+
+def defaults_of_all() -> dict[str, Part]:
+    """The parts that ran every method, with default values, by title."""
+    return dict(parts(OF_ALL, suffixes=DEFAULTS))

@@ -109,6 +109,8 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "hippocampus_family", tuned_on="hippocampus"),
         Step("run", "hippocampus_shots"),
         Step("run", "hippocampus_gamma"),
+        Step("sweep", "hippocampus", "all"),  # the family has been
+        Step("run", "hippocampus", "all", tuned_on="hippocampus"),
     ),
     "G": (
         Step("run", "lgg"),

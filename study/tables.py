@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from parts import (
@@ -26,8 +27,10 @@ from parts import (
     RESULTS,
     ROOT,
     RUNS,
+    VALUES,
     Part,
     between,
+    defaults_of_all,
     gains_of,
     parts,
 )
@@ -40,6 +43,7 @@ SHOWN = ("scratch", "finetune", "trm", "trm_prior")  # in the table of transfers
 MAPS = ("trm", "trm_prior")  # of which the second knows the class alone
 NEAR = 3  # points: what is further below fine-tuning is another matter
 ERROR = 0.05
+FAMILY = ("scratch", "finetune", "trm", "trm_prior", "trm_shuffled", "trm_minmax_power")
 BEST = 5  # methods of a table of the largest gains
 
 
@@ -149,7 +153,7 @@ def best() -> str:
 
 def everywhere() -> str:
     """Every method's gain over fine-tuning in each part that ran them all."""
-    gains = gains_of(dict(parts(OF_ALL))).dropna()
+    gains = gains_of(defaults_of_all()).dropna()
     rows = []
     for method in gains.mean(axis=1).sort_values(ascending=False).index:
         own = gains.loc[method]
@@ -160,7 +164,7 @@ def everywhere() -> str:
 
 def carried() -> str:
     """Whether the methods that gain in one part gain in another, for each pair of parts."""
-    gains = gains_of(dict(parts(OF_ALL)))
+    gains = gains_of(defaults_of_all())
     rows = []
     for one, other in combinations(gains.columns, 2):
         known = gains[[one, other]].dropna()
@@ -198,18 +202,43 @@ def leep() -> str:
     return markdown(["part", "transfers and seeds", "rank correlation"], rows)
 
 
+def swept(folder: Path) -> dict[str, list[float | None]]:
+    """Validation Dice of each method's trials in a sweep, the first with the defaults."""
+    methods = json.loads((folder / "sweep" / "trials.json").read_text("utf-8"))["methods"]
+    return {m["method"]: [trial["validation_dice"] for trial in m["trials"]] for m in methods}
+
+
 def tuning() -> str:
-    """Validation Dice of defaults and of the best trial of every method that was swept."""
+    """Validation Dice of defaults and of the best trial of the family, where it was swept."""
     rows = []
     for path in sorted(REFERENCE.glob("*/sweep/trials.json")):
-        for method in json.loads(path.read_text("utf-8"))["methods"]:
-            scores = [trial["validation_dice"] for trial in method["trials"]]
-            known = [score for score in scores if score is not None]
-            best, first = max(known), scores[0]  # the first trial has the defaults
-            title = {**RUNS, **OF_ALL}[path.parents[1].name]
-            values = [f"{100 * first:.1f}", f"{100 * best:.1f}", f"{100 * (best - first):+.1f}"]
-            rows.append([title, f"`{method['method']}`", *values, str(scores.index(best))])
+        folder = path.parents[1]
+        for method, scores in swept(folder).items():
+            if method in FAMILY:
+                best, first = max(score for score in scores if score is not None), scores[0]
+                assert first is not None
+                values = [f"{100 * score:.1f}" for score in (first, best)]
+                gain, title = f"{100 * (best - first):+.1f}", {**RUNS, **OF_ALL}[folder.name]
+                rows.append([title, f"`{method}`", *values, gain, str(scores.index(best))])
     return markdown(["part", "method", "defaults", "best trial", "gain", "which of 0 to 15"], rows)
+
+
+def searched() -> str:
+    """Gains of all methods with defaults and with tuned values, where all were tuned."""
+    rows = []
+    for folder in OF_ALL:
+        both = [part for _, part in parts({folder: ""})]
+        if len(both) < len(VALUES):
+            continue
+        found = swept(both[0].folder)
+        gains = gains_of(dict(zip(VALUES, both, strict=True)))
+        for method in gains.sort_values("_tuned", ascending=False).index:
+            scores = found[method]
+            best, first = max(score for score in scores if score is not None), scores[0]
+            assert first is not None
+            over = [part.gain(method) for part in both]
+            rows.append([f"`{method}`", *over, f"{100 * (best - first):+.1f}"])
+    return markdown(["method", "defaults", "tuned", "on validation"], rows)
 
 
 def devices() -> str:
@@ -305,6 +334,7 @@ BLOCKS = {
     "direction": direction,
     "leep": leep,
     "tuning": tuning,
+    "searched": searched,
     "devices": devices,
     "repeated": repeated,
     "bundled": bundled,
