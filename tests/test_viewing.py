@@ -53,9 +53,10 @@ def test_without_a_store_nothing_starts_and_nothing_is_made(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_link_to_itself_is_refused(trm_bench: Run, tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    code, text = trm_bench("mlflow", tmp_path / "loop")
+@pytest.mark.parametrize("target", ["link", "nothing"])
+def test_a_link_that_leads_nowhere_is_refused(trm_bench: Run, tmp_path: Path, target: str) -> None:
+    (tmp_path / "link").symlink_to(target)
+    code, text = trm_bench("mlflow", tmp_path / "link")
     assert code == 2 and "leads nowhere" in text
 
 

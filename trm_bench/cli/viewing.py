@@ -29,11 +29,10 @@ def mlflow(
     from trm_bench.report.tracking import Store
     from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 
-    try:
-        folder = ProtocolFolder(results.resolve())
-    except RuntimeError as error:
-        what, fix = "is a link that leads nowhere", "name the folder of the results"
-        raise UserError(what, results, fix) from error
+    if results.is_symlink() and not results.exists():
+        fix = "name the folder of the results"
+        raise UserError("is a link that leads nowhere", results, fix)
+    folder = ProtocolFolder(results.resolve())
     one = folder.plan.is_file() or folder.lock.is_file()
     store = Store(folder.results if one else ResultsFolder(results))
     with err.status("reading the store", spinner="line"):
