@@ -126,3 +126,15 @@ def test_a_half_width_solves_its_equation(freedom: tuple[int, int]) -> None:
     squares = MeanSquares(a, b, e, *freedom)
     for level in (0.95, 0.99):
         assert p_value(half_width(squares, level), squares) == pytest.approx(1 - level, rel=1e-10)
+
+
+@pytest.mark.parametrize("freedom", [(1, 2), (9, 4), (40, 2), (140, 19)])
+def test_what_is_planned_with_is_a_half_width_to_a_hundred_thousandth(
+    freedom: tuple[int, int],
+) -> None:
+    """Also where fewer nodes are far off: few subjects, high levels, seeds that hardly matter."""
+    a, b, e = np.exp(np.random.default_rng(3).normal(0, 1.5, size=(3, 100)))
+    squares = MeanSquares(a, b, e, *freedom)
+    for level in (0.95, 0.997):
+        roughly = half_width(squares, level, generalised.ROUGHLY)
+        assert roughly == pytest.approx(half_width(squares, level), rel=1e-5)

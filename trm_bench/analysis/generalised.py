@@ -28,8 +28,9 @@ Values = NDArray[np.float64]
 Numbers = Values | float
 
 NODES = (16, 96)  # of the quantiles of U_A and of U_B
-FEWER = (6, 24)  # of them: a half-width to a thousandth, at a tenth of the cost
+FEWER = (6, 24)  # of them, to come near a half-width at a tenth of the cost
 ENOUGH = 5e-7  # relative step towards a half-width, after which its square is left
+ROUGHLY = 1e-3  # the same for what is only planned with
 MOST = 60  # such steps
 AT_ONCE = 16  # means, so that the numbers at all their nodes stay in the processor's cache
 
@@ -79,25 +80,27 @@ def p_value(mean: ArrayLike, squares: MeanSquares) -> Values:
     return p.reshape(size.shape)
 
 
-def half_width(squares: MeanSquares, level: float, nodes: tuple[int, int] = NODES) -> Values:
+def half_width(squares: MeanSquares, level: float, enough: float = ENOUGH) -> Values:
     """Half-width of the interval of a level; 0 where the variance is 0.
 
     Args:
         squares: Numbers or arrays.
         level: Coverage.
-        nodes: `NODES`, or `FEWER` for what is only planned with.
+        enough: `ENOUGH` or `ROUGHLY`.
     """
     from scipy import special
 
     variance = squares.variance
     half = -special.ndtri((1 - level) / 2) * np.sqrt(variance).reshape(-1)
     for part, some in _parts(squares, variance.shape):
-        for number in dict.fromkeys((FEWER, nodes)):
-            half[part] = _solved(half[part], some, number, level)
+        for nodes in (FEWER, NODES):
+            half[part] = _solved(half[part], some, nodes, level, enough)
     return half.reshape(variance.shape)
 
 
-def _solved(half: Values, squares: MeanSquares, nodes: tuple[int, int], level: float) -> Values:
+def _solved(
+    half: Values, squares: MeanSquares, nodes: tuple[int, int], level: float, enough: float
+) -> Values:
     """Half-widths from near ones, by Newton's steps.
 
     In logarithms, in which both a normal and a heavy tail are nearly straight.
@@ -117,7 +120,7 @@ def _solved(half: Values, squares: MeanSquares, nodes: tuple[int, int], level: f
             slope = -2 / np.sqrt(np.pi) * ((z * bell) @ weights)
             step = np.clip((np.log(1 - level) - np.log(tail)) * tail / slope, -1.0, 1.0)
             half = np.where(open_, half * np.exp(step), 0.0)
-            if not np.any(np.abs(step) > ENOUGH, where=open_):
+            if not np.any(np.abs(step) > enough, where=open_):
                 break
     return half
 

@@ -123,7 +123,7 @@ def widths(spread: Spread, seeds: int, level: float) -> Widths:
     a, b = np.meshgrid(expected.a / over_a, expected.b / over_b, indexing="ij")
     e = np.full(a.size, expected.e)
     squares = expected._replace(a=a.ravel(), b=b.ravel(), e=e)
-    half = generalised.half_width(squares, level, generalised.FEWER)
+    half = generalised.half_width(squares, level, generalised.ROUGHLY)
     deviation = float(np.sqrt(expected.variance))
     return Widths(half, np.outer(weight_a, weight_b).ravel(), deviation)
 
