@@ -252,7 +252,7 @@ def test_a_method_of_another_package_is_found_and_conforms(
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": search},
-        timeout=100,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout
     assert "7 passed" in done.stdout, done.stdout
