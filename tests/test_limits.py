@@ -57,6 +57,14 @@ def test_time_is_limited_also_where_the_first_alarm_is_swallowed() -> None:
             pass
 
 
+def test_gradients_are_on_again_where_the_alarm_met_the_end_of_a_no_grad() -> None:
+    with pytest.raises(Exceeded), limits(10, 0.05):
+        torch.set_grad_enabled(False)
+        while True:
+            pass
+    assert torch.is_grad_enabled()
+
+
 def test_the_handler_and_an_earlier_timer_are_put_back() -> None:
     rang = []
     before = signal.signal(signal.SIGALRM, lambda *signalled: rang.append(1))

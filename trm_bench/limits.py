@@ -33,8 +33,12 @@ def limits(numbers: int, seconds: float) -> Iterator[None]:
     Raises:
         Exceeded: One of the two is exceeded.
     """
-    with _time_limit(seconds), _Counted(numbers):
-        yield
+    graded = torch.is_grad_enabled()
+    try:
+        with _Counted(numbers), _time_limit(seconds):
+            yield
+    finally:  # the alarm may have met the end of a `no_grad`, as when weights are drawn
+        torch.set_grad_enabled(graded)
 
 
 class _Counted(TorchDispatchMode):
@@ -93,9 +97,12 @@ def _time_limit(seconds: float) -> Iterator[None]:
     # again every second, should the first one be swallowed
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
-        yield
+        try:
+            yield
+        finally:
+            done = True
     finally:
-        done = True
+        done = True  # where the alarm came just before the first one
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
         if left:  # an earlier timer goes on, or fires at once where its time has come
