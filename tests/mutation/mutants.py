@@ -811,6 +811,12 @@ MUTANTS = [
         ("a lower distance is worse", '"hd95": False', '"hd95": True'),
     ),
     *_of(
+        "limits",
+        "test_limits",
+        ("gradients stay off", "torch.set_grad_enabled(graded)", "pass"),
+        ("numbers are not counted", "self.made += _made(func, args, kwargs)", "self.made += 0"),
+    ),
+    *_of(
         "analysis.generalised",
         "analysis/test_generalised",
         ("subjects are known exactly", "(a * of_a)", "(a + 0 * of_a)"),
