@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ BUNDLED = {
 }
 
 
+@cache
+def _read(path: Path) -> pd.DataFrame:
+    """A file that many cells of a table are taken from."""
+    return pd.read_csv(path)
+
+
 class Part:
     """What a report left of a protocol's results.
 
@@ -71,8 +78,8 @@ class Part:
         )
 
     def table(self, name: str) -> pd.DataFrame:
-        """One of its CSV files."""
-        return pd.read_csv(self.folder / name)
+        """One of its CSV files, not to be changed."""
+        return _read(self.folder / name)
 
     def compared(self, method: str, versus: str) -> pd.Series | None:
         """The comparison of two methods on the mean over transfers; None where there is none."""

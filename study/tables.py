@@ -202,10 +202,14 @@ def leep() -> str:
     return markdown(["part", "transfers and seeds", "rank correlation"], rows)
 
 
-def swept(folder: Path) -> dict[str, list[float | None]]:
-    """Validation Dice of each method's trials in a sweep, the first with the defaults."""
-    methods = json.loads((folder / "sweep" / "trials.json").read_text("utf-8"))["methods"]
-    return {m["method"]: [trial["validation_dice"] for trial in m["trials"]] for m in methods}
+def swept(folder: Path) -> dict[str, tuple[float, float, int]]:
+    """Validation Dice [%] of each method's defaults (its first trial) and best trial, and which."""
+    found = {}
+    for method in json.loads((folder / "sweep" / "trials.json").read_text("utf-8"))["methods"]:
+        scores = [trial["validation_dice"] for trial in method["trials"]]
+        best = max(score for score in scores if score is not None)
+        found[method["method"]] = 100 * scores[0], 100 * best, scores.index(best)
+    return found
 
 
 def tuning() -> str:
@@ -213,13 +217,11 @@ def tuning() -> str:
     rows = []
     for path in sorted(REFERENCE.glob("*/sweep/trials.json")):
         folder = path.parents[1]
-        for method, scores in swept(folder).items():
+        title = {**RUNS, **OF_ALL}[folder.name]
+        for method, (first, best, trial) in swept(folder).items():
             if method in FAMILY:
-                best, first = max(score for score in scores if score is not None), scores[0]
-                assert first is not None
-                values = [f"{100 * score:.1f}" for score in (first, best)]
-                gain, title = f"{100 * (best - first):+.1f}", {**RUNS, **OF_ALL}[folder.name]
-                rows.append([title, f"`{method}`", *values, gain, str(scores.index(best))])
+                values = f"{first:.1f}", f"{best:.1f}", f"{best - first:+.1f}"
+                rows.append([title, f"`{method}`", *values, str(trial)])
     return markdown(["part", "method", "defaults", "best trial", "gain", "which of 0 to 15"], rows)
 
 
@@ -233,11 +235,9 @@ def searched() -> str:
         found = swept(both[0].folder)
         gains = gains_of(dict(zip(VALUES, both, strict=True)))
         for method in gains.sort_values("_tuned", ascending=False).index:
-            scores = found[method]
-            best, first = max(score for score in scores if score is not None), scores[0]
-            assert first is not None
+            first, best, _ = found[method]
             over = [part.gain(method) for part in both]
-            rows.append([f"`{method}`", *over, f"{100 * (best - first):+.1f}"])
+            rows.append([f"`{method}`", *over, f"{best - first:+.1f}"])
     return markdown(["method", "defaults", "tuned", "on validation"], rows)
 
 

@@ -72,7 +72,9 @@ def test_what_is_tuned_is_swept_before_with_the_same_spaces() -> None:
     for part, step in tuned:
         steps = study.PARTS[part]
         before = steps[: steps.index(step)]
-        sweep = [s for s in before if s.command == "sweep" and s.protocol == step.tuned_on][-1]
+        sweeps = [s for s in before if s.command == "sweep" and s.protocol == step.tuned_on]
+        assert len({s.methods for s in sweeps}) == len(sweeps), "each once"
+        sweep = sweeps[-1]
         own, other = protocol_of(step.protocol), protocol_of(step.tuned_on)
         if own.data.root == other.data.root:  # else test patients of one seed are tuned on
             assert own.split.design != "resampled"
@@ -86,6 +88,10 @@ def test_what_is_tuned_is_swept_before_with_the_same_spaces() -> None:
 def test_a_sweep_has_16_trials_on_one_split() -> None:
     sweeps = {step for _, step in STEPS if step.command == "sweep"}
     assert {step.methods for step in sweeps} == {"", "all"}
+    for steps in study.PARTS.values():  # all methods join the family, which is the same everywhere
+        for step in steps:
+            if step in sweeps and step.methods:
+                assert study.Step("sweep", step.protocol) in steps[: steps.index(step)]
     for step in sweeps:
         assert protocol_of(step.protocol).split.design != "resampled"
         assert protocol_of(step.protocol).sweep.trials == 16

@@ -155,14 +155,20 @@ def test_a_scheduler_that_dies_is_no_failure_of_a_task(tmp_path: Path) -> None:
         assert started.keepers[0].wait(LONGEST) is not None, "its workers end with it"
 
 
+def at_work(started: Cluster, folder: Path) -> tuple[list[Event], threading.Thread]:
+    """What is heard of a long task that has begun, and the thread that waits for it."""
+    events: list[Event] = []
+    tasks = [Task("long", loopback.until_asked, (folder, "long", 1))]
+    thread = threading.Thread(target=started.run, args=(tasks, folder, 1, events))
+    thread.start()
+    until(lambda: begun(folder, "long"), "the task")
+    return events, thread
+
+
 def test_a_worker_that_is_asked_to_stop_hands_its_task_on(tmp_path: Path) -> None:
     with cluster(tmp_path / "cluster") as started:
         first = started.add()
-        events: list[Event] = []
-        tasks = [Task("long", loopback.until_asked, (tmp_path, "long", 1))]
-        thread = threading.Thread(target=started.run, args=(tasks, tmp_path, 1, events))
-        thread.start()
-        until(lambda: begun(tmp_path, "long"), "the task")
+        events, thread = at_work(started, tmp_path)
         first.send_signal(signal.SIGUSR1)
         assert first.wait(LONGEST) == 0
         (tmp_path / "go").touch()
@@ -177,11 +183,7 @@ def test_a_worker_that_leaves_is_given_nothing_more(tmp_path: Path) -> None:
     """Also where the scheduler is slow to let it go."""
     with cluster(tmp_path / "cluster") as started:
         first = started.add()
-        events: list[Event] = []
-        tasks = [Task("long", loopback.until_asked, (tmp_path, "long", 1))]
-        thread = threading.Thread(target=started.run, args=(tasks, tmp_path, 1, events))
-        thread.start()
-        until(lambda: begun(tmp_path, "long"), "the task")
+        events, thread = at_work(started, tmp_path)
         with loopback.connected(started.file, "auto", lambda text: None) as engine:
             engine.client.run_on_scheduler(loopback.slow_to_retire, go=tmp_path / "go")
         first.send_signal(signal.SIGUSR1)
