@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trm_bench.protocol.strict import LARGEST, Name, Plain, Seeds, Strict
+from trm_bench.protocol.strict import LARGEST, Count, Measured, Name, Plain, Seeds, Strict
 
 
 class Inner(Strict):
@@ -28,6 +28,8 @@ class Block(Strict):
     name: Name = ""
     seeds: Seeds = (0,)
     any: Plain = None
+    many: dict[str, Measured] | None = None
+    counts: tuple[tuple[Count, str], ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,15 @@ class Block(Strict):
         ("name", "a\nb"),
         ("name", "\ud800"),
         ("name", "a" * 201),
+        ("many", {"a": True}),
+        ("many", {"a": "1"}),
+        ("many", {"a": float("nan")}),
+        ("many", {"a": 10**400}),
+        ("counts", [[True, ""]]),
+        ("counts", [["1", ""]]),
+        ("counts", [[1.0, ""]]),
+        ("counts", [[-1, ""]]),
+        ("counts", [[2**63, ""]]),
         ("any", {"a": [float("inf")]}),
         ("any", {1: 2}),
         ("any", {"a": {1, 2}}),
@@ -72,6 +83,8 @@ def test_numbers_in_text_and_true_where_it_is_wanted_are_taken() -> None:
     )
     assert (block.number, block.whole, block.either, block.inner.flag) == (1e-3, 7, True, True)
     assert block.any == [True]
+    block = Block.model_validate({"many": {"a": 1, "b": 0.5}, "counts": [[0, "a"], [2, "b"]]})
+    assert block.many == {"a": 1.0, "b": 0.5} and block.counts == ((0, "a"), (2, "b"))
 
 
 def test_a_plain_value_is_bounded_in_depth_also_where_it_holds_itself() -> None:

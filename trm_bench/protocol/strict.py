@@ -16,6 +16,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.types import Strict as StrictKind
 
 LARGEST = 2**63 - 1  # of whole numbers: what other programs that read JSON can hold
 LARGEST_SEED = 2**31 - 1
@@ -52,12 +53,14 @@ def _holds_numbers_alone(model: type[BaseModel], field: str) -> bool:
 
 
 def _leaves(annotation: Any) -> Iterator[type]:
-    """The classes that an annotation is made of; `object` for what is not known."""
+    """The classes that an annotation has; `object` for what is not known or checks itself."""
     origin = get_origin(annotation)
     if origin is Literal:
         yield from map(type, get_args(annotation))
     elif origin is Annotated:
-        yield from _leaves(get_args(annotation)[0])
+        kind, *others = get_args(annotation)
+        itself = any(isinstance(other, StrictKind) for other in others)
+        yield from [object] if itself else _leaves(kind)
     elif origin is not None:
         for argument in get_args(annotation):
             if argument is not Ellipsis:
@@ -137,6 +140,10 @@ def different(items: tuple[T, ...]) -> tuple[T, ...]:
 
 Plain = Annotated[Any, AfterValidator(_plain)]
 """A value of any kind from outside: what JSON has, of bounded size."""
+
+# Of these a file of results holds millions, which pydantic alone looks at: as text they are none.
+Measured = Annotated[float, StrictKind()]
+Count = Annotated[int, StrictKind(), Field(ge=0, le=LARGEST)]
 
 Name = Annotated[str, AfterValidator(lambda text: _readable(text, LONGEST))]
 Text = Annotated[str, AfterValidator(lambda text: _readable(text, LONGEST_TEXT, "\n\t"))]

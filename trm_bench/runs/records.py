@@ -10,7 +10,7 @@ from pydantic import Field
 from trm_bench.environment import Environment
 from trm_bench.fingerprint import digest_of
 from trm_bench.protocol.schema import Protocol
-from trm_bench.protocol.strict import Plain, Strict
+from trm_bench.protocol.strict import Count, Measured, Plain, Strict
 from trm_bench.runs.config import SCHEMA, Imported, RunConfig
 
 Curve = list[tuple[int, float]]
@@ -290,8 +290,8 @@ class Record(Strict):
     passes: int = 0
     trained: int = 0
     validation_dice: float | None = None
-    metrics: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
-    manifest: dict[str, dict[str, dict[str, tuple[int, str]]]] = Field(default_factory=dict)
+    metrics: dict[str, dict[str, dict[str, Measured]]] = Field(default_factory=dict)
+    manifest: dict[str, dict[str, dict[str, tuple[Count, str]]]] = Field(default_factory=dict)
     predictions: dict[str, str] = Field(default_factory=dict)
     slices: str = ""
     diagnostics: dict[str, Plain] = Field(default_factory=dict)
@@ -364,6 +364,6 @@ class VoxelAudit(Strict):
     runs: dict[str, str]
     code: str
     classes: tuple[str, ...]
-    outcomes: dict[str, dict[str, list[tuple[int, int, int]]]]
+    outcomes: dict[str, dict[str, list[tuple[Count, Count, Count]]]]
     auroc: dict[str, dict[str, dict[str, float]]]
     roc: dict[str, list[float]]
