@@ -21,10 +21,8 @@ RUNS = {
     "study_hippocampus_shots": "F: the same, 1 to 10 subjects",
     "study_brats_family": "A: BraTS-2018, six pairs",
     "study_brats_family_fixed": "A: the same, one split",
-    "study_brats_family_fixed_shared": "A: one split, all as fine-tuning is tuned",
     "study_brats_long": "A: two pairs, four times the steps",
     "study_neonatal_family": "D: newborns, T1, T2",
-    "study_neonatal_family_shared": "D: the same, all as fine-tuning is tuned",
     "study_brats_shots": "C: BraTS-2018, few shots",
     "study_brats_regions": "C: BraTS-2018, to regions",
     "study_cardiac": "E: heart, vendor to vendor",
@@ -50,7 +48,8 @@ OF_ALL = {
     "study_lgg_all": "G: LGG",
 }
 DEFAULTS = {"": ""}  # end of a folder's name to that of its title
-VALUES = {**DEFAULTS, "_tuned": ", tuned"}
+TUNED = {**DEFAULTS, "_tuned": ", tuned"}
+VALUES = {**TUNED, "_shared": ", fine-tuning's training"}
 # Protocols of the package, run as they are.
 BUNDLED = {
     "hippocampus_cross_task": "hippocampus, whole to parts",

@@ -52,17 +52,20 @@ class Step:
         protocol: Name of the file beside this one.
         methods: `all`; "" for the protocol's, the declared family.
         tuned_on: The protocol whose sweep the values are from; "" for the defaults.
+        training_of: The method whose tuned training all have; "" where each has its own values.
     """
 
     command: str
     protocol: str
     methods: str = ""
     tuned_on: str = ""
+    training_of: str = ""
 
     @property
     def name(self) -> str:
         """Of the results' folder: defaults and tuned values have tables of their own."""
-        return f"study_{self.protocol}{'_tuned' if self.tuned_on else ''}"
+        values = "_shared" if self.training_of else "_tuned" if self.tuned_on else ""
+        return f"study_{self.protocol}{values}"
 
     def arguments(self, results: Path) -> list[str]:
         """The command's, without where its results go."""
@@ -72,6 +75,8 @@ class Step:
         if self.tuned_on:
             tuned = results / f"study_{self.tuned_on}" / "sweep" / "tuned.yaml"
             given += ["--set", f"name={self.name}", "--tuned", str(tuned), "--borrow"]
+        if self.training_of:
+            given += ["--training-of", self.training_of]
         return given
 
 
@@ -82,7 +87,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "brats_long"),
         Step("sweep", "brats"),
         Step("run", "brats_family_fixed", tuned_on="brats"),
-        Step("run", "brats_family_fixed_shared"),
+        Step("run", "brats_family_fixed", tuned_on="brats", training_of="finetune"),
     ),
     "B": (Step("run", "brats", "all"),),
     "C": (
@@ -94,7 +99,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "neonatal", "all"),
         Step("sweep", "brats"),
         Step("run", "neonatal_family", tuned_on="brats"),
-        Step("run", "neonatal_family_shared"),
+        Step("run", "neonatal_family", tuned_on="brats", training_of="finetune"),
     ),
     "E": (
         Step("run", "cardiac"),
@@ -116,6 +121,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "lgg"),
         Step("sweep", "lgg"),
         Step("run", "lgg", tuned_on="lgg"),
+        Step("run", "lgg", tuned_on="lgg", training_of="finetune"),
         Step("run", "lgg_all", "all"),
     ),
     "H": (Step("run", "datasets"),),

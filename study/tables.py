@@ -27,7 +27,7 @@ from parts import (
     RESULTS,
     ROOT,
     RUNS,
-    VALUES,
+    TUNED,
     Part,
     between,
     defaults_of_all,
@@ -232,11 +232,11 @@ def searched() -> str:
     """Gains of all methods with defaults and with tuned values, where all were tuned."""
     rows = []
     for folder in OF_ALL:
-        both = [part for _, part in parts({folder: ""})]
-        if len(both) < len(VALUES):
+        both = [part for _, part in parts({folder: ""}, suffixes=TUNED)]
+        if len(both) < len(TUNED):
             continue
         found = swept(both[0].folder)
-        gains = gains_of(dict(zip(VALUES, both, strict=True)))
+        gains = gains_of(dict(zip(TUNED, both, strict=True)))
         for method in gains.sort_values("_tuned", ascending=False).index:
             first, best, _ = found[method]
             over = [part.gain(method) for part in both]

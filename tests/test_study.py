@@ -100,10 +100,12 @@ def test_a_sweep_has_16_trials_on_one_split() -> None:
 def test_tables_of_defaults_and_of_tuned_values_have_names_of_their_own(tmp_path: Path) -> None:
     names = [step.name for _, step in STEPS if step.command == "run"]
     assert len(set(names)) == len(names)
-    (step,) = [s for s in study.PARTS["A"] if s.tuned_on]
-    given = step.arguments(tmp_path)
-    assert f"name={step.name}" in given and "--borrow" in given
-    assert str(tmp_path / "study_brats" / "sweep" / "tuned.yaml") in given
+    steps = [s for s in study.PARTS["A"] if s.tuned_on]
+    for step in steps:
+        given = step.arguments(tmp_path)
+        assert f"name={step.name}" in given and "--borrow" in given
+        assert str(tmp_path / "study_brats" / "sweep" / "tuned.yaml") in given
+    assert [s.arguments(tmp_path)[-2:] for s in steps][1] == ["--training-of", "finetune"]
 
 
 def test_only_numbers_and_charts_are_collected(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from trm_bench.runs.executors import Event, Executor, Failure, Listen, LocalPool
 from trm_bench.runs.folders import ProtocolFolder, ResultsFolder
 from trm_bench.runs.locks import only_one
 from trm_bench.runs.plan import Plan, Planner, refuse_misfit
-from trm_bench.runs.records import StoredPlan, Tuned
+from trm_bench.runs.records import StoredPlan, Taken
 from trm_bench.runs.store import read_record, read_results, write_plan
 from trm_bench.training.compiling import require_compiler
 
@@ -90,7 +90,7 @@ def run(
     jobs: int | None = None,
     display: Display | None = None,
     pages: bool = True,
-    tuned: Tuned | None = None,
+    tuned: Taken | None = None,
     executor: Executor | None = None,
 ) -> Outcome:
     """Runs a protocol; what has been done before is not done again.
@@ -103,7 +103,7 @@ def run(
         jobs: Trainings on the CPU at a time, and subjects that are prepared; by default one a core.
         display: Where progress is shown.
         pages: Draw charts and report.html too, which takes some seconds.
-        tuned: The sweep whose values the protocol's methods have.
+        tuned: What the protocol's methods have of a sweep.
         executor: Where trainings run, if elsewhere.
 
     Raises:
@@ -157,7 +157,7 @@ def _store_plan(
     data: Data,
     plan: Plan,
     display: Display,
-    tuned: Tuned | None,
+    tuned: Taken | None,
 ) -> None:
     stored = StoredPlan(
         protocol=protocol,
@@ -182,7 +182,7 @@ def planned(
     executor: Executor,
     jobs: int | None,
     display: Display,
-    tuned: Tuned | None = None,
+    tuned: Taken | None = None,
 ) -> tuple[Data, Plan]:
     """What `run` would do, without training: the data, prepared, and the plan.
 
@@ -195,7 +195,7 @@ def planned(
     planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, *place)
     plan = planner.plan(chosen)
     if tuned:
-        refuse_misfit(tuned, plan, data.kind, borrowed=tuned.protocol != protocol.name)
+        refuse_misfit(tuned, plan, data.kind, borrowed=tuned.tuned.protocol != protocol.name)
     return data, plan
 
 

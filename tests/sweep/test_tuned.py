@@ -45,6 +45,13 @@ def records(folder: Path) -> dict[str, Record]:
     return {method: record for method, record in read.items() if record}
 
 
+def rates(folder: Path) -> dict[str, float]:
+    """Transfer to learning rate, of a table of one method."""
+    cells = read_plan(ProtocolFolder(folder)).cells
+    read = {c.transfer: read_record(folder / "records" / f"{c.run}.json") for c in cells}
+    return {t: record.config.training.optimizer.lr for t, record in read.items() if record}
+
+
 def make_best(file: Path, method: str, values: dict[str, Any]) -> None:
     """As if a sweep had come to these values."""
 
@@ -182,6 +189,42 @@ class TestApplied:
         )
         assert caption in (out / "other" / "table.md").read_text()
 
+    def test_the_training_of_one_method_for_all(self, swept: Path, trm_bench: Run) -> None:
+        file, out = tuned_of(swept), swept.parent / "shared"
+        values = {"lr": 0.005, "weight_decay": 0.01, "warmup": 0.25, "dice_share": 0.25}
+        make_best(file, "finetune", values)
+        make_best(file, "trm", {"weight": "affine", "strength": 12.5, "over": "foreground"})
+        given = ("--tuned", file, "--training-of", "finetune", "--jobs", 1)
+        by_hand = ("--set", "methods.0={name: scratch, training: {warmup: 0.5}}")
+        code, said = trm_bench("run", swept, *given, *by_hand, "--out", out)
+        assert code == 0, said
+        made = records(out / "toy")
+        assert set(made) == set(METHODS)
+        for method, record in made.items():
+            training = record.config.training
+            assert (training.optimizer.lr, training.optimizer.weight_decay) == (0.005, 0.01)
+            assert training.warmup == (0.5 if method == "scratch" else 0.25)
+            assert training.loss == LossConfig(cross_entropy=1.5, dice=0.5)
+        assert made["trm"].config.method.parameters["strength"] != 12.5
+        note, tuned = read_plan(ProtocolFolder(out / "toy")).tuned, read_tuned(file)
+        assert note and note.training_of == "finetune" and note.digest == tuned.note().digest
+        (own,) = (m for m in tuned.methods if m.method == "finetune")
+        caption = (
+            "All methods train with the values that finetune was tuned to on the validation "
+            f"subjects: the best of 3 trials of 3 steps on 1 seed of whole->lower_upper (tpe; "
+            f"{own.passes} forward-backward passes in all; tuned.yaml"
+        )
+        assert caption in (out / "toy" / "table.md").read_text()
+        # those that have their own values are another table
+        trm_only = ("--methods", "trm", "--tuned", file, "--jobs", 1, "--out", out)
+        assert trm_bench("run", swept, *trm_only)[0] == 0
+        assert set(records(out / "toy")) == {"trm"}
+        # and the method need not be run itself
+        alone = (*given, "--methods", "trm", "--out", swept.parent / "alone")
+        assert trm_bench("run", swept, *alone)[0] == 0
+        (record,) = records(swept.parent / "alone" / "toy").values()
+        assert record.id == made["trm"].id
+
     def test_tuned_and_untuned_methods_never_share_a_table(
         self, swept: Path, trm_bench: Run
     ) -> None:
@@ -210,13 +253,12 @@ class TestApplied:
         rewrite(tuned_of(file), change)
         code, said = trm_bench("run", file, "--tuned", tuned_of(file), *out)
         assert code == 0 and "for each method and transfer" in said
-        folder = ProtocolFolder(tmp_path / "out" / "toy")
-        rates = {}
-        for cell in read_plan(folder).cells:
-            record = read_record(folder.record(cell.run))
-            assert record
-            rates[cell.transfer] = record.config.training.optimizer.lr
-        assert rates == {"lower_upper->whole": 0.002, "whole->lower_upper": 0.003}
+        expected = {"lower_upper->whole": 0.002, "whole->lower_upper": 0.003}
+        assert rates(tmp_path / "out" / "toy") == expected
+        shared = ("--tuned", tuned_of(file), "--training-of", "finetune", "--jobs", 1)
+        code, said = trm_bench("run", file, *shared, "--out", tmp_path / "trm", "--methods", "trm")
+        assert code == 0, said
+        assert rates(tmp_path / "trm" / "toy") == expected
         rewrite(tuned_of(file), lambda content: content["methods"].pop())
         code, said = trm_bench("run", file, "--tuned", tuned_of(file), *out)
         assert code == 2 and "holds nothing for 'finetune' in whole->lower_upper" in said
@@ -260,6 +302,14 @@ class TestRefused:
         assert "is of this very protocol" in self.refused(trm_bench, swept, "--borrow")
         code, said = trm_bench("run", swept, "--borrow", "--out", swept.parent / "refused")
         assert code == 2 and "name the other tuned.yaml with --tuned" in " ".join(said.split())
+
+    def test_the_training_of_what_has_none(self, swept: Path, trm_bench: Run) -> None:
+        said = self.refused(trm_bench, swept, "--training-of", "trm")
+        assert "'trm' was tuned without the training" in said and "tune_training: always" in said
+        said = self.refused(trm_bench, swept, "--training-of", "fine tune")
+        assert "holds nothing for 'fine tune'" in said and "finetune" in said
+        code, said = trm_bench("run", swept, "--training-of", "trm", "--out", swept.parent / "no")
+        assert code == 2 and "name the tuned.yaml with --tuned" in " ".join(said.split())
 
     def test_borrowed_values_of_single_transfers(self, swept: Path, trm_bench: Run) -> None:
         def change(content: dict[str, Any]) -> None:

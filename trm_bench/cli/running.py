@@ -55,6 +55,9 @@ def run(
     borrow: Annotated[
         bool, typer.Option("--borrow", help="Take --tuned of another protocol; tables say so.")
     ] = False,
+    training_of: Annotated[
+        str, typer.Option(help="Of --tuned, take this method's training for all, and nothing else.")
+    ] = "",
     on: On = None,
 ) -> None:
     """Run a protocol: train what is missing, then write the table. The same command resumes."""
@@ -64,13 +67,13 @@ def run(
 
     loaded = load(protocol, settings, phantom, methods, seeds, transfers)
     folder = ResultsFolder(out_dir.absolute() if on else out_dir).protocol(loaded.name)
-    loaded, values = _with_tuned(loaded, tuned, borrow)
+    loaded, taken = _with_tuned(loaded, tuned, borrow, training_of)
     names = split(transfers)
     with _executor(on, device, jobs, folder) as executor:
         if dry_run:
             with Display() as display:
                 _, plan = pipeline.planned(
-                    loaded, folder, phantom, names, executor, jobs, display, values
+                    loaded, folder, phantom, names, executor, jobs, display, taken
                 )
             _print_plan(plan)
             return
@@ -81,7 +84,7 @@ def run(
             transfers=names,
             jobs=jobs,
             display=Display(),
-            tuned=values,
+            tuned=taken,
             executor=executor,
         )
     _print_outcome(outcome, loaded)
@@ -92,19 +95,23 @@ def run(
         raise typer.Exit(1)
 
 
-def _with_tuned(protocol: Any, tuned: Path | None, borrow: bool) -> tuple[Any, Any]:
-    """A protocol with the values of a tuned.yaml, and what that file holds."""
+def _with_tuned(
+    protocol: Any, tuned: Path | None, borrow: bool, training_of: str
+) -> tuple[Any, Any]:
+    """A protocol with the values of a tuned.yaml, and what it takes of that file."""
     from trm_bench.errors import UserError
+    from trm_bench.runs.records import Taken
     from trm_bench.runs.store import read_tuned
     from trm_bench.sweep.tuned import applied
 
     if tuned is None:
-        if borrow:
-            fix = "name the other tuned.yaml with --tuned"
-            raise UserError("borrows nothing", "--borrow", fix)
+        given = "--borrow" if borrow else "--training-of" if training_of else ""
+        if given:
+            fix = f"name the {'other ' if borrow else ''}tuned.yaml with --tuned"
+            raise UserError("takes nothing", given, fix)
         return protocol, None
-    values = read_tuned(tuned)
-    return applied(protocol, values, tuned, borrow), values
+    taken = Taken(read_tuned(tuned), training_of)
+    return applied(protocol, taken, tuned, borrow), taken
 
 
 @contextmanager

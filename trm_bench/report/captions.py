@@ -101,17 +101,23 @@ def how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
     took = f"{tuned.passes} forward-backward passes in all"
     here = tuned_here(folder)
     if here is not None and here.note().digest == tuned.digest:
-        hours = sum(method.seconds for method in read_trials(folder).methods) / 3600
-        took += f", {hours:.1f} hours of training"
+        methods = read_trials(folder).methods
+        seconds = sum(m.seconds for m in methods if tuned.training_of in ("", m.method))
+        took += f", {seconds / 3600:.1f} hours of training"
     each = "each method and transfer" if b.per == "transfer" else "each method"
     where = ""
     if tuned.borrowed_from is not None:
         where = f" of another protocol, {tuned.borrowed_from}"
         where += f" (which differs in {_some(list(tuned.differs))})" if tuned.differs else ""
+    if tuned.training_of:
+        said = f"All methods train with the values that {tuned.training_of} was tuned to"
+        said += f" on the validation subjects{where}: the best of"
+    else:
+        said = f"Tuned on the validation subjects{where}, with the same budget for {each}:"
     return (
-        f"Tuned on the validation subjects{where}, with the same budget for {each}: {b.trials} "
-        f"trials of {b.steps} steps on {len(b.seeds)} seed{'' if len(b.seeds) == 1 else 's'} of "
-        f"{_some(list(b.transfers))} ({b.sampler}; {took}; tuned.yaml {tuned.digest})."
+        f"{said} {b.trials} trials of {b.steps} steps on {len(b.seeds)} "
+        f"seed{'' if len(b.seeds) == 1 else 's'} of {_some(list(b.transfers))} "
+        f"({b.sampler}; {took}; tuned.yaml {tuned.digest})."
     )
 
 

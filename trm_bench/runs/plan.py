@@ -31,7 +31,7 @@ from trm_bench.runs import compute, health
 from trm_bench.runs.config import Imported, Member, RunConfig, RunDomain, RunMethod, Subjects
 from trm_bench.runs.folders import ProtocolFolder
 from trm_bench.runs.health import Health
-from trm_bench.runs.records import Cell, Tuned
+from trm_bench.runs.records import Cell, Taken
 
 # Where the code that can change a number starts; what these import counts as well.
 NUMERIC = ("trm_bench.runs.compute", "trm_bench.data.volumes")
@@ -146,11 +146,11 @@ class Plan:
     conditions: dict[str, str] = field(default_factory=dict)
 
 
-def refuse_misfit(tuned: Tuned, plan: Plan, data: str, *, borrowed: bool = False) -> None:
+def refuse_misfit(taken: Taken, plan: Plan, data: str, *, borrowed: bool = False) -> None:
     """Refuses tuned values that were found under other conditions than a plan's.
 
     Args:
-        tuned: The values.
+        taken: The values.
         plan: Whose runs would have them.
         data: Whether its subjects are real or the stand-in.
         borrowed: The values are another protocol's, whose settings and code are its own.
@@ -159,7 +159,7 @@ def refuse_misfit(tuned: Tuned, plan: Plan, data: str, *, borrowed: bool = False
         UserError: Data, settings or code are not those of the sweep, or it lacks a method or
             transfer of the plan.
     """
-    fix = "sweep again (trm-bench sweep), or undo the change"
+    fix, tuned = "sweep again (trm-bench sweep), or undo the change", taken.tuned
     if tuned.data != data:
         raise UserError(f"was tuned on {tuned.data} data, and these are {data}", "--tuned", fix)
     names = {"subjects": "the subjects' files"}
@@ -173,11 +173,12 @@ def refuse_misfit(tuned: Tuned, plan: Plan, data: str, *, borrowed: bool = False
         raise UserError(what, "--tuned", fix)
     codes = {job.id: job.config.code for job in plan.runs}
     for cell in plan.cells:
-        known = tuned.of(cell.method, cell.transfer)
+        method = taken.training_of or cell.method
+        known = tuned.of(method, cell.transfer)
         if known is None:
-            what = f"holds nothing for '{cell.method}' in {cell.transfer}"
+            what = f"holds nothing for '{method}' in {cell.transfer}"
             raise UserError(what, "--tuned", "sweep it too, or leave it out with --transfers")
-        if not borrowed and known.code != codes[cell.run]:
+        if not borrowed and method == cell.method and known.code != codes[cell.run]:
             what = f"was tuned with other code: what computes '{cell.method}' has changed since"
             raise UserError(what, "--tuned", fix)
 

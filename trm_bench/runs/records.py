@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -123,22 +124,47 @@ class Tuned(Strict):
         fits = [m for m in self.methods if m.method == method and m.transfer in (None, transfer)]
         return fits[0] if fits else None
 
-    def note(self, protocol: str = "", conditions: Mapping[str, str] | None = None) -> TunedNote:
+    def note(
+        self,
+        protocol: str = "",
+        conditions: Mapping[str, str] | None = None,
+        training_of: str = "",
+    ) -> TunedNote:
         """What a plan says of it.
 
         Args:
             protocol: Name of the protocol that takes the values; its own where "".
             conditions: Of that protocol; see `plan.Plan`.
+            training_of: The method whose training values all take; "" where each has its own.
         """
         borrowed = protocol not in ("", self.protocol)
         given = conditions or {}
         return TunedNote(
             digest=digest_of(self.model_dump(mode="json"))[:16],
             budget=self.budget,
-            passes=sum(method.passes for method in self.methods),
+            passes=sum(m.passes for m in self.methods if training_of in ("", m.method)),
             borrowed_from=self.protocol if borrowed else None,
             differs=tuple(k for k in given if borrowed and self.conditions.get(k) != given[k]),
+            training_of=training_of,
         )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What runs take of a tuned.yaml.
+
+    Attributes:
+        tuned: What the file holds.
+        training_of: The method whose training values all take, and nothing else; "" where each
+            method takes all of its own.
+    """
+
+    tuned: Tuned
+    training_of: str = ""
+
+    def note(self, protocol: str, conditions: Mapping[str, str]) -> TunedNote:
+        """What a plan says of it; see `Tuned.note`."""
+        return self.tuned.note(protocol, conditions, self.training_of)
 
 
 class TunedNote(Strict):
@@ -147,9 +173,10 @@ class TunedNote(Strict):
     Attributes:
         digest: Its hash.
         budget: Of each method.
-        passes: Of the trials of all its methods; see `Record`.
+        passes: Of the trials of all its methods, or of `training_of`; see `Record`.
         borrowed_from: The protocol that the values were tuned on, where it is another one.
         differs: The conditions of that one that are not this one's; see `plan.Plan`.
+        training_of: The method whose training values all runs have; "" where each has its own.
     """
 
     digest: str
@@ -157,6 +184,7 @@ class TunedNote(Strict):
     passes: int = 0
     borrowed_from: str | None = None
     differs: tuple[str, ...] = ()
+    training_of: str = ""
 
 
 class SweptTrial(Strict):

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from trm_bench.errors import UserError, nearest
-from trm_bench.protocol.schema import MethodConfig, MethodSettings, Protocol
+from trm_bench.protocol.schema import MethodConfig, MethodSettings, MethodTraining, Protocol
 from trm_bench.runs.folders import ProtocolFolder
-from trm_bench.runs.records import Record, SweptMethod, SweptTrial, Trials, Tuned, TunedMethod
+from trm_bench.runs.records import (
+    Record,
+    SweptMethod,
+    SweptTrial,
+    Taken,
+    Trials,
+    Tuned,
+    TunedMethod,
+)
 from trm_bench.runs.store import read_trials, tuned_here, write_tuned
 from trm_bench.sweep.proposals import Trial
 from trm_bench.sweep.space import Space, space_of
@@ -102,19 +110,21 @@ def keep(
     return joined, len(kept), len(others) - len(kept)
 
 
-def applied(protocol: Protocol, tuned: Tuned, where: Path, borrow: bool = False) -> Protocol:
+def applied(protocol: Protocol, taken: Taken, where: Path, borrow: bool = False) -> Protocol:
     """A protocol whose methods have their tuned values; see `plan.refuse_misfit` for the data.
 
     Args:
         protocol: With the methods to run.
-        tuned: Of a sweep of that protocol, or of another one to borrow from.
+        taken: Of a sweep of that protocol, or of another one to borrow from.
         where: The file, for messages.
         borrow: Whether another protocol's values are welcome.
 
     Raises:
         UserError: The file is of another protocol, lacks a method, or a search space has changed;
-            or it is of this protocol, and nothing is to be borrowed.
+            or it is of this protocol, and nothing is to be borrowed; or the method whose training
+            is taken was tuned without it.
     """
+    tuned, training_of = taken.tuned, taken.training_of
     own = tuned.protocol == protocol.name
     if not own and not borrow:
         what = f"was tuned for the protocol '{tuned.protocol}', and this is '{protocol.name}'"
@@ -125,20 +135,37 @@ def applied(protocol: Protocol, tuned: Tuned, where: Path, borrow: bool = False)
     if borrow and any(entry.transfer is not None for entry in tuned.methods):
         what = "has values of each transfer, which another protocol does not have"
         raise UserError(what, where, "borrow from a sweep with sweep.per: protocol")
-    methods = tuple(_applied_to(chosen, protocol, tuned, where) for chosen in protocol.methods)
+    methods = protocol.methods
+    if training_of:
+        name = _entries(training_of, protocol, tuned, where)[0].name
+        leading = {chosen.label: chosen for chosen in methods}.get(training_of)
+        leading = leading or MethodConfig(name=name, label=training_of)
+        of_all = _applied_to(leading, protocol, tuned, where)
+        methods = tuple(_trained_as(of_all, chosen, where) for chosen in methods)
+    else:
+        methods = tuple(_applied_to(chosen, protocol, tuned, where) for chosen in methods)
     return protocol.model_copy(update={"methods": methods})
+
+
+def _trained_as(leading: MethodConfig, chosen: MethodConfig, where: Path) -> MethodConfig:
+    """A method with another one's training, but for what the protocol sets of its own by hand."""
+    several = {name: settings.training for name, settings in leading.per_transfer.items()}
+    if MethodTraining() in (several.values() or [leading.training]):
+        fix = "sweep it with sweep.tune_training: always"
+        raise UserError(f"'{leading.label}' was tuned without the training", where, fix)
+    own = {t: chosen.at(t).over(MethodSettings(training=of)) for t, of in several.items()}
+    training = chosen.over(MethodSettings(training=leading.training)).training
+    return chosen.model_copy(
+        update={"training": training, "per_transfer": own or chosen.per_transfer}
+    )
 
 
 def _applied_to(
     chosen: MethodConfig, protocol: Protocol, tuned: Tuned, where: Path
 ) -> MethodConfig:
     label = chosen.label
-    again = f"sweep it again (trm-bench sweep {protocol.name} --methods {label})"
-    entries = [m for m in tuned.methods if m.method == label]
-    if not entries:
-        known = list(dict.fromkeys(m.method for m in tuned.methods))
-        fix = f"{again}, or leave it out with --methods; {nearest(label, known)}"
-        raise UserError(f"holds nothing for '{label}'", where, fix)
+    again = _again(label, protocol)
+    entries = _entries(label, protocol, tuned, where)
     space = space_of(chosen, protocol.training.target, protocol.sweep)
     per_transfer: dict[str, MethodSettings] = {}
     for one in entries:
@@ -153,6 +180,20 @@ def _applied_to(
     if per_transfer:
         return chosen.model_copy(update={"per_transfer": per_transfer})
     return with_settings(chosen, space.settings(entries[0].values))
+
+
+def _entries(label: str, protocol: Protocol, tuned: Tuned, where: Path) -> list[TunedMethod]:
+    """What a file holds for a method: one, or one of each transfer."""
+    entries = [m for m in tuned.methods if m.method == label]
+    if not entries:
+        known = list(dict.fromkeys(m.method for m in tuned.methods))
+        fix = f"{_again(label, protocol)}, or leave it out with --methods; {nearest(label, known)}"
+        raise UserError(f"holds nothing for '{label}'", where, fix)
+    return entries
+
+
+def _again(label: str, protocol: Protocol) -> str:
+    return f"sweep it again (trm-bench sweep {protocol.name} --methods {label})"
 
 
 def with_settings(chosen: MethodConfig, settings: MethodSettings, label: str = "") -> MethodConfig:
