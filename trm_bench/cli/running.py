@@ -56,7 +56,11 @@ def run(
         bool, typer.Option("--borrow", help="Take --tuned of another protocol; tables say so.")
     ] = False,
     training_of: Annotated[
-        str, typer.Option(help="Of --tuned, take this method's training for all, and nothing else.")
+        str,
+        typer.Option(
+            metavar="METHOD",
+            help="Of --tuned, take this method's training for all, and nothing else.",
+        ),
     ] = "",
     on: On = None,
 ) -> None:
