@@ -47,6 +47,12 @@ OF_ALL = {
     "study_cardiac_all": "E: heart",
     "study_lgg_all": "G: LGG",
 }
+# Where all methods were swept, and the folder of the sweep.
+SWEEPS = {
+    "study_hippocampus": "study_hippocampus",
+    "study_brats": "study_brats",
+    "study_lgg_all": "study_lgg",
+}
 DEFAULTS = {"": ""}  # end of a folder's name to that of its title
 TUNED = {**DEFAULTS, "_tuned": ", tuned"}
 VALUES = {**TUNED, "_shared": ", fine-tuning's training"}

@@ -89,7 +89,12 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "brats_family_fixed", tuned_on="brats"),
         Step("run", "brats_family_fixed", tuned_on="brats", training_of="finetune"),
     ),
-    "B": (Step("run", "brats", "all"),),
+    "B": (
+        Step("run", "brats", "all"),
+        Step("sweep", "brats"),
+        Step("sweep", "brats", "all"),  # the family has been
+        Step("run", "brats", "all", tuned_on="brats"),
+    ),
     "C": (
         Step("run", "brats_shots"),
         Step("run", "brats_regions"),

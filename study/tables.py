@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from parts import (
     RESULTS,
     ROOT,
     RUNS,
+    SWEEPS,
     TUNED,
     Part,
     between,
@@ -228,19 +230,16 @@ def tuning() -> str:
     return markdown(["part", "method", "defaults", "best trial", "gain", "which of 0 to 15"], rows)
 
 
-def searched() -> str:
-    """Gains of all methods with defaults and with tuned values, where all were tuned."""
+def searched(folder: str) -> str:
+    """Gains of all methods of a part with defaults and with tuned values."""
+    both = [part for _, part in parts({folder: ""}, suffixes=TUNED)]
+    found = swept(REFERENCE / SWEEPS[folder])
+    gains = gains_of(dict(zip(TUNED, both, strict=True)))
     rows = []
-    for folder in OF_ALL:
-        both = [part for _, part in parts({folder: ""}, suffixes=TUNED)]
-        if len(both) < len(TUNED):
-            continue
-        found = swept(both[0].folder)
-        gains = gains_of(dict(zip(TUNED, both, strict=True)))
-        for method in gains.sort_values("_tuned", ascending=False).index:
-            first, best, _ = found[method]
-            over = [part.gain(method) for part in both]
-            rows.append([f"`{method}`", *over, f"{best - first:+.1f}"])
+    for method in gains.sort_values("_tuned", ascending=False).index:
+        first, best, _ = found[method]
+        over = [part.gain(method) for part in both]
+        rows.append([f"`{method}`", *over, f"{best - first:+.1f}"])
     return markdown(["method", "defaults", "tuned", "on validation"], rows)
 
 
@@ -342,7 +341,7 @@ BLOCKS = {
     "direction": direction,
     "leep": leep,
     "tuning": tuning,
-    "searched": searched,
+    "searched F": partial(searched, "study_hippocampus"),
     "devices": devices,
     "repeated": repeated,
     "bundled": bundled,
