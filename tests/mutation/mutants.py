@@ -1009,6 +1009,18 @@ MUTANTS = [
         ("workers do not wait for the scheduler", '"--dependency=after:{}"', '"--nice=0"'),
         ("days are not counted", "(24 * days + hours)", "hours"),
     ),
+    *_of(
+        "sweep.tuned",
+        "sweep/test_tuned::TestApplied",
+        ("what is set by hand is overruled", "training = chosen.over(MethodSettings(training=leading.training)).training", "training = leading.training"),
+        ("each transfer's training is lost", "own or chosen.per_transfer", "chosen.per_transfer"),
+    ),
+    *_of(
+        "protocol.strict",
+        "protocol/test_strict",
+        ("text counts as a number", "Measured = Annotated[float, StrictKind()]", "Measured = float"),
+        ("a count may be below 0", "Field(ge=0, le=LARGEST)", "Field(le=LARGEST)"),
+    ),
 ]  # fmt: skip
 
 # Survivors that no test can kill, and why.
