@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,7 @@ def write_pages(output: Path) -> list[Path]:
         with _read(folder) as evidence:
             page = folder.report("report.html")
             written += _write(evidence)
+            gc.freeze()  # nor what is known of it by now
             drawn, absent = charts.draw(evidence)
             drawn += figures.draw(evidence)
             write_text(page, pages.report(evidence, drawn, absent))
@@ -67,13 +69,17 @@ def write_pages(output: Path) -> list[Path]:
 
 @contextmanager
 def _read(folder: ProtocolFolder) -> Iterator[Evidence]:
-    """The evidence of a folder; nothing is looked through for circles while it is used.
+    """The evidence of a folder; what it holds is not looked through for circles while it is used.
 
-    Millions of numbers have none, and Python would look anew whenever as much was drawn. Charts
-    have some, which wait until the report is written: 80 MB of a large one.
+    Millions of numbers have none, and Python would look anew whenever as much was drawn.
     """
     with uncollected():
-        yield collect(read_results(folder))
+        evidence = collect(read_results(folder))
+        gc.freeze()
+    try:
+        yield evidence
+    finally:
+        gc.unfreeze()
 
 
 def write_index(folder: ResultsFolder) -> Path:
