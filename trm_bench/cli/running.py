@@ -56,11 +56,7 @@ def run(
         bool, typer.Option("--borrow", help="Take --tuned of another protocol; tables say so.")
     ] = False,
     training_of: Annotated[
-        str,
-        typer.Option(
-            metavar="METHOD",
-            help="Of --tuned, take this method's training for all, and nothing else.",
-        ),
+        str, typer.Option(metavar="METHOD", help="Of --tuned, only its training, for all methods.")
     ] = "",
     on: On = None,
 ) -> None:
