@@ -195,7 +195,7 @@ def planned(
     planner = Planner(protocol, data.cohorts, data.imported, folder, data.kind, *place)
     plan = planner.plan(chosen)
     if tuned:
-        refuse_misfit(tuned, plan, data.kind, borrowed=tuned.tuned.protocol != protocol.name)
+        refuse_misfit(tuned, plan, data.kind, borrowed=tuned.is_borrowed(protocol.name))
     return data, plan
 
 

@@ -149,13 +149,14 @@ class TestApplied:
         assert all(r.config.training.steps == 6 and r.metrics for r in made.values())
         assert made["trm"].config.training.optimizer.lr == 0.01
         note = read_plan(ProtocolFolder(out / "toy")).tuned
-        assert note and note == read_tuned(file).note() and note.digest in said
+        tuned = read_tuned(file)
+        assert note and note.digest == tuned.digest and note.digest in said
+        assert (note.borrowed_from, note.differs, note.training_of) == (None, (), "")
         caption = (
             "Tuned on the validation subjects, with the same budget for each method: 3 trials of 3 "
             "steps on 1 seed of whole->lower_upper"
         )
         assert caption in (out / "toy" / "table.md").read_text()
-        tuned = read_tuned(file)
         passes = sum(m.passes for m in tuned.methods)
         took = f"{passes} forward-backward passes in all"
         assert f"{took}; tuned.yaml" in (out / "toy" / "table.md").read_text()
@@ -182,7 +183,7 @@ class TestApplied:
         assert all(r.config.training.steps == 5 for r in made.values())
         note = read_plan(ProtocolFolder(out / "other")).tuned
         assert note and (note.borrowed_from, note.differs) == ("toy", ("training",))
-        assert note.digest == read_tuned(file).note().digest
+        assert note.digest == read_tuned(file).digest
         caption = (
             "Tuned on the validation subjects of another protocol, toy (which differs in "
             "training), with the same budget"
@@ -207,7 +208,7 @@ class TestApplied:
             assert training.loss == LossConfig(cross_entropy=1.5, dice=0.5)
         assert made["trm"].config.method.parameters["strength"] != 12.5
         note, tuned = read_plan(ProtocolFolder(out / "toy")).tuned, read_tuned(file)
-        assert note and note.training_of == "finetune" and note.digest == tuned.note().digest
+        assert note and note.training_of == "finetune" and note.digest == tuned.digest
         (own,) = (m for m in tuned.methods if m.method == "finetune")
         caption = (
             "All methods train with the values that finetune was tuned to on the validation "

@@ -100,7 +100,7 @@ def how_it_was_tuned(tuned: TunedNote, folder: ProtocolFolder) -> str:
     b = tuned.budget
     took = f"{tuned.passes} forward-backward passes in all"
     here = tuned_here(folder)
-    if here is not None and here.note().digest == tuned.digest:
+    if here is not None and here.digest == tuned.digest:
         methods = read_trials(folder).methods
         seconds = sum(m.seconds for m in methods if tuned.training_of in ("", m.method))
         took += f", {seconds / 3600:.1f} hours of training"

@@ -124,29 +124,10 @@ class Tuned(Strict):
         fits = [m for m in self.methods if m.method == method and m.transfer in (None, transfer)]
         return fits[0] if fits else None
 
-    def note(
-        self,
-        protocol: str = "",
-        conditions: Mapping[str, str] | None = None,
-        training_of: str = "",
-    ) -> TunedNote:
-        """What a plan says of it.
-
-        Args:
-            protocol: Name of the protocol that takes the values; its own where "".
-            conditions: Of that protocol; see `plan.Plan`.
-            training_of: The method whose training values all take; "" where each has its own.
-        """
-        borrowed = protocol not in ("", self.protocol)
-        given = conditions or {}
-        return TunedNote(
-            digest=digest_of(self.model_dump(mode="json"))[:16],
-            budget=self.budget,
-            passes=sum(m.passes for m in self.methods if training_of in ("", m.method)),
-            borrowed_from=self.protocol if borrowed else None,
-            differs=tuple(k for k in given if borrowed and self.conditions.get(k) != given[k]),
-            training_of=training_of,
-        )
+    @property
+    def digest(self) -> str:
+        """16 hex digits of what the file holds."""
+        return digest_of(self.model_dump(mode="json"))[:16]
 
 
 @dataclass(frozen=True)
@@ -162,9 +143,27 @@ class Taken:
     tuned: Tuned
     training_of: str = ""
 
+    def is_borrowed(self, protocol: str) -> bool:
+        """Whether the values are another protocol's than the one of a name."""
+        return self.tuned.protocol != protocol
+
     def note(self, protocol: str, conditions: Mapping[str, str]) -> TunedNote:
-        """What a plan says of it; see `Tuned.note`."""
-        return self.tuned.note(protocol, conditions, self.training_of)
+        """What a plan says of it.
+
+        Args:
+            protocol: Name of the protocol that takes the values.
+            conditions: Of that protocol; see `plan.Plan`.
+        """
+        tuned, borrowed = self.tuned, self.is_borrowed(protocol)
+        differ = [k for k in conditions if tuned.conditions.get(k) != conditions[k]]
+        return TunedNote(
+            digest=tuned.digest,
+            budget=tuned.budget,
+            passes=sum(m.passes for m in tuned.methods if self.training_of in ("", m.method)),
+            borrowed_from=tuned.protocol if borrowed else None,
+            differs=tuple(differ) if borrowed else (),
+            training_of=self.training_of,
+        )
 
 
 class TunedNote(Strict):

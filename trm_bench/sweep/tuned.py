@@ -125,7 +125,7 @@ def applied(protocol: Protocol, taken: Taken, where: Path, borrow: bool = False)
             is taken was tuned without it.
     """
     tuned, training_of = taken.tuned, taken.training_of
-    own = tuned.protocol == protocol.name
+    own = not taken.is_borrowed(protocol.name)
     if not own and not borrow:
         what = f"was tuned for the protocol '{tuned.protocol}', and this is '{protocol.name}'"
         fix = f"make one for it: trm-bench sweep {protocol.name}; or take these with --borrow"
