@@ -515,7 +515,7 @@ def test_delta_adds_the_distance_to_the_source_and_the_head_penalty(
         for name, p in run.network.named_parameters():
             if not run.parts.in_head(name):
                 p.mul_(1.1)
-    assert float(method.loss(run, batch)) > float(plain.loss(run, batch)) + new + 1e-4
+    assert method.loss(run, batch).item() > plain.loss(run, batch).item() + new + 1e-4
 
 
 @SHAPES
