@@ -128,6 +128,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "lgg", tuned_on="lgg"),
         Step("run", "lgg", tuned_on="lgg", training_of="finetune"),
         Step("run", "lgg_all", "all"),
+        Step("sweep", "lgg", "all"),  # the family has been
     ),
     "H": (Step("run", "datasets"),),
 }
