@@ -159,7 +159,8 @@ def refuse_misfit(taken: Taken, plan: Plan, data: str, *, borrowed: bool = False
         UserError: Data, settings or code are not those of the sweep, or it lacks a method or
             transfer of the plan.
     """
-    fix, tuned = "sweep again (trm-bench sweep), or undo the change", taken.tuned
+    tuned = taken.tuned
+    fix = "sweep again (trm-bench sweep), or undo the change"
     if tuned.data != data:
         raise UserError(f"was tuned on {tuned.data} data, and these are {data}", "--tuned", fix)
     names = {"subjects": "the subjects' files"}
