@@ -18,6 +18,7 @@ from trm_bench import signals
 from trm_bench.cluster import executor
 from trm_bench.cluster.engine import connected
 from trm_bench.cluster.executor import DaskExecutor
+from trm_bench.cluster.folder import ClusterFolder
 from trm_bench.runs.executors import Event, Task
 
 __all__ = [
@@ -57,7 +58,7 @@ class Cluster:
 
     @property
     def file(self) -> str:
-        return str(self.folder / "scheduler.json")
+        return str(ClusterFolder(self.folder).scheduler_file)
 
     def add(self, processes: int = 1) -> subprocess.Popen[bytes]:
         """Starts workers."""
@@ -117,18 +118,15 @@ def environment() -> dict[str, str]:
 def cluster(folder: Path, workers: int = 0) -> Iterator[Cluster]:
     """A scheduler on loopback and so many workers, ended with the context."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "scheduler.json"
+    shared = ClusterFolder(folder)
     log = (folder / "scheduler.log").open("wb")
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
     command += ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
-    started = Cluster(
-        folder,
-        subprocess.Popen(
-            [*command, "--scheduler-file", str(file)], stdout=log, stderr=log, env=environment()
-        ),
-    )
+    command += ["--scheduler-file", str(shared.scheduler_file)]
+    started = Cluster(folder, subprocess.Popen(command, stdout=log, stderr=log, env=environment()))
     try:
-        until(file.exists, "scheduler.json")
+        # its file alone is no sign: dask opens it first and writes it then
+        until(shared.address, "a scheduler that answers")
         if workers:
             started.add(workers)
         yield started
