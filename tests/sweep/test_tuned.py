@@ -325,7 +325,7 @@ class TestRefused:
         said = self.refused(trm_bench, swept, *given, "--set", "methods.2.with_dice=2")
         assert "the search space of 'trm' is another one now" in said
         said = self.refused(trm_bench, swept, *given, "--set", "methods=[focal]")
-        assert "holds nothing for 'focal'" in said
+        assert "holds nothing for 'focal'" in said and "sweep toy --methods focal" in said
         rewrite(tuned_of(swept), lambda content: content.update(data="phantom"))
         assert "was tuned on phantom data" in self.refused(trm_bench, swept, *given)
 

@@ -137,7 +137,7 @@ def applied(protocol: Protocol, taken: Taken, where: Path, borrow: bool = False)
         raise UserError(what, where, "borrow from a sweep with sweep.per: protocol")
     methods = protocol.methods
     if training_of:
-        name = _entries(training_of, protocol, tuned, where)[0].name
+        name = _entries(training_of, tuned, where)[0].name
         leading = {chosen.label: chosen for chosen in methods}.get(training_of)
         leading = leading or MethodConfig(name=name, label=training_of)
         of_all = _applied_to(leading, protocol, tuned, where)
@@ -164,8 +164,7 @@ def _applied_to(
     chosen: MethodConfig, protocol: Protocol, tuned: Tuned, where: Path
 ) -> MethodConfig:
     label = chosen.label
-    again = _again(label, protocol)
-    entries = _entries(label, protocol, tuned, where)
+    again, entries = _again(label, tuned), _entries(label, tuned, where)
     space = space_of(chosen, protocol.training.target, protocol.sweep)
     per_transfer: dict[str, MethodSettings] = {}
     for one in entries:
@@ -182,18 +181,18 @@ def _applied_to(
     return with_settings(chosen, space.settings(entries[0].values))
 
 
-def _entries(label: str, protocol: Protocol, tuned: Tuned, where: Path) -> list[TunedMethod]:
+def _entries(label: str, tuned: Tuned, where: Path) -> list[TunedMethod]:
     """What a file holds for a method: one, or one of each transfer."""
     entries = [m for m in tuned.methods if m.method == label]
     if not entries:
         known = list(dict.fromkeys(m.method for m in tuned.methods))
-        fix = f"{_again(label, protocol)}, or leave it out with --methods; {nearest(label, known)}"
+        fix = f"{_again(label, tuned)}, or leave it out with --methods; {nearest(label, known)}"
         raise UserError(f"holds nothing for '{label}'", where, fix)
     return entries
 
 
-def _again(label: str, protocol: Protocol) -> str:
-    return f"sweep it again (trm-bench sweep {protocol.name} --methods {label})"
+def _again(label: str, tuned: Tuned) -> str:
+    return f"sweep it again (trm-bench sweep {tuned.protocol} --methods {label})"
 
 
 def with_settings(chosen: MethodConfig, settings: MethodSettings, label: str = "") -> MethodConfig:
