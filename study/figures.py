@@ -1,4 +1,4 @@
-"""The study's three figures, made of the files in results/reference/study.
+"""The study's figures, made of the files in results/reference/study.
 
     python study/figures.py      writes them below results/reference/study/figures
 
@@ -8,13 +8,14 @@ The same files give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts import METRIC, ONCE, REFERENCE, RUNS, defaults_of_all, gains_of, parts
+from parts import METRIC, OF_ALL, ONCE, REFERENCE, RUNS, gains_of, of_all, parts
 
 from trm_bench.report.style import (
     BLUE,
@@ -29,7 +30,7 @@ from trm_bench.report.style import (
     WIDE,
 )
 
-FIGURES = REFERENCE / "figures"
+DRAWN = REFERENCE / "figures"
 ROW = 0.27  # inches
 
 
@@ -55,16 +56,21 @@ def family() -> Figure:
     return figure
 
 
-def methods() -> Figure:
-    """Gains over fine-tuning of the methods of all parts that ran every method."""
-    made = defaults_of_all()
+def methods(values: str = "") -> Figure:
+    """Gains over fine-tuning of the methods of all parts that ran every method.
+
+    Args:
+        values: "" for the defaults, `_tuned` for those that were found.
+    """
+    made = of_all(values)
     scores = {title: part.summary["metrics"][METRIC] for title, part in made.items()}
     gains = gains_of(made).dropna()
     order = gains.mean(axis=1).sort_values(ascending=False).index
     figure = Figure(figsize=(WIDE, 1.1 + ROW * len(order)), layout="constrained")
     axes, palette = figure.subplots(), (BLUE, ORANGE, *COLOURS)
     for place, (title, known) in enumerate(scores.items()):
-        colour, marker = palette[place % len(palette)], MARKERS[place % len(MARKERS)]
+        kind = [*OF_ALL.values()].index(title)  # alike in all figures
+        colour, marker = palette[kind % len(palette)], MARKERS[kind % len(MARKERS)]
         shift = (place - (len(scores) - 1) / 2) * 0.6 / len(scores)
         for row, method in enumerate(order):
             if method in known:
@@ -115,14 +121,22 @@ def _rows(axes: Axes, names: Sequence[str], label: str) -> None:
     axes.set_xlabel(label)
 
 
+FIGURES = {
+    "family": family,
+    "methods": methods,
+    "methods_tuned": partial(methods, "_tuned"),
+    "leep": leep,
+}
+
+
 def save(folder: Path) -> None:
     """Draws all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, Any] = {"Date": None}
     with mpl.rc_context(STYLE):
-        for name, figure in {"family": family, "methods": methods, "leep": leep}.items():
-            figure().savefig(folder / f"{name}.svg", metadata=metadata)
+        for name, draw in FIGURES.items():
+            draw().savefig(folder / f"{name}.svg", metadata=metadata)
 
 
 if __name__ == "__main__":
-    save(FIGURES)
+    save(DRAWN)

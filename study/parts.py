@@ -28,12 +28,12 @@ RUNS = {
     "study_cardiac": "E: heart, vendor to vendor",
     "study_lgg": "G: LGG, three pairs",
     "study_datasets": "H: between data sets",
+    "study_datasets_long": "H: the same, twice the steps",
 }
-# Trained on an Intel Xeon with AMX, and what of it was trained again on an AMD EPYC: of tuned
-# values those runs whose values are the defaults.
+# Trained on an Intel Xeon with AMX, and what of it was trained again on an AMD EPYC.
 AGAIN = {
     "study_hippocampus_family": "study_hippocampus_gamma",
-    "study_brats_family_fixed": "study_brats_family_fixed_tuned",
+    "study_brats_family_fixed": "study_brats",
     "study_neonatal_family": "study_neonatal",
     "study_cardiac": "study_cardiac_all",
     "study_lgg": "study_lgg_all",
@@ -53,8 +53,7 @@ SWEEPS = {
     "study_brats": "study_brats",
     "study_lgg_all": "study_lgg",
 }
-DEFAULTS = {"": ""}  # end of a folder's name to that of its title
-TUNED = {**DEFAULTS, "_tuned": ", tuned"}
+TUNED = {"": "", "_tuned": ", tuned"}  # end of a folder's name to that of its title
 VALUES = {**TUNED, "_shared": ", fine-tuning's training"}
 # Protocols of the package, run as they are.
 BUNDLED = {
@@ -180,6 +179,10 @@ def parts(
                 yield title + values, Part(root / f"{folder}{suffix}")
 
 
-def defaults_of_all() -> dict[str, Part]:
-    """The parts that ran every method, with default values, by title."""
-    return dict(parts(OF_ALL, suffixes=DEFAULTS))
+def of_all(values: str) -> dict[str, Part]:
+    """The parts that ran every method, by title.
+
+    Args:
+        values: "" for the defaults, `_tuned` for those that were found.
+    """
+    return dict(parts(OF_ALL, suffixes={values: ""}))

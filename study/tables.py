@@ -16,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from parts import (
     AGAIN,
     BUNDLED,
@@ -32,8 +33,8 @@ from parts import (
     TUNED,
     Part,
     between,
-    defaults_of_all,
     gains_of,
+    of_all,
     parts,
 )
 
@@ -156,9 +157,9 @@ def best() -> str:
     return markdown(["part", "method", "Dice", "gain over fine-tuning"], rows)
 
 
-def everywhere() -> str:
-    """Every method's gain over fine-tuning in each part that ran them all."""
-    gains = gains_of(defaults_of_all()).dropna()
+def everywhere(values: str) -> str:
+    """Every method's gain over fine-tuning in each part that ran them all with such values."""
+    gains = gains_of(of_all(values)).dropna()
     rows = []
     for method in gains.mean(axis=1).sort_values(ascending=False).index:
         own = gains.loc[method]
@@ -167,9 +168,9 @@ def everywhere() -> str:
     return markdown(["method", *gains.columns, "mean", "least"], rows)
 
 
-def carried() -> str:
+def carried(values: str) -> str:
     """Whether the methods that gain in one part gain in another, for each pair of parts."""
-    gains = gains_of(defaults_of_all())
+    gains = gains_of(of_all(values))
     rows = []
     for one, other in combinations(gains.columns, 2):
         known = gains[[one, other]].dropna()
@@ -230,17 +231,36 @@ def tuning() -> str:
     return markdown(["part", "method", "defaults", "best trial", "gain", "which of 0 to 15"], rows)
 
 
-def searched(folder: str) -> str:
-    """Gains of all methods of a part with defaults and with tuned values."""
-    both = [part for _, part in parts({folder: ""}, suffixes=TUNED)]
-    found = swept(REFERENCE / SWEEPS[folder])
-    gains = gains_of(dict(zip(TUNED, both, strict=True)))
+def kept() -> str:
+    """What best trials had over the defaults on validation subjects, and have on test subjects."""
     rows = []
-    for method in gains.sort_values("_tuned", ascending=False).index:
-        first, best, _ = found[method]
-        over = [part.gain(method) for part in both]
-        rows.append([f"`{method}`", *over, f"{best - first:+.1f}"])
-    return markdown(["method", "defaults", "tuned", "on validation"], rows)
+    for folder, sweep in SWEEPS.items():
+        if not (REFERENCE / f"{folder}_tuned" / "summary.json").is_file():
+            continue
+        both = [part for _, part in parts({folder: ""}, suffixes=TUNED)]
+        dice = [
+            pd.Series({m: row["mean"] for m, row in part.summary["metrics"][METRIC].items()})
+            for part in both
+        ]
+        trials = swept(REFERENCE / sweep)
+        promised = pd.Series({m: best - first for m, (first, best, _) in trials.items()})
+        change = pd.DataFrame({"promised": promised, "kept": dice[1] - dice[0]}).dropna()
+        change = change[change.promised > 0]  # else the defaults were the best
+        subjects = both[0].provenance["protocol"]["split"]["target"]["val"]
+        rows.append(
+            [
+                OF_ALL[folder],
+                str(subjects),
+                str(len(change)),
+                f"{change.promised.median():+.1f}",
+                f"{change.kept.median():+.1f}",
+                str((change.kept > 0).sum()),
+                f"{change.promised.corr(change.kept, method='spearman'):+.2f}",
+            ]
+        )
+    columns = ["part", "validation subjects", "methods that found better values"]
+    columns += ["median gain on validation", "on test", "better on test", "rank correlation"]
+    return markdown(columns, rows)
 
 
 def devices() -> str:
@@ -264,13 +284,8 @@ def repeated() -> str:
     rows = []
     for folder, other in AGAIN.items():
         both = [Part(REFERENCE / name) for name in (folder, other)]
-        ids = [part.provenance["runs"] for part in both]
-        # with defaults a run of one name is the same, though later code named it otherwise
-        shared = [
-            run
-            for run, own in ids[0].items()
-            if run in ids[1] and (ids[1][run] == own or not other.endswith("_tuned"))
-        ]
+        # with defaults a run of one name is the same, though later code has another id for it
+        shared = [run for run in both[0].provenance["runs"] if run in both[1].provenance["runs"]]
         dice = [part.dice_of_runs() for part in both]
         change = (dice[1] - dice[0])[shared]
         size = change.abs()
@@ -336,12 +351,14 @@ BLOCKS = {
     "transfers": transfers,
     "harmed": harmed,
     "best": best,
-    "everywhere": everywhere,
-    "carried": carried,
+    "everywhere": partial(everywhere, ""),
+    "everywhere, tuned": partial(everywhere, "_tuned"),
+    "carried": partial(carried, ""),
+    "carried, tuned": partial(carried, "_tuned"),
     "direction": direction,
     "leep": leep,
     "tuning": tuning,
-    "searched F": partial(searched, "study_hippocampus"),
+    "kept": kept,
     "devices": devices,
     "repeated": repeated,
     "bundled": bundled,

@@ -151,7 +151,7 @@ class TestPages:
     def test_figures_are_those_of_the_files(self, tmp_path: Path) -> None:
         figures.save(tmp_path)
         for drawn in tmp_path.iterdir():
-            assert drawn.read_bytes() == (figures.FIGURES / drawn.name).read_bytes(), drawn.name
+            assert drawn.read_bytes() == (figures.DRAWN / drawn.name).read_bytes(), drawn.name
 
     def test_no_panel_is_empty(self) -> None:
         shown = [axes for axes in figures.leep().axes if axes.get_visible()]
