@@ -129,6 +129,7 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("run", "lgg", tuned_on="lgg", training_of="finetune"),
         Step("run", "lgg_all", "all"),
         Step("sweep", "lgg", "all"),  # the family has been
+        Step("run", "lgg_all", "all", tuned_on="lgg"),
     ),
     "H": (Step("run", "datasets"),),
 }
