@@ -56,7 +56,7 @@ def family() -> Figure:
     return figure
 
 
-def methods(values: str = "") -> Figure:
+def methods(values: str) -> Figure:
     """Gains over fine-tuning of the methods of all parts that ran every method.
 
     Args:
@@ -123,7 +123,7 @@ def _rows(axes: Axes, names: Sequence[str], label: str) -> None:
 
 FIGURES = {
     "family": family,
-    "methods": methods,
+    "methods": partial(methods, ""),
     "methods_tuned": partial(methods, "_tuned"),
     "leep": leep,
 }

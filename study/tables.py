@@ -235,8 +235,6 @@ def kept() -> str:
     """What best trials had over the defaults on validation subjects, and have on test subjects."""
     rows = []
     for folder, sweep in SWEEPS.items():
-        if not (REFERENCE / f"{folder}_tuned" / "summary.json").is_file():
-            continue
         both = [part for _, part in parts({folder: ""}, suffixes=TUNED)]
         dice = [
             pd.Series({m: row["mean"] for m, row in part.summary["metrics"][METRIC].items()})
