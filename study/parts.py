@@ -46,11 +46,12 @@ OF_ALL = {
     "study_cardiac_all": "E: heart",
     "study_lgg_all": "G: LGG",
 }
-# Where all methods were swept, and the folder of the sweep.
+# Where all methods were run with tuned values, and the folder of the sweep that found them.
 SWEEPS = {
     "study_hippocampus": "study_hippocampus",
     "study_brats": "study_brats",
     "study_lgg_all": "study_lgg",
+    "study_neonatal": "study_brats",
 }
 TUNED = {"": "", "_tuned": ", tuned"}  # end of a folder's name to that of its title
 VALUES = {**TUNED, "_shared": ", fine-tuning's training"}

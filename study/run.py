@@ -105,6 +105,8 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("sweep", "brats"),
         Step("run", "neonatal_family", tuned_on="brats"),
         Step("run", "neonatal_family", tuned_on="brats", training_of="finetune"),
+        Step("sweep", "brats", "all"),  # the family has been
+        Step("run", "neonatal", "all", tuned_on="brats"),
     ),
     "E": (
         Step("run", "cardiac"),

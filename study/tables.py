@@ -244,11 +244,12 @@ def kept() -> str:
         promised = pd.Series({m: best - first for m, (first, best, _) in trials.items()})
         change = pd.DataFrame({"promised": promised, "kept": dice[1] - dice[0]}).dropna()
         change = change[change.promised > 0]  # else the defaults were the best
-        subjects = both[0].provenance["protocol"]["split"]["target"]["val"]
+        split = Part(REFERENCE / sweep).provenance["protocol"]["split"]
         rows.append(
             [
                 OF_ALL[folder],
-                str(subjects),
+                {**RUNS, **OF_ALL}[sweep][0],
+                str(split["target"]["val"]),
                 str(len(change)),
                 f"{change.promised.median():+.1f}",
                 f"{change.kept.median():+.1f}",
@@ -256,7 +257,7 @@ def kept() -> str:
                 f"{change.promised.corr(change.kept, method='spearman'):+.2f}",
             ]
         )
-    columns = ["part", "validation subjects", "methods that found better values"]
+    columns = ["part", "swept on", "validation subjects", "methods that found better values"]
     columns += ["median gain on validation", "on test", "better on test", "rank correlation"]
     return markdown(columns, rows)
 
