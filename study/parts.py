@@ -28,6 +28,7 @@ RUNS = {
     "study_cardiac": "E: heart, vendor to vendor",
     "study_lgg": "G: LGG, three pairs",
     "study_datasets": "H: between data sets",
+    "study_datasets_long": "H: the same, twice the steps",
 }
 # Trained on an Intel Xeon with AMX, and what of it was trained again on an AMD EPYC.
 AGAIN = {

@@ -133,7 +133,10 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("sweep", "lgg", "all"),  # the family has been
         Step("run", "lgg_all", "all", tuned_on="lgg"),
     ),
-    "H": (Step("run", "datasets"),),
+    "H": (
+        Step("run", "datasets"),
+        Step("run", "datasets_long"),
+    ),
 }
 
 
