@@ -24,6 +24,7 @@ RUNS = {
     "study_brats_long": "A: two pairs, four times the steps",
     "study_neonatal_family": "D: newborns, T1, T2",
     "study_brats_shots": "C: BraTS-2018, few shots",
+    "study_brats_shots_fixed": "C: the same, one split",
     "study_brats_regions": "C: BraTS-2018, to regions",
     "study_cardiac": "E: heart, vendor to vendor",
     "study_lgg": "G: LGG, three pairs",

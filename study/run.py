@@ -98,6 +98,10 @@ PARTS: dict[str, tuple[Step, ...]] = {
     "C": (
         Step("run", "brats_shots"),
         Step("run", "brats_regions"),
+        Step("run", "brats_shots_fixed"),
+        Step("sweep", "brats"),
+        Step("run", "brats_shots_fixed", tuned_on="brats"),
+        Step("run", "brats_shots_fixed", tuned_on="brats", training_of="finetune"),
     ),
     "D": (
         Step("run", "neonatal_family"),

@@ -84,6 +84,21 @@ def test_what_is_tuned_is_swept_before_with_the_same_spaces() -> None:
             assert spaces[0] == spaces[1], (step.protocol, name)
 
 
+def test_no_patient_is_tested_on_that_was_tuned_on() -> None:
+    def tested(folder: Path) -> set[str]:
+        return set(parts.Part(folder).table("metrics.csv.gz").subject)
+
+    seen = 0
+    for step in {step for _, step in STEPS if step.tuned_on}:
+        folders = [parts.REFERENCE / name for name in (step.name, f"study_{step.tuned_on}")]
+        own, other = (protocol_of(name) for name in (step.protocol, step.tuned_on))
+        if own.data.root == other.data.root and (folders[0] / "summary.json").is_file():
+            # those that a sweep validates on are not tested on by its protocol
+            assert tested(folders[0]) <= tested(folders[1]), step.name
+            seen += 1
+    assert seen
+
+
 def test_a_sweep_has_16_trials_on_one_split() -> None:
     sweeps = {step for _, step in STEPS if step.command == "sweep"}
     assert {step.methods for step in sweeps} == {"", "all"}
