@@ -54,6 +54,7 @@ SWEEPS = {
     "study_brats": "study_brats",
     "study_lgg_all": "study_lgg",
     "study_neonatal": "study_brats",
+    "study_cardiac_all": "study_hippocampus",
 }
 TUNED = {"": "", "_tuned": ", tuned"}  # end of a folder's name to that of its title
 VALUES = {**TUNED, "_shared": ", fine-tuning's training"}

@@ -117,6 +117,8 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("sweep", "hippocampus"),
         Step("run", "cardiac", tuned_on="hippocampus"),
         Step("run", "cardiac_all", "all"),
+        Step("sweep", "hippocampus", "all"),  # the family has been
+        Step("run", "cardiac_all", "all", tuned_on="hippocampus"),
     ),
     "F": (
         Step("run", "hippocampus", "all"),
