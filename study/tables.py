@@ -30,6 +30,7 @@ from parts import (
     ROOT,
     RUNS,
     SWEEPS,
+    TITLES,
     TUNED,
     Part,
     between,
@@ -223,7 +224,7 @@ def tuning() -> str:
     rows = []
     for path in sorted(REFERENCE.glob("*/sweep/trials.json")):
         folder = path.parents[1]
-        title = {**RUNS, **OF_ALL}[folder.name]
+        title = TITLES[folder.name]
         for method, (first, best, trial) in swept(folder).items():
             if method in FAMILY:
                 values = f"{first:.1f}", f"{best:.1f}", f"{best - first:+.1f}"
@@ -248,7 +249,7 @@ def kept() -> str:
         rows.append(
             [
                 OF_ALL[folder],
-                {**RUNS, **OF_ALL}[sweep][0],
+                TITLES[sweep][0],
                 str(split["target"]["val"]),
                 str(len(change)),
                 f"{change.promised.median():+.1f}",
@@ -331,7 +332,7 @@ def _interval(row: dict[str, Any]) -> tuple[float, float]:
 def cost() -> str:
     """Seconds of a run's training, and hours of all of them, without those of the sources."""
     rows = []
-    for title, part in parts({**RUNS, **OVER_GAMMA, **OF_ALL}):
+    for title, part in parts(TITLES):
         runs = len(set(part.provenance["runs"].values()))
         seconds = part.provenance["training_seconds"]
         rows.append([title, str(runs), f"{seconds / runs:.0f}", f"{seconds / 3600:.1f}"])
