@@ -9,12 +9,14 @@ import postgres
 import pytest
 import torch
 import toy
+from heard import heard
 from helpers import Run
 
-from trm_bench import cli
+from trm_bench import cli, signals
 from trm_bench.seeds import CPU_THREADS
 
 torch.set_num_threads(CPU_THREADS)
+heard(signals.SIGNALS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
+from heard import heard
+
 from faults.base import HERE, TIMED, TRAINING, Base, files, write_protocol
 from faults.case import CODE, LOST, SURVIVORS, WORDS, Case, Scene
 from faults.results import equal, records
@@ -24,10 +26,7 @@ FOLDERS, KILLS = 16, 10  # so many folders, and at most so many kills in each be
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 LONGEST = 300.0  # seconds of a command in processes of its own, on a busy machine
 
-# below nohup, or in the background of a script, some are ignored, which children inherit
-for _number in SIGNALS:
-    if signal.getsignal(_number) == signal.SIG_IGN:
-        signal.signal(_number, signal.SIG_DFL)
+heard(SIGNALS)
 COMMANDS: dict[str, tuple[str, ...]] = {"run": (), "sweep": ("--trials", "2")}
 STEADY = (".csv", ".md", ".tex", ".nii.gz", "tuned.yaml")
 """Ends of the names of files that come out the same, with tracking and without."""

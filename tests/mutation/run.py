@@ -119,6 +119,8 @@ def run(mutants: Sequence[Mutant], jobs: int) -> dict[str, str]:
             took = time.monotonic() - began
             done = f"{len(results)} of {len(mutants)}"
             print(f"{done:>10}  {results[mutant.name]:9} {took:5.0f} s  {mutant.name}", flush=True)
+            if mutant.new == mutant.old and results[mutant.name] != "survived":
+                print(log.read_text(errors="replace")[-4000:], flush=True)  # why tests fail anyway
     return results
 
 
