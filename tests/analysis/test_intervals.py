@@ -299,6 +299,16 @@ def test_many_gains_at_once_are_each_alone() -> None:
     assert alone["relative_low"].notna().sum() == 5
 
 
+def test_all_transfers_alone_are_what_they_are_beside_each() -> None:
+    table = with_gaps(3)
+    pairs = [("trm", "finetune"), ("finetune", "trm")]
+    rows = gains(table, pairs=pairs)
+    alone = gains(table, pairs=pairs, each=False)
+    assert len(rows) == 2 * 4 and alone["transfer"].tolist() == [OVERALL, OVERALL]
+    overall = rows[rows["transfer"] == OVERALL].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, overall, check_exact=False, rtol=1e-10)
+
+
 @pytest.mark.parametrize("relative", [True, False])
 def test_intervals_of_arrays_are_those_of_a_table(relative: bool) -> None:
     table = with_gaps(0)

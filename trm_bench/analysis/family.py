@@ -10,13 +10,14 @@ hold 0: the smallest p that is not rejected is above ALPHA / (K - R), and all be
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from trm_bench.analysis.intervals import FIXED, Design, gains
-from trm_bench.analysis.table import OVERALL, Grid, Pairs, grid
+from trm_bench.analysis.table import Grid, Pairs, grid
 from trm_bench.protocol.schema import CONTROLS, Claim
 
 ALPHA = 0.05
@@ -89,15 +90,12 @@ def judge(
         return pd.DataFrame(columns=COLUMNS)
     g = table if isinstance(table, Grid) else grid(table, metric)
 
-    def overall(level: float, relative: bool = True) -> pd.DataFrame:
-        rows = gains(g, metric, pairs, design=design, level=level, relative=relative)
-        return rows[rows["transfer"] == OVERALL].reset_index(drop=True)
-
+    overall = partial(gains, g, metric, pairs, design=design, each=False)
     k = len(pairs)
-    p = overall(1 - ALPHA, relative=False)["p"].to_numpy(float)
+    p = overall(level=1 - ALPHA, relative=False)["p"].to_numpy(float)
     tested = np.isfinite(p)
     p_holm = np.where(tested, holm(np.where(tested, p, 1.0)), np.nan)
-    rows = overall(level_of(p_holm[tested], k))
+    rows = overall(level=level_of(p_holm[tested], k))
     enough = rows["n_seeds"] >= seeds_for_marks(k)
     side = np.where(rows["gain"] > 0, BETTER, WORSE)
     rows["mark"] = np.where(enough & (p_holm <= ALPHA), side, "")

@@ -82,6 +82,7 @@ def gains(
     design: Design = FIXED,
     level: float = LEVEL,
     relative: bool = True,
+    each: bool = True,
 ) -> pd.DataFrame:
     """Mean gains of methods over others, with p-values and intervals; see the module.
 
@@ -94,6 +95,7 @@ def gains(
         design: Of the splits.
         level: Coverage of each interval on its own.
         relative: Whether the relative gain is wanted, which takes longer; NaN if not.
+        each: Whether rows of single transfers are wanted, or of all of them alone.
 
     Returns:
         For each pair the rows of `mean_gains`, after the columns transfer, method and versus.
@@ -112,8 +114,9 @@ def gains(
         [g.of(versus) for _, versus in pairs] if relative else None,
         design=design,
         level=level,
+        each=each,
     )
-    methods, others = np.repeat(pairs, len(g.transfers) + 1, axis=0).T
+    methods, others = np.repeat(pairs, len(rows) // len(pairs), axis=0).T
     rows.insert(1, "method", methods)
     rows.insert(2, "versus", others)
     return rows
@@ -161,6 +164,7 @@ def several_mean_gains(
     *,
     design: Design = FIXED,
     level: float = LEVEL,
+    each: bool = True,
 ) -> pd.DataFrame:
     """The rows of `mean_gains` for each of several gains, at a fraction of the cost.
 
@@ -171,6 +175,7 @@ def several_mean_gains(
         bases: What each gain is over.
         design: Of the splits.
         level: Coverage.
+        each: Whether rows of single transfers are wanted, or of all of them alone.
     """
     means: list[_Mean] = []
     rows: list[dict[str, Any]] = []
@@ -180,9 +185,8 @@ def several_mean_gains(
         with_values = np.flatnonzero(np.any(there, axis=(1, 2)))
         of_one = [with_values[with_values == t] for t in range(len(transfers))]
         among = [*cells.sum(axis=(1, 2)), cells.sum()]
-        for name, index, number in zip(
-            [*transfers, OVERALL], [*of_one, with_values], among, strict=True
-        ):
+        places = [*zip([*transfers, OVERALL], [*of_one, with_values], among, strict=True)]
+        for name, index, number in places if each else places[-1:]:
             used = there[index]
             subjects, seeds = np.any(used, axis=(0, 2)), np.any(used, axis=(0, 1))
             keep = np.ix_(index, subjects, seeds)
@@ -196,7 +200,7 @@ def several_mean_gains(
                     "left_out": int(number - used.sum()),
                 }
             )
-    names = [*transfers, OVERALL] * len(gains)
+    names = [*(transfers if each else ()), OVERALL] * len(gains)
     numbers = _with_intervals(means, design, level)
     return pd.DataFrame(
         {"transfer": name} | number | row
@@ -339,11 +343,11 @@ def _blocks(there: NDArray[np.bool_]) -> NDArray[np.int64]:
     Subjects of different blocks differ in their means by the transfer, not by chance, and only
     within a block can they be compared.
     """
-    from scipy.sparse.csgraph import connected_components
-
     in_transfer = np.any(there, axis=2)
     if np.any(np.all(in_transfer, axis=0)):  # a subject that all have: one block, and no search
         return np.zeros(there.shape[1], np.int64)
+    from scipy.sparse.csgraph import connected_components
+
     shared = in_transfer.astype(int) @ in_transfer.T.astype(int)
     _, of_transfer = connected_components(shared, directed=False)
     return np.asarray(of_transfer[in_transfer.argmax(axis=0)])

@@ -170,7 +170,7 @@ def _gaps(rows: pd.DataFrame) -> Iterator[str]:
 def _blocking(table: pd.DataFrame) -> list[str]:
     """The faults that no test can be run on."""
     problems = []
-    unnamed = table[table[KEYS].isna().any(axis=1)]
+    unnamed = table[np.any([table[key].isna() for key in KEYS], axis=0)]
     if len(unnamed):
         keys = " or ".join(k for k in KEYS if unnamed[k].isna().any())
         problems.append(f"{_count(len(unnamed), 'row')} without {keys}")

@@ -362,7 +362,8 @@ class Evidence:
         pairs, level = [(top["method"], self.reference)], 1 - family.ALPHA / looked
         assert self.main.grid is not None
         grid = self.main.grid
-        again = gains(grid, pairs=pairs, design=self.design, level=level, relative=False).iloc[-1]
+        over = gains(grid, pairs=pairs, design=self.design, level=level, relative=False, each=False)
+        again = over.iloc[0]
         clear = rows[rows["p"] <= family.ALPHA / looked]
         return Largest(
             method=str(top["method"]),
