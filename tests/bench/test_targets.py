@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from trm_bench.bench.bare import COMPILED
 from trm_bench.bench.machine import Machine, has_bf16
 from trm_bench.bench.occupancy import trained_seconds
 from trm_bench.bench.suite import Report
@@ -82,9 +83,29 @@ def test_tuned_is_the_best_of_its_precision_and_no_compiled_one() -> None:
     )
     tuned = value(sections, "tuned bare step / finetune, fp32")
     assert tuned.value and tuned.value.median == pytest.approx(0.8) and not tuned.met
-    compiled = tuned_row(sections, "fp32", compiled=True)
+    compiled = tuned_row(sections, "fp32", COMPILED)
     assert compiled and compiled.name == "bare fp32 compiled"
     assert tuned_row({}, "fp32") is None
+
+
+def test_what_is_compiled_has_figures_where_it_was_measured() -> None:
+    def named(sections: dict[str, Section]) -> set[str]:
+        return {t.figure for t in targets(sections, False) if t.figure.endswith(COMPILED)}
+
+    plain = {"bare plain": 1.3, "bare fp32 compiled": 0.9, "finetune fp32": 1.0}
+    assert not named(steps(**plain))
+    sections = steps(**plain, **{"finetune fp32 compiled": 0.8})
+    rows = Row("MONAI tutorial, 0 workers", (1.2,)), Row("finetune fp32 compiled", (0.8,))
+    sections["loop"] = Section("a loop", "step", rows, rows[0].name)
+    figures = {
+        "plain bare step / finetune fp32 compiled": 1.3 / 0.8,
+        "tuned bare step / finetune, fp32 compiled": 0.9 / 0.8,
+        "MONAI's loop / ours, fp32 compiled": 1.2 / 0.8,
+    }
+    assert named(sections) == figures.keys()
+    for figure, ratio_of in figures.items():
+        found = value(sections, figure).value
+        assert found and found.median == pytest.approx(ratio_of)
 
 
 def test_seconds_of_trainings_include_those_of_sources() -> None:

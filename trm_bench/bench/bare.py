@@ -41,10 +41,11 @@ class Kind:
         if self.plain:
             return PLAIN
         layout = " channels-last" if self.channels_last else ""
-        return f"bare {self.precision}{layout}{' compiled' if self.compiled else ''}"
+        return f"bare {self.precision}{layout}{COMPILED if self.compiled else ''}"
 
 
 PLAIN = "bare plain"
+COMPILED = " compiled"  # ends the names of what goes through torch.compile
 
 
 def kinds(device: torch.device, precisions: list[str], compiled: bool) -> list[Kind]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from trm_bench import environment
-from trm_bench.bench.bare import PLAIN, Bare, kinds, operations
+from trm_bench.bench.bare import COMPILED, PLAIN, Bare, kinds, operations
 from trm_bench.bench.machine import Machine
 from trm_bench.bench.timing import Row, Section, Timed, Work, in_turns
 from trm_bench.bench.workload import Workload, context, random_subjects, step_seconds
@@ -28,7 +28,7 @@ IN_EVERY_PRECISION = ("finetune", "trm")
 
 def label(method: str, precision: str, compiled: bool = False) -> str:
     """The name of a method's row."""
-    return f"{method} {precision}{' compiled' if compiled else ''}"
+    return f"{method} {precision}{COMPILED if compiled else ''}"
 
 
 def measure(
@@ -47,7 +47,6 @@ def measure(
         UserError: Memory does not suffice.
     """
     device, own = workload.device, workload.training.precision
-    compiled = compiled and bool(machine.compiler or device.type == "cuda")
     bare = {
         kind.name: Bare(context(workload.subjects, workload.training, device), kind)
         for kind in kinds(device, machine.precisions, compiled)

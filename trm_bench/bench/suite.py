@@ -90,6 +90,7 @@ def run(
     config = training_of(device, steps_of_turn, batch, patch)
     deterministic(device)  # and one thread, as a training has
     here = machine.look(device)
+    compiled = compiled and bool(here.compiler or device.type == "cuda")
     measured: dict[str, Section] = {}
     with tempfile.TemporaryDirectory() as folder, display:
         subjects = random_subjects(_made(folder, "patches"), config, device)
@@ -97,7 +98,7 @@ def run(
         slow = dataclasses.replace(load, rounds=min(rounds, SLOW_ROUNDS))
         ways: dict[str, Callable[[], Section | None]] = {
             "steps": lambda: steps.measure(load, named, compiled, here, display),
-            "loop": lambda: tutorial.measure(load, here, display),
+            "loop": lambda: tutorial.measure(load, compiled, here, display),
             "inference": lambda: inference.measure(slow, _made(folder, "volumes"), display),
             "start": lambda: start.measure(slow.rounds, display),
             "protocol": lambda: occupancy.measure(device, _made(folder, "results"), display),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 
-from trm_bench.bench.bare import PLAIN
+from trm_bench.bench.bare import COMPILED, PLAIN
 from trm_bench.bench.inference import BARE, WITH_DICE
 from trm_bench.bench.occupancy import AT_HAND, TRAINING
 from trm_bench.bench.timing import Ratio, Row, Section, ratio
@@ -33,16 +32,17 @@ class Target:
 
 
 def targets(sections: Mapping[str, Section], on_gpu: bool) -> list[Target]:
-    """All figures, measured or not.
+    """All figures, measured or not; of what is compiled those that were.
 
     Args:
         sections: What was timed, by the names of `suite.SECTIONS`.
         on_gpu: Whether the figures for a GPU are to be reached.
     """
-    return [
+    found = [
         Target(figure, of_gpu if on_gpu else of_cpu, ratio(one, other) if one and other else None)
         for figure, of_cpu, of_gpu, one, other in _figures(sections)
     ]
+    return [target for target in found if target.value or not target.figure.endswith(COMPILED)]
 
 
 def _figures(
@@ -54,21 +54,22 @@ def _figures(
         return sections[section].row(name) if section in sections else None
 
     reference = sections["loop"].reference if "loop" in sections else ""
-    plain = row("steps", PLAIN)
-    for precision, of_cpu, of_gpu in (("fp32", 1.25, 1.5), ("bf16", 1.65, 2.5)):
-        ours = row("steps", f"finetune {precision}")
-        yield f"plain bare step / finetune {precision}", of_cpu, of_gpu, plain, ours
-    for compiled, precision in product((False, True), ("fp32", "bf16")):
-        name = f"{precision}{' compiled' if compiled else ''}"
-        ours, tuned = row("steps", f"finetune {name}"), tuned_row(sections, precision, compiled)
-        if ours or not compiled:
-            yield f"tuned bare step / finetune, {name}", 0.95, 0.90, tuned, ours
-    for precision in ("fp32", "bf16"):
-        ours, trm = row("steps", f"finetune {precision}"), row("steps", f"trm {precision}")
-        yield f"finetune / trm, {precision}", 0.99, 0.99, ours, trm
-    for precision, of_cpu, of_gpu in (("fp32", 1.4, 5.0), ("bf16", 1.8, 5.0)):
-        best, ours = row("loop", reference), row("loop", f"finetune {precision}")
-        yield f"MONAI's loop / ours, {precision}", of_cpu, of_gpu, best, ours
+    plain, tutorial = row("steps", PLAIN), row("loop", reference)
+    ways = [(kind, end) for end in ("", COMPILED) for kind in ("fp32", "bf16")]
+    for kind, end in ways:
+        of_cpu, of_gpu = {"fp32": (1.25, 1.5), "bf16": (1.65, 2.5)}[kind]
+        ours = row("steps", f"finetune {kind}{end}")
+        yield f"plain bare step / finetune {kind}{end}", of_cpu, of_gpu, plain, ours
+    for kind, end in ways:
+        ours, tuned = row("steps", f"finetune {kind}{end}"), tuned_row(sections, kind, end)
+        yield f"tuned bare step / finetune, {kind}{end}", 0.95, 0.90, tuned, ours
+    for kind in ("fp32", "bf16"):
+        ours, trm = row("steps", f"finetune {kind}"), row("steps", f"trm {kind}")
+        yield f"finetune / trm, {kind}", 0.99, 0.99, ours, trm
+    for kind, end in ways:
+        of_cpu, of_gpu = {"fp32": (1.4, 5.0), "bf16": (1.8, 5.0)}[kind]
+        ours = row("loop", f"finetune {kind}{end}")
+        yield f"MONAI's loop / ours, {kind}{end}", of_cpu, of_gpu, tutorial, ours
     yield (
         "bare inference / with Dice",
         0.8,
@@ -79,14 +80,13 @@ def _figures(
     yield "busy with training", 0.90, 0.85, row("protocol", TRAINING), row("protocol", AT_HAND)
 
 
-def tuned_row(
-    sections: Mapping[str, Section], precision: str, compiled: bool = False
-) -> Row | None:
-    """The best bare step of a precision: whatever the order in memory, compiled or not."""
+def tuned_row(sections: Mapping[str, Section], precision: str, end: str = "") -> Row | None:
+    """The best bare step of a precision, whatever the order in memory; `COMPILED` or not."""
     rows = sections["steps"].rows if "steps" in sections else ()
     chosen = [
         row
         for row in rows
-        if row.name.startswith(f"bare {precision}") and row.name.endswith("compiled") == compiled
+        if row.name.startswith(f"bare {precision}")
+        and row.name.endswith(COMPILED) == (end == COMPILED)
     ]
     return min(chosen, key=lambda row: row.median, default=None)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 
 from trm_bench.bench.bare import Kind, as_a_script
 from trm_bench.bench.machine import Machine
+from trm_bench.bench.steps import label
 from trm_bench.bench.timing import Row, Section, Timed, in_turns, wall
 from trm_bench.bench.workload import Workload, context, step_seconds
 from trm_bench.display import Display
@@ -24,8 +26,16 @@ AUGMENT = AugmentConfig(
 TUTORIAL = "MONAI tutorial"
 
 
-def measure(workload: Workload, machine: Machine, display: Display) -> Section | None:
+def measure(
+    workload: Workload, compiled: bool, machine: Machine, display: Display
+) -> Section | None:
     """Times MONAI's loop at several numbers of workers beside ours with the same augmentation.
+
+    Args:
+        workload: What is trained.
+        compiled: Time ours through torch.compile too.
+        machine: Where.
+        display: Where progress is shown.
 
     Returns:
         None for a 2D network, for which there is no such tutorial.
@@ -35,9 +45,9 @@ def measure(workload: Workload, machine: Machine, display: Display) -> Section |
     device = workload.device
     with _Loops(workload, _workers(machine.cores)) as loops:
         works: dict[str, Timed] = dict(loops.works)
-        for precision in machine.precisions:
-            config = workload.config(augment=AUGMENT, precision=precision)
-            works[f"finetune {precision}"] = partial(
+        for way, precision in product([False, True] if compiled else [False], machine.precisions):
+            config = workload.config(augment=AUGMENT, precision=precision, compile=way)
+            works[label("finetune", precision, way)] = partial(
                 step_seconds, "finetune", workload.subjects, config, device, wall
             )
         with display.stage("timing loops", (workload.rounds + 1) * len(works)) as stage:
