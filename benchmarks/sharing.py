@@ -40,20 +40,20 @@ def trained(job: Job, start: float, seconds: float, device: torch.device, progre
     """Steps a second of one process, from `start`, seconds since the epoch."""
     deterministic(device)
     run, _ = compute.start(job.config, None, partial(execute.load_part, job, device), device)
-    estimates._seconds_of_steps(run, STEPS, device)
+    estimates.seconds_of_steps(run, STEPS, device)
     if (left := start - time.time()) < 0:
         raise RuntimeError(f"ready {-left:.1f} s late")
     time.sleep(left)
     steps, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < seconds:
-        estimates._seconds_of_steps(run, STEPS, device)
+        estimates.seconds_of_steps(run, STEPS, device)
         steps += STEPS
     return steps / passed
 
 
 def curve(plan: Plan, device: torch.device, numbers: list[int], seconds: float) -> dict[int, float]:
     """Number of processes to the steps that they make a second together."""
-    job, measured = estimates._few_subjects(plan.runs[0]), {}
+    job, measured = estimates.few_subjects(plan.runs[0]), {}
     with LocalPool(device, max(numbers)) as pool:
         # a first time, long enough to start all processes, which stay
         for number, wait in [(max(numbers), STARTED), *((n, READY) for n in numbers)]:

@@ -96,7 +96,7 @@ def pace_of(plan: Plan, device: torch.device) -> Pace:
     Raises:
         UserError: The device's memory does not suffice.
     """
-    job = _few_subjects(max(plan.runs, key=lambda job: _size(job.config)))
+    job = few_subjects(max(plan.runs, key=lambda job: _size(job.config)))
     deterministic(device)
     try:
         return _pace(job, device)
@@ -105,8 +105,12 @@ def pace_of(plan: Plan, device: torch.device) -> Pace:
         raise UserError(what, "training", "lower batch or patch, or raise the spacing") from error
 
 
-def _few_subjects(job: Job) -> Job:
-    """The job as training from scratch, which costs a step as much as fine-tuning, on a few."""
+def few_subjects(job: Job) -> Job:
+    """A job as training from scratch, which costs a step as much as fine-tuning, on a few subjects.
+
+    Args:
+        job: Of a plan.
+    """
     subjects = job.config.subjects
     few = Subjects(
         train=subjects.train[:FEW], val=subjects.val[:1], test=(subjects.test or subjects.val)[:1]
@@ -125,9 +129,9 @@ def _pace(job: Job, device: torch.device) -> Pace:
     part = partial(execute.load_part, job, device)
     run, _ = compute.start(job.config, None, part, device)
     # a first step reserves memory and chooses kernels
-    first = _seconds_of_steps(run, 1, device)
+    first = seconds_of_steps(run, 1, device)
     steps = max(1, min(STEPS, int(SECONDS / first)))
-    step = _seconds_of_steps(run, steps, device) / steps
+    step = seconds_of_steps(run, steps, device) / steps
     on_gpu = device.type == "cuda"
     # nothing where the driver lets nobody look
     busy = (_busy(run, steps, device) / (steps * step) if on_gpu else 0.0) or 1.0
@@ -146,11 +150,18 @@ def _busy(run: Context, steps: int, device: torch.device) -> float:
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as watched:
-        _seconds_of_steps(run, steps, device)
+        seconds_of_steps(run, steps, device)
     return sum(event.self_device_time_total for event in watched.key_averages()) / 1e6
 
 
-def _seconds_of_steps(run: Context, steps: int, device: torch.device) -> float:
+def seconds_of_steps(run: Context, steps: int, device: torch.device) -> float:
+    """Seconds of some steps of training from scratch, up to the end of the last kernel on a GPU.
+
+    Args:
+        run: What is trained, from where it is.
+        steps: How many.
+        device: Where.
+    """
     timed = replace(run, config=run.config.model_copy(update={"steps": steps, "select": "last"}))
     method = create("scratch", {})
     fit = fitting(timed, method, Curves(looks=0))
