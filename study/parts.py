@@ -48,7 +48,8 @@ OF_ALL = {
     "study_cardiac_all": "E: heart",
     "study_lgg_all": "G: LGG",
 }
-TITLES = {**RUNS, **OVER_GAMMA, **OF_ALL}
+FOLDED = {"study_brats_folds": "B: the family, swept by folds"}
+TITLES = {**RUNS, **OVER_GAMMA, **OF_ALL, **FOLDED}
 # Where all methods were run with tuned values, and the folder of the sweep that found them.
 SWEEPS = {
     "study_hippocampus": "study_hippocampus",

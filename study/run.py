@@ -94,6 +94,9 @@ PARTS: dict[str, tuple[Step, ...]] = {
         Step("sweep", "brats"),
         Step("sweep", "brats", "all"),  # the family has been
         Step("run", "brats", "all", tuned_on="brats"),
+        Step("sweep", "brats_folds"),
+        Step("run", "brats_folds"),
+        Step("run", "brats_folds", tuned_on="brats_folds"),
     ),
     "C": (
         Step("run", "brats_shots"),

@@ -20,6 +20,7 @@ import pandas as pd
 from parts import (
     AGAIN,
     BUNDLED,
+    FOLDED,
     MEAN,
     METRIC,
     OF_ALL,
@@ -38,6 +39,8 @@ from parts import (
     of_all,
     parts,
 )
+
+from trm_bench.analysis.intervals import gains
 
 ON_GPU = REFERENCE / "gpu"
 PAGES = ("README.md", "docs/findings.md", "docs/study.md")
@@ -263,6 +266,38 @@ def kept() -> str:
     return markdown(columns, rows)
 
 
+def folds() -> str:
+    """What trials promise that were scored on two patients, and by cross-validation over five."""
+    columns, gained = ["method"], []
+    for folder in ("study_brats", *FOLDED):
+        val = Part(REFERENCE / folder).provenance["protocol"]["split"]["target"]["val"]
+        how = "folds" if folder in FOLDED else f"{val} patients"
+        columns += [f"{how}: gain of the best trial", "on test"]
+        gained.append((swept(REFERENCE / folder), _gains_of_tuning(folder)))
+    rows = []
+    for method in FAMILY:
+        row = [f"`{method}`"]
+        for trials, tests in gained:
+            first, best, _ = trials[method]
+            row += [f"{best - first:+.1f}", tests[method]]
+        rows.append(row)
+    return markdown(columns, rows)
+
+
+def _gains_of_tuning(folder: str) -> dict[str, str]:
+    """Of each method of the family what its tuned values gain over its defaults, on test subjects.
+
+    Exploratory: each interval on its own.
+    """
+    tables = []
+    for suffix in TUNED:
+        table = Part(REFERENCE / f"{folder}{suffix}").table("metrics.csv.gz")
+        tables.append(table.assign(protocol=folder, method=table.method + suffix))
+    pairs = [(f"{method}_tuned", method) for method in FAMILY]
+    rows = gains(pd.concat(tables), METRIC, pairs, relative=False, each=False)
+    return {row.versus: between(row.gain, row.low, row.high) for row in rows.itertuples()}
+
+
 def devices() -> str:
     """Part F with all methods, trained on a CPU and once more on a GPU."""
     both = [Part(folder / "study_hippocampus") for folder in (REFERENCE, ON_GPU)]
@@ -359,6 +394,7 @@ BLOCKS = {
     "leep": leep,
     "tuning": tuning,
     "kept": kept,
+    "folds": folds,
     "devices": devices,
     "repeated": repeated,
     "bundled": bundled,
