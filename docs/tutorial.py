@@ -108,8 +108,9 @@ def abridged(text: str, like: str) -> str:
 
 
 def masked(text: str) -> list[str]:
-    """Lines without what may differ between machines: numbers, widths, which one is the best."""
+    """Lines without what may differ between machines: numbers, ids, widths, which is the best."""
     text = re.sub(r"\*\*|</?u>|-{2,}|[─━]+", "", text)
+    text = re.sub(r"\b[0-9a-f]{8}\b", "ID", text)
     text = re.sub(r"[-+]?\d[\d.,:]*( (s|seconds|min|minutes|h|hours|[KMG]i?B)\b)?", "#", text)
     return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
