@@ -30,26 +30,16 @@ def defused(cell: object) -> object:
 
 def of_rows(rows: Iterable[Sequence[object]]) -> str:
     """A CSV file of rows, the head first."""
-    return _written([defused(cell) for cell in row] for row in rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([defused(c) for c in row] for row in rows)
+    return text.getvalue()
 
 
 def of_frame(frame: pd.DataFrame) -> str:
-    """A CSV file of a table, without its index; where a number or a name is missing, nothing."""
-    head = [defused(name) for name in frame]
-    columns = [_cells(frame[name]) for name in frame]
-    return _written([head, *zip(*columns, strict=True)])
-
-
-def _cells(column: pd.Series) -> list[object]:
-    """A column's cells; a name that comes in many rows is looked at once."""
-    if column.dtype == "category":
-        names = [*map(defused, column.cat.categories), ""]  # the code of a missing one is -1
-        return [names[code] for code in column.cat.codes.tolist()]
-    cells = column.astype(object).where(column.notna(), "").tolist()
-    return cells if column.dtype.kind in "biuf" else [defused(cell) for cell in cells]
-
-
-def _written(rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    """A CSV file of a table, without its index."""
+    written = frame.rename(columns=defused)
+    for name in written.select_dtypes(["object", "string"]):
+        written[name] = written[name].map(defused)
+    for name in written.select_dtypes("category"):  # of which each text is kept once
+        written[name] = written[name].cat.rename_categories(defused)
+    return str(written.to_csv(index=False, lineterminator="\n"))
